@@ -1,0 +1,101 @@
+//! What can be chosen for a runtime.
+
+use core::fmt;
+use core::time::Duration;
+
+use crate::platform::bound;
+use crate::stackful::{Stack, Stall};
+use crate::time::nanoseconds;
+
+/// What can be chosen for a [`Runtime`](crate::Runtime).
+///
+/// Checked when the runtime is entered, since what a stack must hold is known only to the
+/// platform.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// How long a stackful task keeps the core while others want it. Default: 1 ms.
+    pub slice: Duration,
+    /// The size of a stack in bytes; it is rounded up to a multiple of 16. Default: 16 KiB on a
+    /// target without an operating system, 64 KiB hosted.
+    pub stack_size: usize,
+    /// How many stacks there may be; a stackful task for which there is none waits its turn.
+    /// Default: as many as memory allows.
+    pub stacks: usize,
+    /// Called before the core parks while tasks wait for a stack: all are held by tasks that wait for
+    /// something themselves. In task context of the core; it must not block. Default: nothing.
+    pub on_stall: Option<fn(&Stall<'_>)>,
+}
+
+impl Config {
+    /// The defaults.
+    pub const fn new() -> Self {
+        Self {
+            slice: Duration::from_millis(1),
+            stack_size: if cfg!(target_os = "none") { 16 * 1024 } else { 64 * 1024 },
+            stacks: usize::MAX,
+            on_stall: None,
+        }
+    }
+
+    /// Checks what was chosen.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        if nanoseconds(self.slice) == 0 {
+            return Err(ConfigError::ZeroSlice);
+        }
+        if self.stacks == 0 {
+            return Err(ConfigError::NoStacks);
+        }
+        let least = bound::least_stack() + size_of::<Stack>();
+        if self.stack_size < least {
+            return Err(ConfigError::StackTooSmall { least });
+        }
+        if self.rounded_stack_size().is_none() {
+            return Err(ConfigError::StackTooLarge);
+        }
+        Ok(())
+    }
+
+    /// The size of a stack as the platform is asked for it.
+    pub(crate) fn rounded_stack_size(&self) -> Option<usize> {
+        self.stack_size.checked_next_multiple_of(16).filter(|size| isize::try_from(*size).is_ok())
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What is wrong with a [`Config`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// No task could run for a slice of zero.
+    ZeroSlice,
+    /// No stackful task could run without a stack.
+    NoStacks,
+    /// A stack must hold at least this many bytes: a saved context, a trap context, and the frames
+    /// of the handler that leaves.
+    StackTooSmall {
+        /// In bytes.
+        least: usize,
+    },
+    /// No allocation is that large.
+    StackTooLarge,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ZeroSlice => f.write_str("Config::slice is zero: give at least a nanosecond"),
+            Self::NoStacks => f.write_str("Config::stacks is zero: allow at least one"),
+            Self::StackTooSmall { least } => {
+                write!(f, "Config::stack_size is too small: give at least {least} bytes")
+            }
+            Self::StackTooLarge => f.write_str("Config::stack_size is larger than any allocation"),
+        }
+    }
+}
+
+impl core::error::Error for ConfigError {}

@@ -1,0 +1,378 @@
+//! What a kernel tells the runtime about its cores.
+//!
+//! A kernel implements [`Platform`] once and binds it once for the whole program with
+//! [`bind_platform!`](crate::bind_platform). From then on [`spawn`](crate::spawn),
+//! [`stackful`](crate::stackful()), every waker and every timer find it by themselves, so no type
+//! carries a platform parameter.
+//!
+//! A program that uses Trapline and binds no platform does not link: the linker names the missing
+//! `__trapline_bind_platform_…` symbols.
+
+use alloc::boxed::Box;
+use core::any::Any;
+use core::ptr::NonNull;
+
+use crate::Runtime;
+use crate::stackful::{Context, StackMain, StackfulBackend};
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::const_fn;
+use core::sync::atomic::{AtomicPtr, AtomicUsize};
+
+/// A core's place for the pointer to the runtime that it is inside of.
+///
+/// A kernel keeps one for each core, in its per-core area or in a static array, and hands it out in
+/// [`Platform::slot`]. It never looks inside.
+#[derive(Debug)]
+pub struct CoreSlot {
+    runtime: AtomicPtr<Runtime>,
+    /// A wake came for a [`block_on`](crate::block_on) that parks this core without a runtime.
+    rung: AtomicBool,
+    /// The number of the core that last did that.
+    core: AtomicUsize,
+}
+
+impl CoreSlot {
+    const_fn! {
+        /// An empty slot, for a core that is inside of no runtime.
+        pub fn new() -> Self {
+            Self {
+                runtime: AtomicPtr::new(core::ptr::null_mut()),
+                rung: AtomicBool::new(false),
+                core: AtomicUsize::new(0),
+            }
+        }
+    }
+
+    /// The runtime that this core is inside of. Called on this core only, or for comparison.
+    pub(crate) fn runtime(&self) -> Option<&'static Runtime> {
+        // Relaxed: only the core itself writes its slot, its own interrupts included.
+        let runtime = self.runtime.load(Ordering::Relaxed);
+        // SAFETY: the slot is null or holds what `set_runtime` was given, a `&'static Runtime`.
+        unsafe { runtime.as_ref() }
+    }
+
+    pub(crate) fn set_runtime(&self, runtime: Option<&'static Runtime>) {
+        let pointer = runtime.map_or(core::ptr::null_mut(), |r| core::ptr::from_ref(r).cast_mut());
+        self.runtime.store(pointer, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_core(&self, core: usize) {
+        // Relaxed: the waker that reads it came from this core after the store.
+        self.core.store(core, Ordering::Relaxed);
+    }
+
+    /// Wakes the core that is parked in `block_on`. Any context.
+    pub(crate) fn ring(&self) {
+        // Release pairs with the acquire in `take_ring`: what was written before the wake is seen.
+        if !self.rung.swap(true, Ordering::AcqRel) {
+            bound::wake(self.core.load(Ordering::Relaxed));
+        }
+    }
+
+    /// Whether it was rung since the last time.
+    pub(crate) fn take_ring(&self) -> bool {
+        self.rung.swap(false, Ordering::AcqRel)
+    }
+}
+
+impl Default for CoreSlot {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Whether the calling code was interrupted into: the answer to [`Platform::in_interrupt`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InInterrupt {
+    /// Certainly not: this is task context, and wakes may take the short way into the ready queue.
+    No,
+    /// Certainly: an interrupt or signal handler is running.
+    Yes,
+    /// Unknown. Always safe.
+    Perhaps,
+}
+
+/// What a caught panic carried.
+pub type PanicPayload = Box<dyn Any + Send + 'static>;
+
+/// What the runtime asks of a kernel. Bound by [`bind_platform!`](crate::bind_platform).
+///
+/// "Core" means what runs one [`Runtime`]: a hardware thread in a kernel, a thread of the process
+/// when hosted.
+///
+/// # Safety
+///
+/// The runtime's soundness rests on these. Check each off:
+///
+/// - [`slot`](Self::slot) and [`core`](Self::core) answer for the core that calls them, always the
+///   same for one core and different for two, and may be called in any context.
+/// - [`now`](Self::now) never goes backwards, on a core and between cores, and may be called in any context.
+/// - An alarm that fires ends in a call of [`preempt::on_timer`](crate::preempt::on_timer) on the
+///   core that set it, in interrupt context, after the interrupt has been acknowledged.
+/// - After [`mask_interrupts`](Self::mask_interrupts) no handler that may call into Trapline runs on
+///   this core until [`restore_interrupts`](Self::restore_interrupts) is given the value that it
+///   returned. Pairs nest.
+/// - [`park`](Self::park) is called with interrupts masked and returns with interrupts masked. A
+///   [`wake`](Self::wake) for this core, or an interrupt, that came at any time after the masking
+///   makes it return.
+/// - [`wake`](Self::wake) may be called in any context, takes no lock and allocates nothing. It makes
+///   that core's present or next `park` return; on a core that is not parked it causes an interrupt
+///   whose handler calls [`preempt::on_interrupt`](crate::preempt::on_interrupt) or `on_timer`.
+///   Several may melt into one; what was written before `wake` is seen after it.
+/// - [`in_interrupt`](Self::in_interrupt) never says [`No`](InInterrupt::No) in a handler.
+/// - [`may_preempt`](Self::may_preempt) says `false` wherever the interrupted code must not be left:
+///   while it panics, in particular.
+/// - [`allocate_stack`](Self::allocate_stack) gives memory that nobody else uses until
+///   [`free_stack`](Self::free_stack) gets it back.
+/// - Code that runs on a stackful stack touches per-core or thread-local data of the kernel's only
+///   under a [`PreemptGuard`](crate::preempt::PreemptGuard). `Send` cannot say that, so you do.
+/// - If an interrupt handler enables interrupts again before it ends, it holds an
+///   [`InterruptGuard`](crate::preempt::InterruptGuard) while they are enabled.
+pub unsafe trait Platform: Sync + 'static {
+    /// How this architecture switches stacks: one of [`arch`](crate::arch), or the kernel's own.
+    type Backend: StackfulBackend;
+
+    /// The calling core's slot.
+    fn slot(&self) -> &'static CoreSlot;
+
+    /// The calling core's number.
+    fn core(&self) -> usize;
+
+    /// Monotonic time in nanoseconds since any fixed moment.
+    fn now(&self) -> u64;
+
+    /// Sets this core's one alarm to `at` (absolute, nanoseconds of [`now`](Self::now)), in place
+    /// of the one that was set. A time that has passed fires at once, `u64::MAX` sets none.
+    ///
+    /// Called in task context with preemption off, and in [`on_timer`](crate::preempt::on_timer).
+    fn set_alarm(&self, at: u64);
+
+    /// Waits until there is an interrupt to be handled or a [`wake`](Self::wake) for this core. It
+    /// may return early. What ended the wait is handled before it returns, or as soon as interrupts
+    /// are restored.
+    fn park(&self);
+
+    /// Gets the attention of core number `core`, which has entered a runtime or
+    /// [`block_on`](crate::block_on); it may be the calling core (from an interrupt).
+    fn wake(&self, core: usize);
+
+    /// Masks this core's interrupts and returns what restores them.
+    fn mask_interrupts(&self) -> usize;
+
+    /// Restores what [`mask_interrupts`](Self::mask_interrupts) returned.
+    ///
+    /// # Safety
+    ///
+    /// `state` comes from this core's latest `mask_interrupts` that has not been paired yet.
+    unsafe fn restore_interrupts(&self, state: usize);
+
+    /// Enables interrupts on this core, whatever was masked before. The runtime's loop calls it when
+    /// a trap handler has left the core to it: the interrupted task's own state comes back when
+    /// the task is resumed and its handler returns.
+    ///
+    /// # Safety
+    ///
+    /// Only the runtime's loop calls it, and only in that situation.
+    unsafe fn enable_interrupts(&self);
+
+    /// Whether the caller is an interrupt handler. Answer [`No`](InInterrupt::No) only if certain.
+    fn in_interrupt(&self) -> InInterrupt {
+        InInterrupt::Perhaps
+    }
+
+    /// Whether the code that was just interrupted may be left for a while. Called in `on_timer` and
+    /// `on_interrupt`.
+    fn may_preempt(&self) -> bool {
+        true
+    }
+
+    /// Runs `body`, and where the platform can unwind, catches a panic and returns what it carried.
+    ///
+    /// The default catches nothing: where panics abort, they never come back here.
+    fn catch_unwind(&self, body: &mut dyn FnMut()) -> Result<(), PanicPayload> {
+        body();
+        Ok(())
+    }
+
+    /// Memory for a stack of `size` bytes (a multiple of 16), aligned to 16; `None` if there is
+    /// none. A kernel that can, puts a guard page below. The default takes it from the global
+    /// allocator.
+    fn allocate_stack(&self, size: usize) -> Option<NonNull<u8>> {
+        let layout = core::alloc::Layout::from_size_align(size, 16).ok()?;
+        // SAFETY: `Config` refuses a stack size of zero before anything is allocated.
+        NonNull::new(unsafe { alloc::alloc::alloc(layout) })
+    }
+
+    /// Takes back a stack.
+    ///
+    /// # Safety
+    ///
+    /// `base` and `size` are of one [`allocate_stack`](Self::allocate_stack), given back once, and
+    /// nothing runs on it or points into it.
+    unsafe fn free_stack(&self, base: NonNull<u8>, size: usize) {
+        // SAFETY: the caller promises a pair of `allocate_stack`, which checked this layout.
+        unsafe {
+            let layout = core::alloc::Layout::from_size_align_unchecked(size, 16);
+            alloc::alloc::dealloc(base.as_ptr(), layout);
+        }
+    }
+}
+
+/// Binds a [`Platform`] for the whole program, once: `bind_platform!(static NAME: Type = value);`
+///
+/// ```ignore
+/// trapline::bind_platform!(static PLATFORM: MyKernel = MyKernel::new());
+/// ```
+///
+/// It defines the functions that the runtime was compiled against, so the linker resolves each
+/// call to the kernel's code, and with link-time optimization inlines it.
+#[macro_export]
+macro_rules! bind_platform {
+    (static $name:ident: $type:ty = $value:expr) => {
+        static $name: $type = $value;
+
+        const _: () = {
+            use $crate::platform::Platform as _;
+            use $crate::stackful::StackfulBackend as _;
+            type Backend = <$type as $crate::platform::Platform>::Backend;
+
+            #[unsafe(no_mangle)]
+            fn __trapline_bind_platform_slot() -> &'static $crate::platform::CoreSlot {
+                $name.slot()
+            }
+            #[unsafe(no_mangle)]
+            fn __trapline_bind_platform_core() -> usize {
+                $name.core()
+            }
+            #[unsafe(no_mangle)]
+            fn __trapline_bind_platform_now() -> u64 {
+                $name.now()
+            }
+            #[unsafe(no_mangle)]
+            fn __trapline_bind_platform_set_alarm(at: u64) {
+                $name.set_alarm(at)
+            }
+            #[unsafe(no_mangle)]
+            fn __trapline_bind_platform_park() {
+                $name.park()
+            }
+            #[unsafe(no_mangle)]
+            fn __trapline_bind_platform_wake(core: usize) {
+                $name.wake(core)
+            }
+            #[unsafe(no_mangle)]
+            fn __trapline_bind_platform_mask_interrupts() -> usize {
+                $name.mask_interrupts()
+            }
+            #[unsafe(no_mangle)]
+            unsafe fn __trapline_bind_platform_restore_interrupts(state: usize) {
+                // SAFETY: passed on: the runtime upholds the contract of the trait's function.
+                unsafe { $name.restore_interrupts(state) }
+            }
+            #[unsafe(no_mangle)]
+            unsafe fn __trapline_bind_platform_enable_interrupts() {
+                // SAFETY: passed on: the runtime upholds the contract of the trait's function.
+                unsafe { $name.enable_interrupts() }
+            }
+            #[unsafe(no_mangle)]
+            fn __trapline_bind_platform_in_interrupt() -> $crate::platform::InInterrupt {
+                $name.in_interrupt()
+            }
+            #[unsafe(no_mangle)]
+            fn __trapline_bind_platform_may_preempt() -> bool {
+                $name.may_preempt()
+            }
+            #[unsafe(no_mangle)]
+            fn __trapline_bind_platform_catch_unwind(
+                body: &mut dyn FnMut(),
+            ) -> ::core::result::Result<(), $crate::platform::PanicPayload> {
+                $name.catch_unwind(body)
+            }
+            #[unsafe(no_mangle)]
+            fn __trapline_bind_platform_allocate_stack(
+                size: usize,
+            ) -> ::core::option::Option<::core::ptr::NonNull<u8>> {
+                $name.allocate_stack(size)
+            }
+            #[unsafe(no_mangle)]
+            unsafe fn __trapline_bind_platform_free_stack(
+                base: ::core::ptr::NonNull<u8>,
+                size: usize,
+            ) {
+                // SAFETY: passed on: the runtime upholds the contract of the trait's function.
+                unsafe { $name.free_stack(base, size) }
+            }
+            #[unsafe(no_mangle)]
+            fn __trapline_bind_platform_least_stack() -> usize {
+                Backend::LEAST_STACK
+            }
+            #[unsafe(no_mangle)]
+            unsafe fn __trapline_bind_platform_prepare(
+                top: ::core::ptr::NonNull<u8>,
+                main: $crate::stackful::StackMain,
+                argument: *mut (),
+            ) -> $crate::stackful::Context {
+                // SAFETY: passed on: `stackful::Context::prepare` upholds the contract of the trait's function.
+                unsafe { Backend::prepare(top, main, argument) }
+            }
+            #[unsafe(no_mangle)]
+            unsafe fn __trapline_bind_platform_switch(
+                save: *mut $crate::stackful::Context,
+                to: $crate::stackful::Context,
+            ) {
+                // SAFETY: passed on: `stackful::Context::switch` upholds the contract of the trait's function.
+                unsafe { Backend::switch(save, to) }
+            }
+        };
+    };
+}
+
+/// The bound platform, as the rest of the crate calls it.
+pub(crate) mod bound {
+    use super::*;
+
+    // The symbols' name is the advice that a linker's "undefined symbol" prints.
+    unsafe extern "Rust" {
+        pub(crate) safe fn __trapline_bind_platform_slot() -> &'static CoreSlot;
+        pub(crate) safe fn __trapline_bind_platform_core() -> usize;
+        pub(crate) safe fn __trapline_bind_platform_now() -> u64;
+        pub(crate) safe fn __trapline_bind_platform_set_alarm(at: u64);
+        pub(crate) safe fn __trapline_bind_platform_park();
+        pub(crate) safe fn __trapline_bind_platform_wake(core: usize);
+        pub(crate) safe fn __trapline_bind_platform_mask_interrupts() -> usize;
+        pub(crate) unsafe fn __trapline_bind_platform_restore_interrupts(state: usize);
+        pub(crate) unsafe fn __trapline_bind_platform_enable_interrupts();
+        pub(crate) safe fn __trapline_bind_platform_in_interrupt() -> InInterrupt;
+        pub(crate) safe fn __trapline_bind_platform_may_preempt() -> bool;
+        pub(crate) safe fn __trapline_bind_platform_catch_unwind(
+            body: &mut dyn FnMut(),
+        ) -> Result<(), PanicPayload>;
+        pub(crate) safe fn __trapline_bind_platform_allocate_stack(
+            size: usize,
+        ) -> Option<NonNull<u8>>;
+        pub(crate) unsafe fn __trapline_bind_platform_free_stack(base: NonNull<u8>, size: usize);
+        pub(crate) safe fn __trapline_bind_platform_least_stack() -> usize;
+        pub(crate) unsafe fn __trapline_bind_platform_prepare(
+            top: NonNull<u8>,
+            main: StackMain,
+            argument: *mut (),
+        ) -> Context;
+        pub(crate) unsafe fn __trapline_bind_platform_switch(save: *mut Context, to: Context);
+    }
+
+    pub(crate) use {
+        __trapline_bind_platform_allocate_stack as allocate_stack,
+        __trapline_bind_platform_catch_unwind as catch_unwind,
+        __trapline_bind_platform_core as core,
+        __trapline_bind_platform_enable_interrupts as enable_interrupts,
+        __trapline_bind_platform_free_stack as free_stack,
+        __trapline_bind_platform_in_interrupt as in_interrupt,
+        __trapline_bind_platform_least_stack as least_stack,
+        __trapline_bind_platform_mask_interrupts as mask_interrupts,
+        __trapline_bind_platform_may_preempt as may_preempt, __trapline_bind_platform_now as now,
+        __trapline_bind_platform_park as park, __trapline_bind_platform_prepare as prepare,
+        __trapline_bind_platform_restore_interrupts as restore_interrupts,
+        __trapline_bind_platform_set_alarm as set_alarm, __trapline_bind_platform_slot as slot,
+        __trapline_bind_platform_switch as switch, __trapline_bind_platform_wake as wake,
+    };
+}

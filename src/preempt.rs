@@ -1,0 +1,324 @@
+//! When the core may be taken from a task, and the two functions that take it.
+//!
+//! A core has one gate. It is open while user code runs on a stackful task's stack, and shut
+//! everywhere else: in the runtime's own code, in plain tasks, and under a [`PreemptGuard`]. An
+//! interrupt that finds it shut leaves a note that a preemption is owed, and whoever opens the gate
+//! pays.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::cell::UnsafeCell;
+use core::fmt;
+use core::marker::PhantomData;
+use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, compiler_fence};
+
+use crate::Runtime;
+use crate::platform::bound;
+use crate::stackful::Reason;
+
+/// The gate of one core. Only that core and its interrupts touch it, so all is relaxed, and compiler
+/// fences keep the order that an interrupt sees.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    /// How many reasons there are to keep the core. The runtime's own code is one.
+    shut: AtomicUsize,
+    /// A preemption was due while the gate was shut. Set only while it is shut.
+    owed: AtomicBool,
+}
+
+impl Gate {
+    pub(crate) const fn new() -> Self {
+        Self { shut: AtomicUsize::new(0), owed: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.depth() == 0
+    }
+
+    /// How many reasons keep it shut.
+    pub(crate) fn depth(&self) -> usize {
+        self.shut.load(Ordering::Relaxed)
+    }
+
+    /// Sets the number of reasons: to 1 for the runtime's own code, to 0 for the code of a task.
+    pub(crate) fn set_depth(&self, depth: usize) {
+        compiler_fence(Ordering::SeqCst);
+        self.shut.store(depth, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    pub(crate) fn owe(&self) {
+        self.owed.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn owes(&self) -> bool {
+        self.owed.load(Ordering::Relaxed)
+    }
+
+    /// The loop has the core, so nothing is owed to it.
+    pub(crate) fn settle(&self) {
+        self.owed.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Ends a timer interrupt: preempts the running stackful task if its slice is over or a timer is
+/// due.
+///
+/// Returns when the interrupted code is to go on, at once or much later, on the same core, with
+/// interrupts masked. What the handler has on its stack is still there then; whatever another trap
+/// may have changed since (trap registers, `errno`) the handler must have saved there before.
+///
+/// # Safety
+///
+/// - Called on a core, in the handler of its alarm, as the last thing that it does but return, after
+///   the interrupt has been acknowledged, with interrupts masked.
+/// - All registers of the interrupted code are saved on the interrupted stack, which is also the one
+///   that this is called on, and restored from there.
+/// - The handler interrupted task context, not another handler: one that enables interrupts holds an
+///   [`InterruptGuard`].
+/// - The handler holds no lock and no guard.
+pub unsafe fn on_timer() {
+    let Some(runtime) = bound::slot().runtime() else { return };
+    let alarm = runtime.alarm();
+    alarm.has_fired();
+    if !runtime.gate().is_open() {
+        alarm.set_due();
+        runtime.gate().owe();
+    } else if !bound::may_preempt() {
+        alarm.resume_slice(runtime.slice(), runtime.timers().next());
+    } else if let Some(left) = alarm.look(runtime.slice(), runtime.timers().next()) {
+        alarm.set_due();
+        // SAFETY: the gate is open, so this is a stackful task's stack, which the caller promises.
+        unsafe { runtime.leave_stack(Reason::Preempted { left, interrupt: true }) };
+    }
+}
+
+/// Ends any other interrupt: preempts the running stackful task if somebody was woken meanwhile.
+///
+/// The handler of the inter-processor interrupt that [`Platform::wake`](crate::platform::Platform::wake)
+/// sends must call it, and that of a device that wakes tasks should: otherwise those wait until the
+/// slice is over. Returns as [`on_timer`] does.
+///
+/// # Safety
+///
+/// As [`on_timer`].
+pub unsafe fn on_interrupt() {
+    let Some(runtime) = bound::slot().runtime() else { return };
+    if runtime.inbox().is_empty() {
+        return;
+    }
+    if !runtime.gate().is_open() {
+        runtime.gate().owe();
+    } else if bound::may_preempt() {
+        let left = runtime.alarm().slice_left(runtime.slice());
+        // SAFETY: the gate is open, so this is a stackful task's stack, which the caller promises.
+        unsafe { runtime.leave_stack(Reason::Preempted { left, interrupt: true }) };
+    }
+}
+
+/// Forbids preemption on this core while it lives.
+///
+/// Hold one while a stackful task touches per-core or thread-local data of the kernel's, and shortly:
+/// a slice that ends meanwhile is owed, and paid when the last guard drops. Guards nest. In plain
+/// tasks, in interrupts and outside of a runtime they are harmless and cost a few instructions.
+///
+/// A guard must not be held across an await: the runtime checks after each poll, and
+/// [panics](PreemptGuard#panics) in the task that did.
+///
+/// # Panics
+///
+/// The task that holds or has forgotten one when its poll returns panics.
+#[derive(Debug)]
+#[must_use = "preemption is forbidden for as long as the guard lives"]
+pub struct PreemptGuard {
+    shut: Shut,
+    pays: bool,
+}
+
+impl PreemptGuard {
+    /// Shuts the gate. Any context.
+    #[inline]
+    pub fn new() -> Self {
+        let shut = Shut::new();
+        // Gate just shut and a debt there already: `drop` below is between its store and its second
+        // look, and this is an interrupt. The debtor pays, not the interrupt.
+        let pays = shut.runtime.is_some_and(|r| !(r.gate().depth() == 1 && r.gate().owes()));
+        Self { shut, pays }
+    }
+}
+
+impl Default for PreemptGuard {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for PreemptGuard {
+    #[inline]
+    fn drop(&mut self) {
+        let Some(runtime) = self.shut.runtime else { return };
+        let gate = runtime.gate();
+        // With no other reason to keep it shut, this is a task on a stack.
+        if self.pays && gate.depth() == 1 {
+            self.shut.runtime = None;
+            // Opens the gate, and leaves first if something is owed.
+            runtime.enter_task();
+        }
+    }
+}
+
+/// Forbids preemption in an interrupt handler that enables interrupts before it ends.
+///
+/// Unlike a [`PreemptGuard`], its drop never preempts: the handler ends in [`on_timer`] or
+/// [`on_interrupt`], which do.
+#[derive(Debug)]
+#[must_use = "preemption is forbidden for as long as the guard lives"]
+pub struct InterruptGuard {
+    _shut: Shut,
+}
+
+impl InterruptGuard {
+    /// Shuts the gate. Interrupt context, before interrupts are enabled.
+    pub fn new() -> Self {
+        Self { _shut: Shut::new() }
+    }
+}
+
+impl Default for InterruptGuard {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// One reason to keep the gate shut.
+#[derive(Debug)]
+struct Shut {
+    runtime: Option<&'static Runtime>,
+    /// The gate is this core's.
+    not_send: PhantomData<*mut ()>,
+}
+
+impl Shut {
+    #[inline]
+    fn new() -> Self {
+        // Preempted between the two lines, the task goes on on the same core and so the same
+        // runtime.
+        let runtime = bound::slot().runtime();
+        if let Some(runtime) = runtime {
+            let gate = runtime.gate();
+            gate.set_depth(gate.depth() + 1);
+        }
+        Self { runtime, not_send: PhantomData }
+    }
+}
+
+impl Drop for Shut {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime {
+            let gate = runtime.gate();
+            gate.set_depth(gate.depth() - 1);
+        }
+    }
+}
+
+/// A global allocator under which tasks are not preempted.
+///
+/// An allocator with a lock would otherwise let a preempted task hold that lock while others spin
+/// on it, and `malloc` is not reentrant. Wrap the program's:
+///
+/// ```ignore
+/// #[global_allocator]
+/// static HEAP: NoPreempt<Heap> = NoPreempt(Heap::new());
+/// ```
+#[derive(Debug, Default)]
+pub struct NoPreempt<A>(pub A);
+
+// SAFETY: each call is passed on as it came, so the contract is the inner allocator's.
+unsafe impl<A: GlobalAlloc> GlobalAlloc for NoPreempt<A> {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let _guard = PreemptGuard::new();
+        // SAFETY: passed on.
+        unsafe { self.0.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        let _guard = PreemptGuard::new();
+        // SAFETY: passed on.
+        unsafe { self.0.dealloc(block, layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let _guard = PreemptGuard::new();
+        // SAFETY: passed on.
+        unsafe { self.0.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        let _guard = PreemptGuard::new();
+        // SAFETY: passed on.
+        unsafe { self.0.realloc(block, layout, size) }
+    }
+}
+
+/// A spin lock whose holder is not preempted. For task context: an interrupt that took it could
+/// wait for the code that it interrupted.
+pub(crate) struct PreemptLock<T> {
+    locked: AtomicBool,
+    value: UnsafeCell<T>,
+}
+
+// SAFETY: the lock lets one at a time touch the value, and hands it from core to core.
+unsafe impl<T: Send> Sync for PreemptLock<T> {}
+
+impl<T> PreemptLock<T> {
+    pub(crate) const fn new(value: T) -> Self {
+        Self { locked: AtomicBool::new(false), value: UnsafeCell::new(value) }
+    }
+
+    pub(crate) fn lock(&self) -> Locked<'_, T> {
+        let guard = PreemptGuard::new();
+        // Acquire pairs with the release in `Locked::drop`.
+        while self.locked.swap(true, Ordering::Acquire) {
+            while self.locked.load(Ordering::Relaxed) {
+                core::hint::spin_loop();
+            }
+        }
+        Locked { lock: self, _guard: guard }
+    }
+}
+
+impl<T> fmt::Debug for PreemptLock<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PreemptLock").field("locked", &self.locked).finish_non_exhaustive()
+    }
+}
+
+/// The right to touch what a [`PreemptLock`] guards.
+pub(crate) struct Locked<'a, T> {
+    lock: &'a PreemptLock<T>,
+    _guard: PreemptGuard,
+}
+
+impl<T> Deref for Locked<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: the lock is held.
+        unsafe { &*self.lock.value.get() }
+    }
+}
+
+impl<T> DerefMut for Locked<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: the lock is held.
+        unsafe { &mut *self.lock.value.get() }
+    }
+}
+
+impl<T> Drop for Locked<'_, T> {
+    fn drop(&mut self) {
+        // Release pairs with the acquire in `lock`. The guard goes after it.
+        self.lock.locked.store(false, Ordering::Release);
+    }
+}

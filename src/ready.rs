@@ -1,0 +1,348 @@
+//! The ready queue of a runtime: the loop's own FIFO, and the inbox that everyone else pushes into.
+//!
+//! Only the runtime's own loop touches the FIFO. "This is the owning core" is true in an interrupt on
+//! that core as well, and one that came halfway through a push would lose a task. So everyone else
+//! publishes to the inbox: a stack of tasks on one atomic word, pushed by one compare-and-swap and
+//! taken whole by one swap. (A stack that is only ever taken whole has no ABA problem.) An
+//! interrupted pusher leaves nothing half pushed.
+//!
+//! The word's low bits say what the owning core is doing, so the same compare-and-swap that
+//! publishes a task tells the pusher whether to get that core's attention. Nothing can slip in
+//! between: the core announces that it parks by a compare-and-swap on the same word, which fails if a
+//! task was pushed.
+
+use core::cell::Cell;
+use core::ptr::{self, NonNull};
+
+use crate::Runtime;
+use crate::platform::{InInterrupt, bound};
+use crate::sync::atomic::{AtomicPtr, Ordering};
+use crate::sync::const_fn;
+use crate::task::{Header, Link};
+
+/// Tasks in the order in which they will be polled. Owning core's loop only.
+#[derive(Debug)]
+pub(crate) struct Fifo {
+    head: Cell<Link>,
+    tail: Cell<Link>,
+}
+
+impl Fifo {
+    pub(crate) const fn new() -> Self {
+        Self { head: Cell::new(None), tail: Cell::new(None) }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head.get().is_none()
+    }
+
+    /// # Safety
+    ///
+    /// For this and the other functions that take a task: the caller is the owning core's loop (or
+    /// task context with preemption off that the loop is waiting for), the task is alive until it
+    /// is popped, and it is in no queue.
+    pub(crate) unsafe fn push_back(&self, task: NonNull<Header>) {
+        // SAFETY: the caller owns the task's link (rule 3 of the task's fields).
+        unsafe {
+            set_next(task, None);
+            match self.tail.replace(Some(task)) {
+                Some(last) => set_next(last, Some(task)),
+                None => self.head.set(Some(task)),
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As [`push_back`](Self::push_back).
+    pub(crate) unsafe fn push_front(&self, task: NonNull<Header>) {
+        let second = self.head.replace(Some(task));
+        // SAFETY: as `push_back`.
+        unsafe { set_next(task, second) };
+        if second.is_none() {
+            self.tail.set(Some(task));
+        }
+    }
+
+    pub(crate) fn pop(&self) -> Link {
+        let task = self.head.get()?;
+        // SAFETY: a task in the FIFO is alive, and its link is ours.
+        let next = unsafe { next(task) };
+        self.head.set(next);
+        if next.is_none() {
+            self.tail.set(None);
+        }
+        Some(task)
+    }
+
+    /// Appends a chain of tasks of which the last was pushed first.
+    ///
+    /// # Safety
+    ///
+    /// As [`push_back`](Self::push_back), for each of them.
+    unsafe fn append_reversed(&self, newest: Link) {
+        let Some(last) = newest else { return };
+        // Turn the chain round in place: it becomes first-pushed to last-pushed.
+        let mut first = None;
+        let mut rest = newest;
+        while let Some(task) = rest {
+            // SAFETY: the caller owns the chain's links.
+            unsafe {
+                rest = next(task);
+                set_next(task, first);
+            }
+            first = Some(task);
+        }
+        match self.tail.replace(Some(last)) {
+            // SAFETY: a task in the FIFO is alive, and its link is ours.
+            Some(tail) => unsafe { set_next(tail, first) },
+            None => self.head.set(first),
+        }
+    }
+}
+
+/// # Safety
+///
+/// `task` is alive and its link is the caller's.
+unsafe fn next(task: NonNull<Header>) -> Link {
+    // SAFETY: the caller's promise.
+    unsafe { task.as_ref().next.with(|next| *next) }
+}
+
+/// # Safety
+///
+/// As [`next`].
+unsafe fn set_next(task: NonNull<Header>, to: Link) {
+    // SAFETY: the caller's promise.
+    unsafe { task.as_ref().next.with_mut(|next| *next = to) }
+}
+
+/// The owning core is parked, or will be as soon as it has masked and looked: a push must wake it.
+const PARKED: usize = 1;
+/// The owning core is on a stackful task's stack: an urgent push must interrupt it.
+const STACKFUL: usize = 2;
+/// The runtime has been shut down: no new tasks.
+const CLOSED: usize = 4;
+const TAGS: usize = PARKED | STACKFUL | CLOSED;
+
+/// Where everyone but the loop publishes tasks.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    /// The task that was pushed last, and the tags.
+    word: AtomicPtr<Header>,
+}
+
+/// What a push is for, which decides who is disturbed by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Push {
+    /// A wake or a spawn from another core. A running stackful task is preempted for it.
+    Urgent,
+    /// A wake or a spawn on the owning core. Its task context disturbs nobody, and an interrupt ends
+    /// in `on_interrupt`, which looks into the inbox. Only a parked core is woken: the interrupt may
+    /// be one that the platform cannot see.
+    Local,
+    /// A task to be freed: it can wait until the core is there anyway.
+    Dead,
+}
+
+/// The inbox is closed.
+#[derive(Debug)]
+pub(crate) struct Closed;
+
+fn tags(word: *mut Header) -> usize {
+    word.addr() & TAGS
+}
+
+fn task_of(word: *mut Header) -> Link {
+    NonNull::new(word.map_addr(|address| address & !TAGS))
+}
+
+fn tagged(tags: usize) -> *mut Header {
+    ptr::without_provenance_mut(tags)
+}
+
+impl Inbox {
+    const_fn! {
+        pub(crate) fn new() -> Self {
+            Self { word: AtomicPtr::new(ptr::null_mut()) }
+        }
+    }
+
+    /// One relaxed look, for the loop between two polls, and for an interrupt.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        // Relaxed: `take` acquires.
+        self.word.load(Ordering::Relaxed).addr() & !TAGS == 0
+    }
+
+    /// Publishes a task. Returns whether the owning core must be woken.
+    ///
+    /// # Safety
+    ///
+    /// The caller was told to push the task, which stays alive until it is taken.
+    pub(crate) unsafe fn push(&self, task: NonNull<Header>, push: Push) -> bool {
+        // SAFETY: passed on.
+        match unsafe { self.publish(task, push, 0) } {
+            Ok(ring) => ring,
+            Err(Closed) => false,
+        }
+    }
+
+    /// Publishes a new task, unless the runtime has been shut down.
+    ///
+    /// # Safety
+    ///
+    /// As [`push`](Self::push).
+    pub(crate) unsafe fn push_new(
+        &self,
+        task: NonNull<Header>,
+        push: Push,
+    ) -> Result<bool, Closed> {
+        // SAFETY: passed on.
+        unsafe { self.publish(task, push, CLOSED) }
+    }
+
+    /// Pushes unless a tag of `refused` is set.
+    ///
+    /// # Safety
+    ///
+    /// As [`push`](Self::push).
+    unsafe fn publish(
+        &self,
+        task: NonNull<Header>,
+        push: Push,
+        refused: usize,
+    ) -> Result<bool, Closed> {
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            let tags = tags(word);
+            if tags & refused != 0 {
+                return Err(Closed);
+            }
+            let rings = match push {
+                Push::Urgent => PARKED | STACKFUL,
+                Push::Local => PARKED,
+                Push::Dead => 0,
+            };
+            let ring = tags & rings != 0;
+            // The first who rings takes the request along; the others leave it to whom it concerns.
+            let kept = if ring { tags & CLOSED } else { tags };
+            // SAFETY: the link is the pusher's until the swap (rule 3).
+            unsafe { set_next(task, task_of(word)) };
+            let new = task.as_ptr().map_addr(|address| address | kept);
+            // Release pairs with the acquire in `take`: the link, and for a new task all of it. Older
+            // pushes keep their effect since each push is a read-modify-write.
+            match self.word.compare_exchange_weak(word, new, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return Ok(ring),
+                Err(found) => word = found,
+            }
+        }
+    }
+
+    /// Moves all that was pushed to the FIFO, in the order of the pushes, and forgets what the core
+    /// announced. Owning core's loop.
+    pub(crate) fn take(&self, to: &Fifo, closed: bool) {
+        let left = tagged(if closed { CLOSED } else { 0 });
+        // Acquire pairs with the release in `publish`. Nothing is released: the tags carry no data.
+        let word = self.word.swap(left, Ordering::Acquire);
+        // SAFETY: what was pushed is alive, in no other queue, and from now on the owning core's.
+        unsafe { to.append_reversed(task_of(word)) };
+    }
+
+    /// Announces that the core parks. `false`: something was pushed. Owning core's loop, with
+    /// interrupts masked.
+    #[must_use]
+    pub(crate) fn announce_park(&self) -> bool {
+        self.announce(PARKED)
+    }
+
+    /// Announces that the core enters a stackful task's stack. `false`: something was pushed. Owning
+    /// core's loop.
+    #[must_use]
+    pub(crate) fn announce_stackful(&self) -> bool {
+        // A tag that is there already was put there by this core, and costs nothing to keep.
+        self.word.load(Ordering::Relaxed) == tagged(STACKFUL) || self.announce(STACKFUL)
+    }
+
+    fn announce(&self, tag: usize) -> bool {
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            if task_of(word).is_some() {
+                return false;
+            }
+            let new = tagged(tags(word) & CLOSED | tag);
+            // Relaxed: pusher and core agree by the order of changes to this one word alone, and no
+            // other access hangs on it.
+            match self.word.compare_exchange_weak(word, new, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(found) => word = found,
+            }
+        }
+    }
+
+    /// Refuses new tasks from now on, and moves what was pushed to the FIFO. Owning core.
+    pub(crate) fn close(&self, to: &Fifo) {
+        self.take(to, true);
+    }
+}
+
+/// Whether this is task context of `runtime`'s own core in which nothing can come between: only there
+/// may anybody but the loop touch its FIFO, or free memory.
+fn short_way(runtime: &Runtime) -> bool {
+    bound::slot().runtime().is_some_and(|own| ptr::eq(own, runtime))
+        && bound::in_interrupt() == InInterrupt::No
+        && !runtime.is_on_stack()
+}
+
+/// Publishes a task that its state word told the caller to push. Any context, with preemption off.
+pub(crate) fn push(task: &Header) {
+    let Some(runtime) = task.runtime.get() else { return };
+    let task = NonNull::from(task);
+    if short_way(runtime) {
+        // SAFETY: this is the owning core, in task context between two steps of its loop, and not on
+        // a stack that could be preempted in the middle; the task is alive while it is READY.
+        unsafe { runtime.ready().push_back(task) };
+        return;
+    }
+    // SAFETY: the state word said so; the runtime's reference keeps the task until it is taken.
+    if unsafe { runtime.inbox().push(task, urgency(runtime)) } {
+        runtime.wake_core();
+    }
+}
+
+/// Publishes a new task. Any context.
+///
+/// # Safety
+///
+/// `task` is of this runtime, new, and the caller holds the reference that goes with the queue.
+pub(crate) unsafe fn push_new(runtime: &Runtime, task: NonNull<Header>) -> Result<(), Closed> {
+    let _guard = crate::preempt::PreemptGuard::new();
+    // SAFETY: passed on.
+    if unsafe { runtime.inbox().push_new(task, urgency(runtime)) }? {
+        runtime.wake_core();
+    }
+    Ok(())
+}
+
+/// Frees a task whose last reference is gone, here if that is allowed, else by its runtime.
+pub(crate) fn free(task: NonNull<Header>) {
+    // SAFETY: without references it is the caller's alone.
+    let Some(runtime) = (unsafe { task.as_ref() }).runtime.get() else { return };
+    if short_way(runtime) {
+        // SAFETY: task context; the references are gone, and future and output went before them.
+        unsafe { Header::free(task) };
+    } else {
+        // SAFETY: the caller's alone, and in no queue, since it had been finished. It stays alive
+        // until the runtime frees it.
+        let ring = unsafe { runtime.inbox().push(task, Push::Dead) };
+        debug_assert!(!ring);
+    }
+}
+
+fn urgency(runtime: &Runtime) -> Push {
+    if bound::slot().runtime().is_some_and(|own| ptr::eq(own, runtime)) {
+        Push::Local
+    } else {
+        Push::Urgent
+    }
+}

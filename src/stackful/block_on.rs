@@ -1,0 +1,114 @@
+//! Waiting for a future in code that is not async.
+
+use core::future::Future;
+use core::mem::ManuallyDrop;
+use core::pin::pin;
+use core::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
+
+use super::Reason;
+use crate::Runtime;
+use crate::platform::{CoreSlot, InInterrupt, bound};
+use crate::task::TaskId;
+use crate::task::waker::from_header;
+
+/// Waits for `future`.
+///
+/// Inside of a stackful task it suspends the task and not the core: the task keeps its stack, and
+/// everything else runs. Outside of any task, on a core that is not inside of a runtime, it parks the
+/// core between polls.
+///
+/// A wake of the task that arrives while it waits here may have been meant for another part of the
+/// task's future, say the other arm of a `select`. So after it has waited, it wakes its task once
+/// more, and that part is polled.
+///
+/// An abort of the task takes effect after the poll that this is part of.
+///
+/// # Panics
+///
+/// In a plain task, which would keep the core from everybody else; under a
+/// [`PreemptGuard`](crate::preempt::PreemptGuard); in an interrupt on a core that is inside of a runtime.
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    match bound::slot().runtime() {
+        Some(runtime) => suspend_until(runtime, future),
+        None => park_until(bound::slot(), future),
+    }
+}
+
+fn suspend_until<F: Future>(runtime: &'static Runtime, future: F) -> F::Output {
+    let Some(task) = runtime.current_task() else {
+        panic!("block_on was called in the runtime's own context: call it in a stackful task")
+    };
+    assert!(
+        runtime.is_on_stack(),
+        "block_on was called in {}, which is a plain task and would keep the core from all others: \
+         await the future, or spawn the task with stackful()",
+        TaskId::of(task)
+    );
+    assert!(
+        bound::in_interrupt() != InInterrupt::Yes,
+        "block_on was called in an interrupt: wake a task from there instead"
+    );
+    assert!(
+        runtime.gate().is_open(),
+        "block_on was called in {} under a PreemptGuard: drop the guard first",
+        TaskId::of(task)
+    );
+    // SAFETY: the task is RUNNING for as long as this poll of it, which keeps its header; the waker
+    // is not dropped, so it needs no reference.
+    let waker = ManuallyDrop::new(unsafe { from_header(task) });
+    let mut future = pin!(future);
+    let mut waited = false;
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            if waited {
+                waker.wake_by_ref();
+            }
+            return output;
+        }
+        waited = true;
+        // SAFETY: the running task's own code, on its stack, in task context, by the checks above.
+        unsafe { runtime.leave_stack(Reason::Suspended) };
+    }
+}
+
+fn park_until<F: Future>(slot: &'static CoreSlot, future: F) -> F::Output {
+    slot.set_core(bound::core());
+    let waker = slot.waker();
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+        loop {
+            let interrupts = bound::mask_interrupts();
+            let rung = slot.take_ring();
+            if !rung {
+                bound::park();
+            }
+            // SAFETY: what `mask_interrupts` has just returned.
+            unsafe { bound::restore_interrupts(interrupts) };
+            if rung {
+                break;
+            }
+        }
+    }
+}
+
+impl CoreSlot {
+    /// A waker that ends the parking of this slot's core in `block_on`. The slot is all its data.
+    fn waker(&'static self) -> Waker {
+        static VTABLE: RawWakerVTable = RawWakerVTable::new(
+            |slot| RawWaker::new(slot, &VTABLE),
+            |slot| ring(slot),
+            |slot| ring(slot),
+            |_| (),
+        );
+        fn ring(slot: *const ()) {
+            // SAFETY: `waker` put a `&'static CoreSlot` there.
+            unsafe { &*slot.cast::<CoreSlot>() }.ring();
+        }
+        // SAFETY: the functions keep `RawWakerVTable`'s contract: slots live for ever, and `ring` is
+        // atomic.
+        unsafe { Waker::new(core::ptr::from_ref(self).cast(), &VTABLE) }
+    }
+}

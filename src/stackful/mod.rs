@@ -1,0 +1,384 @@
+//! Futures that compute: they run on stacks of their own and are preempted.
+//!
+//! A stackful future is a task like any other: one state word, one waker, one place in the ready
+//! queue. What differs is where it is polled. The loop takes a stack from the core's pool, switches to
+//! it, and the poll runs there. A stack is in one of three situations:
+//!
+//! ```text
+//!              idle                     suspended                   preempted
+//!        ┌───────────────┐          ┌───────────────┐           ┌───────────────┐
+//!        │ Stack         │          │ Stack         │           │ Stack         │
+//!        │ stack_main    │          │ stack_main    │           │ stack_main    │
+//!        │ saved context │          │ the poll      │           │ the poll      │
+//!        └───────────────┘          │ block_on      │           │ trap context  │
+//!        in the pool, between       │ saved context │           │ trap handler  │
+//!        two polls                  └───────────────┘           │ on_timer      │
+//!                                   the task is BLOCKED or      │ saved context │
+//!                                   READY, like any other       └───────────────┘
+//!                                                               the task is RUNNING, in a queue
+//!                                                               of the preempted
+//! ```
+//!
+//! It holds frames in the last two, and then it belongs to its task and to its core. There is one way
+//! off, whatever the reason: [`Runtime::leave_stack`] switches to the loop, and says why.
+
+mod backend;
+mod block_on;
+mod pool;
+
+pub use backend::{Context, StackMain, StackfulBackend};
+pub use block_on::block_on;
+pub(crate) use pool::{HeldStack, Pool, Stack};
+
+use core::cell::Cell;
+use core::future::Future;
+use core::pin::Pin;
+use core::ptr::NonNull;
+use core::task::Poll;
+
+use crate::platform::{PanicPayload, bound};
+use crate::ready::Fifo;
+use crate::task::Header;
+use crate::task::join::{JoinError, JoinHandle, panic_message};
+use crate::time::SliceLeft;
+use crate::{Runtime, TaskId, runtime};
+
+/// Why a stack's code gave the core to the loop.
+#[derive(Debug, Default)]
+pub(crate) enum Reason {
+    /// Nobody did.
+    #[default]
+    None,
+    /// The poll returned. The stack is idle.
+    Polled(Poll<()>),
+    /// The poll panicked, and the panic was caught. The stack is idle.
+    Panicked(PanicPayload),
+    /// The task waits in `block_on`.
+    Suspended,
+    /// The slice is over or something urgent came; in an interrupt, or when a guard dropped.
+    Preempted { left: SliceLeft, interrupt: bool },
+}
+
+/// What became of a task that was given the core.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// As a plain task's poll: no stack holds frames of it.
+    Polled(Poll<()>),
+    Panicked(PanicPayload),
+    /// It waits for a wake, and holds a stack.
+    Suspended,
+    /// It wants to go on, and holds a stack: before the others if it has something left of its
+    /// slice.
+    Preempted {
+        first: bool,
+    },
+}
+
+/// A future that runs on a stack of its own and is preempted. Made by [`stackful`].
+#[derive(Debug)]
+#[must_use = "futures do nothing unless awaited or spawned"]
+pub struct Stackful<F: Future> {
+    /// `None` once it has been moved into a task of its own. Pinned from the first poll on a stack,
+    /// which is the first poll of it at all.
+    future: Option<F>,
+    /// It is the whole of a task that runs on a stack.
+    on_stack: bool,
+    child: Option<JoinHandle<F::Output>>,
+}
+
+/// Makes a future that may compute for as long as it likes: the timer takes the core from it when its
+/// slice is over, and everything else on the core runs.
+///
+/// Spawned, it is one task that is polled on a stack. Inside of another future it spawns a task at its
+/// first poll, on the core of its parent, waits for it, and aborts it when dropped. It holds a
+/// stack only while it is preempted or inside of [`block_on`].
+///
+/// It is `Send` for the reason that [`std::thread::spawn`] demands it: it may be preempted between any
+/// two instructions, and other tasks of the core run there.
+///
+/// [`std::thread::spawn`]: https://doc.rust-lang.org/std/thread/fn.spawn.html
+///
+/// # Errors
+///
+/// With no memory for its task, a child tries again at its parent's next poll, which it asks for. With
+/// no stack free it waits its turn.
+///
+/// # Panics
+///
+/// Polled on a core that is not inside of a runtime; or, in its parent, when the child panicked.
+pub fn stackful<F>(future: F) -> Stackful<F>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    Stackful { future: Some(future), on_stack: false, child: None }
+}
+
+impl<F> Future for Stackful<F>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut core::task::Context<'_>) -> Poll<F::Output> {
+        // SAFETY: `future` is moved only before its first poll, `child` is not pinned, and nothing
+        // else moves.
+        let this = unsafe { self.get_unchecked_mut() };
+        if this.on_stack {
+            let Some(future) = &mut this.future else { unreachable!("on_stack keeps the future") };
+            // SAFETY: with `on_stack` set, it is never moved again.
+            return unsafe { Pin::new_unchecked(future) }.poll(context);
+        }
+        let Some(runtime) = bound::slot().runtime() else {
+            panic!("stackful() was polled outside of a runtime: spawn it, or await it in a task")
+        };
+        if let Some(task) = runtime.current_task()
+            && Header::is_future(task, this)
+        {
+            // This is the whole task, polled for the first time, by the loop: from now on on a stack.
+            this.on_stack = true;
+            // SAFETY: the current task is alive; it is polled, so this is its core (rule 4).
+            unsafe { task.as_ref() }.stack.set(HeldStack::NONE);
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if let Some(future) = this.future.take() {
+            let child = Stackful { future: Some(future), on_stack: true, child: None };
+            match runtime.try_spawn_stackful(child) {
+                Ok(child) => this.child = Some(child),
+                Err(mut refused) => {
+                    this.future = refused.future.future.take();
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            }
+        }
+        let Some(child) = &mut this.child else { unreachable!("the future went into the child") };
+        match Pin::new(child).poll(context) {
+            Poll::Ready(Ok(output)) => Poll::Ready(output),
+            Poll::Ready(Err(JoinError::Panicked(payload))) => {
+                panic!("a stackful future panicked: {}", panic_message(&payload))
+            }
+            // Only the runtime's shutdown ends a child that its parent has not dropped, and the parent
+            // with it.
+            Poll::Ready(Err(_)) | Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl<F: Future> Drop for Stackful<F> {
+    fn drop(&mut self) {
+        if let Some(child) = &self.child {
+            child.abort();
+        }
+    }
+}
+
+impl Runtime {
+    /// Polls a stackful task, or lets it go on, on `stack`. Loop only; the task is RUNNING.
+    pub(crate) fn run_on_stack(
+        &'static self,
+        task: NonNull<Header>,
+        stack: NonNull<Stack>,
+    ) -> Outcome {
+        // SAFETY: stacks live until they are freed, which only the loop does.
+        let this = unsafe { stack.as_ref() };
+        match this.left.take() {
+            Some(left) => self.alarm().resume_slice(left, self.timers().next()),
+            None => self.alarm().begin_slice(self.slice(), self.timers().next()),
+        }
+        this.task.set(Some(task));
+        self.set_current(Some(task));
+        self.stacks().set_running(Some(stack));
+        // SAFETY: the stack is prepared or was saved by `leave_stack` on this core, and is alive; it
+        // is entered once for each time, since its task is in one queue and an idle stack in one
+        // pool. The loop's place outlives the switch, since it is in the runtime.
+        unsafe { Context::switch(self.stacks().loop_context.as_ptr(), this.context.get()) };
+        self.stacks().set_running(None);
+        self.set_current(None);
+
+        let reason = self.stacks().reason.take();
+        let holds_frames = matches!(reason, Reason::Suspended | Reason::Preempted { .. });
+        // SAFETY: the task is RUNNING, hence alive, and this is its core (rule 4).
+        let held = unsafe { &task.as_ref().stack };
+        if holds_frames {
+            held.set(HeldStack::held(stack));
+        } else {
+            held.set(HeldStack::NONE);
+            this.task.set(None);
+            self.give_back(stack);
+        }
+        match reason {
+            Reason::Polled(poll) => Outcome::Polled(poll),
+            Reason::Panicked(payload) => Outcome::Panicked(payload),
+            Reason::Suspended => Outcome::Suspended,
+            Reason::Preempted { left, interrupt } => {
+                if interrupt {
+                    // SAFETY: the loop, which a handler has just left for.
+                    unsafe { bound::enable_interrupts() };
+                }
+                runtime::count(&self.counters().preemptions);
+                this.left.set(Some(match left {
+                    SliceLeft::Nothing => self.slice(),
+                    SliceLeft::Nanoseconds(left) => left,
+                }));
+                Outcome::Preempted { first: left != SliceLeft::Nothing }
+            }
+            Reason::None => unreachable!("a stack was left without a reason"),
+        }
+    }
+
+    /// Returns a stack that holds no frames, and lets the next task that waits for one have it.
+    pub(crate) fn give_back(&'static self, stack: NonNull<Stack>) {
+        // SAFETY: it is this runtime's, and idle.
+        unsafe { self.stacks().pool.give(stack) };
+        if let Some(task) = self.stacks().waiting.pop() {
+            // First in the queue, so that nobody takes the stack before it.
+            // SAFETY: this is the loop; the task is READY, hence alive, and was in `waiting` alone.
+            unsafe { self.ready().push_front(task) };
+        }
+    }
+
+    /// Leaves the running stack for the loop. Returns when the loop enters it again, with the gate open.
+    ///
+    /// # Safety
+    ///
+    /// On the stack of the running stackful task, in its own code or in an interrupt of it, not in
+    /// the runtime's; with `interrupt`, interrupts are masked, and are so again when it returns.
+    pub(crate) unsafe fn leave_stack(&'static self, mut reason: Reason) {
+        loop {
+            let Some(stack) = self.stacks().running() else { unreachable!("no stack to leave") };
+            // SAFETY: the running stack is alive.
+            let stack = unsafe { stack.as_ref() };
+            stack.check_depth();
+            let interrupt = matches!(reason, Reason::Preempted { interrupt: true, .. });
+            self.gate().set_depth(1);
+            self.stacks().reason.set(reason);
+            // SAFETY: the loop saved its context when it entered this stack, and is entered once for
+            // that. The place in `stack` outlives the switch, since it lies on top of the stack.
+            unsafe { Context::switch(stack.context.as_ptr(), self.stacks().loop_context.get()) };
+            if interrupt {
+                // The handler goes on; its return restores what the interrupted code had.
+                bound::mask_interrupts();
+            }
+            self.gate().set_depth(0);
+            if !self.gate().owes() {
+                return;
+            }
+            // The alarm fired between the loop's last look and here. The slice has hardly begun.
+            reason = Reason::Preempted { left: self.alarm().slice_left(self.slice()), interrupt };
+        }
+    }
+
+    /// Opens the gate for a task's code, and leaves the stack first if a preemption is owed. Task
+    /// context, on a stack.
+    pub(crate) fn enter_task(&'static self) {
+        if !self.gate().owes() {
+            self.gate().set_depth(0);
+        }
+        if self.gate().owes() {
+            let left = self.alarm().slice_left(self.slice());
+            // SAFETY: the running task's own code, on its stack, in task context.
+            unsafe { self.leave_stack(Reason::Preempted { left, interrupt: false }) };
+        }
+    }
+}
+
+/// What runs on a stack: it polls what the loop brings, for ever. Unwinding ends here.
+///
+/// # Safety
+///
+/// `stack` is the `Stack` that this runs on.
+unsafe extern "C" fn stack_main(stack: *mut ()) -> ! {
+    // SAFETY: the caller's promise; a stack is freed only while nothing runs on it.
+    let stack = unsafe { &*stack.cast::<Stack>() };
+    let runtime = stack.runtime;
+    loop {
+        let Some(task) = stack.task.get() else {
+            unreachable!("a stack was entered without a task")
+        };
+        let mut poll = Poll::Pending;
+        let caught = bound::catch_unwind(&mut || {
+            runtime.enter_task();
+            // SAFETY: the loop entered the stack for a task that it had started: it is RUNNING, on
+            // this core.
+            poll = unsafe { Header::poll(task) };
+            runtime.check_guards(0);
+        });
+        let reason = match caught {
+            Ok(()) => Reason::Polled(poll),
+            Err(payload) => Reason::Panicked(payload),
+        };
+        runtime.finish_poll(stack, reason);
+    }
+}
+
+impl Runtime {
+    /// Leaves an idle stack; returns when the loop brings the next task.
+    fn finish_poll(&'static self, stack: &Stack, reason: Reason) {
+        // One more than the poll left: a guard that it leaked stays in force until its task is gone.
+        self.gate().set_depth(self.gate().depth() + 1);
+        self.stacks().reason.set(reason);
+        // SAFETY: as in `leave_stack`. No frame of a task's is left below `stack_main`.
+        unsafe { Context::switch(stack.context.as_ptr(), self.stacks().loop_context.get()) };
+    }
+}
+
+/// The stacks of one core, and what goes back and forth between them and the loop. Owning core only.
+pub(crate) struct Stacks {
+    pub(crate) pool: Pool,
+    /// Tasks that were preempted, in the order in which they will go on.
+    pub(crate) preempted: Fifo,
+    /// Tasks that are READY and wait for a stack.
+    pub(crate) waiting: Fifo,
+    /// The loop, while a stack has the core.
+    loop_context: Cell<Context>,
+    running: Cell<Option<NonNull<Stack>>>,
+    reason: Cell<Reason>,
+}
+
+impl Stacks {
+    pub(crate) const fn new() -> Self {
+        Self {
+            pool: Pool::new(),
+            preempted: Fifo::new(),
+            waiting: Fifo::new(),
+            loop_context: Cell::new(Context::NONE),
+            running: Cell::new(None),
+            reason: Cell::new(Reason::None),
+        }
+    }
+
+    /// The stack that has the core.
+    pub(crate) fn running(&self) -> Option<NonNull<Stack>> {
+        self.running.get()
+    }
+
+    fn set_running(&self, stack: Option<NonNull<Stack>>) {
+        self.running.set(stack);
+    }
+}
+
+/// All stacks of a core are held, tasks wait for one, and nothing can run before a wake comes from
+/// outside. Handed to [`Config::on_stall`](crate::Config::on_stall).
+#[derive(Debug)]
+pub struct Stall<'a> {
+    pub(crate) runtime: &'a Runtime,
+}
+
+impl Stall<'_> {
+    /// Calls `f` for each task that holds a stack.
+    pub fn holders(&self, mut f: impl FnMut(TaskId)) {
+        self.runtime.stacks().pool.each(|stack| {
+            if let Some(task) = stack.task.get() {
+                f(TaskId::of(task));
+            }
+        });
+    }
+
+    /// How many stacks there are.
+    pub fn stacks(&self) -> usize {
+        self.runtime.stacks().pool.total()
+    }
+}

@@ -1,0 +1,161 @@
+//! The stacks of a core.
+
+use core::cell::Cell;
+use core::mem::size_of;
+use core::ptr::NonNull;
+
+use super::{Context, stack_main};
+use crate::Runtime;
+use crate::platform::bound;
+use crate::task::Link;
+
+/// A stack's own account, which lies on top of its memory: the code's frames grow down below it.
+#[repr(C, align(16))]
+pub(crate) struct Stack {
+    /// Where its code goes on.
+    pub(super) context: Cell<Context>,
+    pub(super) runtime: &'static Runtime,
+    /// The task that runs on it or that it holds frames of.
+    pub(super) task: Cell<Link>,
+    /// What a preempted task gets when it goes on, in nanoseconds.
+    pub(super) left: Cell<Option<u64>>,
+    base: NonNull<u8>,
+    size: usize,
+    next_idle: Cell<Option<NonNull<Stack>>>,
+    next: Cell<Option<NonNull<Stack>>>,
+}
+
+impl Stack {
+    /// Whether the code that calls has run out of its stack. By then something has been
+    /// overwritten, unless a guard page caught it earlier; to go on would only hide where.
+    #[inline]
+    pub(super) fn check_depth(&self) {
+        let here = 0u8;
+        assert!(
+            (&raw const here).addr() > self.base.as_ptr().addr(),
+            "a stackful task overflowed its stack of {} bytes: set Config::stack_size higher",
+            self.size
+        );
+    }
+}
+
+/// Whether a task is polled on a stack, and on which if one holds frames of it. One word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HeldStack(*mut Stack);
+
+impl HeldStack {
+    /// A plain task.
+    pub(crate) const PLAIN: Self = Self(core::ptr::null_mut());
+    /// A stackful task of which no stack holds frames.
+    pub(crate) const NONE: Self = Self(core::ptr::without_provenance_mut(1));
+
+    /// A stackful task that is suspended or preempted.
+    pub(crate) fn held(stack: NonNull<Stack>) -> Self {
+        Self(stack.as_ptr())
+    }
+
+    /// The stack that holds frames of the task.
+    pub(crate) fn get(self) -> Option<NonNull<Stack>> {
+        NonNull::new(self.0).filter(|_| self != Self::NONE)
+    }
+}
+
+/// The stacks that exist, and of them the idle ones, hottest first.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    all: Cell<Option<NonNull<Stack>>>,
+    idle: Cell<Option<NonNull<Stack>>>,
+    total: Cell<usize>,
+}
+
+impl Pool {
+    pub(crate) const fn new() -> Self {
+        Self { all: Cell::new(None), idle: Cell::new(None), total: Cell::new(0) }
+    }
+
+    pub(crate) fn total(&self) -> usize {
+        self.total.get()
+    }
+
+    /// An idle stack, or a new one of `size` bytes as long as there are fewer than `most`.
+    pub(crate) fn take(
+        &self,
+        runtime: &'static Runtime,
+        size: usize,
+        most: usize,
+    ) -> Option<NonNull<Stack>> {
+        if let Some(stack) = self.idle.get() {
+            // SAFETY: idle stacks are alive.
+            self.idle.set(unsafe { stack.as_ref() }.next_idle.get());
+            return Some(stack);
+        }
+        if self.total.get() >= most {
+            return None;
+        }
+        let base = bound::allocate_stack(size)?;
+        // SAFETY: the platform gave `size` bytes, aligned to 16, and `Config::check` demanded that
+        // `Stack` and the backend's least fit. So the account and a prepared context have room, and
+        // nobody else uses it.
+        let stack = unsafe {
+            let top = base.add(size - size_of::<Stack>());
+            let stack = top.cast::<Stack>();
+            let context = Context::prepare(top, stack_main, stack.as_ptr().cast());
+            stack.write(Stack {
+                context: Cell::new(context),
+                runtime,
+                task: Cell::new(None),
+                left: Cell::new(None),
+                base,
+                size,
+                next_idle: Cell::new(None),
+                next: Cell::new(self.all.get()),
+            });
+            stack
+        };
+        self.all.set(Some(stack));
+        self.total.set(self.total.get() + 1);
+        Some(stack)
+    }
+
+    /// # Safety
+    ///
+    /// `stack` was taken from this pool and holds no frames.
+    pub(crate) unsafe fn give(&self, stack: NonNull<Stack>) {
+        // SAFETY: a stack lives until `free_idle`.
+        unsafe { stack.as_ref() }.next_idle.set(self.idle.replace(Some(stack)));
+    }
+
+    /// Frees the idle stacks and forgets the others, which hold frames that will never run again.
+    /// Returns how many those are.
+    pub(crate) fn free_idle(&self) -> usize {
+        self.idle.set(None);
+        self.total.set(0);
+        let mut held = 0;
+        let mut rest = self.all.take();
+        while let Some(stack) = rest {
+            // SAFETY: stacks in the list are alive. Without a task, nothing runs on it, and the
+            // pool has just forgotten it. Base and size are what the platform was asked for.
+            unsafe {
+                let Stack { base, size, .. } = *stack.as_ref();
+                rest = stack.as_ref().next.get();
+                if stack.as_ref().task.get().is_some() {
+                    held += 1;
+                } else {
+                    bound::free_stack(base, size);
+                }
+            }
+        }
+        held
+    }
+
+    /// Calls `f` for each stack.
+    pub(crate) fn each(&self, mut f: impl FnMut(&Stack)) {
+        let mut rest = self.all.get();
+        while let Some(stack) = rest {
+            // SAFETY: stacks in the list are alive.
+            let stack = unsafe { stack.as_ref() };
+            f(stack);
+            rest = stack.next.get();
+        }
+    }
+}

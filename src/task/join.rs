@@ -1,0 +1,261 @@
+//! Awaiting, aborting and letting go of a task.
+
+use core::fmt;
+use core::future::Future;
+use core::marker::PhantomData;
+use core::mem::MaybeUninit;
+use core::pin::Pin;
+use core::ptr::NonNull;
+use core::task::{Context, Poll, Waker};
+
+use super::state::Wake;
+use super::waker::release;
+use super::{Header, TaskId};
+use crate::platform::PanicPayload;
+use crate::preempt::PreemptGuard;
+use crate::ready;
+
+/// Why a task has no output.
+#[non_exhaustive]
+pub enum JoinError {
+    /// It was aborted, by its join handle or by the shutdown of its runtime, and its future has been
+    /// dropped.
+    Aborted,
+    /// Its runtime was shut down while a stack held frames of it. Its future was neither finished
+    /// nor dropped and never will be.
+    Abandoned,
+    /// Its future panicked. Comes only from platforms that can catch a panic.
+    Panicked(PanicPayload),
+}
+
+impl fmt::Debug for JoinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Aborted => f.write_str("Aborted"),
+            Self::Abandoned => f.write_str("Abandoned"),
+            Self::Panicked(payload) => {
+                f.debug_tuple("Panicked").field(&panic_message(payload)).finish()
+            }
+        }
+    }
+}
+
+impl fmt::Display for JoinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Aborted => f.write_str("the task was aborted"),
+            Self::Abandoned => {
+                f.write_str("the task's runtime was shut down while a stack held frames of it")
+            }
+            Self::Panicked(payload) => write!(f, "the task panicked: {}", panic_message(payload)),
+        }
+    }
+}
+
+impl core::error::Error for JoinError {}
+
+/// What a panic said, if it said it in words.
+pub(crate) fn panic_message(payload: &PanicPayload) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<alloc::string::String>().map(|s| s.as_str()))
+        .unwrap_or("(no message)")
+}
+
+/// A spawned task's output, to be awaited.
+///
+/// Dropping it detaches: the task runs on, and its output is dropped by its runtime. It may be polled
+/// on any core, and by one task after another: the latest waker counts. Poll and drop it in task
+/// context, since that is where the output may be dropped. Cancel-safe: a poll that was not the last
+/// takes nothing.
+///
+/// # Panics
+///
+/// Polled again after it was ready, as any future may.
+#[must_use = "a join handle does nothing unless awaited; drop it to detach the task"]
+pub struct JoinHandle<T> {
+    of: Of,
+    output: PhantomData<fn() -> T>,
+}
+
+/// What a join handle is a handle of.
+#[derive(Clone, Copy)]
+enum Of {
+    /// A task, of which it has a reference.
+    Task(NonNull<Header>),
+    /// A future that no task was made of, since the runtime had been shut down.
+    Nothing,
+    /// A task whose output it has given.
+    Past,
+}
+
+// SAFETY: the handle's part of a task (output and waker's cell) goes from core to core by the
+// state word's releases and acquires, and `spawn` demands `T: Send`.
+unsafe impl<T: Send> Send for JoinHandle<T> {}
+// SAFETY: through a shared reference a handle only asks the state word.
+unsafe impl<T: Send> Sync for JoinHandle<T> {}
+
+impl<T> Unpin for JoinHandle<T> {}
+
+impl<T> JoinHandle<T> {
+    /// Takes over the join handle's reference to `task`.
+    ///
+    /// # Safety
+    ///
+    /// The reference is the caller's to give, `JOIN` is set, and `T` is the future's output.
+    pub(crate) unsafe fn new(task: NonNull<Header>) -> Self {
+        Self { of: Of::Task(task), output: PhantomData }
+    }
+
+    /// A handle of a task that never was.
+    pub(crate) fn aborted() -> Self {
+        Self { of: Of::Nothing, output: PhantomData }
+    }
+
+    fn task(&self) -> Option<NonNull<Header>> {
+        match self.of {
+            Of::Task(task) => Some(task),
+            Of::Nothing | Of::Past => None,
+        }
+    }
+
+    fn header(&self) -> Option<&Header> {
+        // SAFETY: the handle's reference keeps the header.
+        self.task().map(|task| unsafe { task.as_ref() })
+    }
+
+    /// Asks that the task's future be dropped.
+    ///
+    /// A task that is in the middle of a poll finishes that poll first, also when it has been
+    /// preempted or is inside of [`block_on`](crate::block_on). The handle resolves to
+    /// [`JoinError::Aborted`] once the future has been dropped, or to the output, if that came first.
+    /// Any context.
+    pub fn abort(&self) {
+        let Some(task) = self.header() else { return };
+        let _guard = PreemptGuard::new();
+        if task.state.abort() == Wake::Push {
+            ready::push(task);
+        }
+    }
+
+    /// Whether the handle would be ready at once. Any context.
+    pub fn is_finished(&self) -> bool {
+        self.header().is_none_or(|task| task.state.is_done())
+    }
+
+    /// Which task it is; `None` once its output has been taken.
+    pub fn id(&self) -> Option<TaskId> {
+        self.task().map(TaskId::of)
+    }
+}
+
+impl<T> Future for JoinHandle<T> {
+    type Output = Result<T, JoinError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let task = match self.of {
+            Of::Task(task) => task,
+            Of::Nothing => {
+                self.of = Of::Past;
+                return Poll::Ready(Err(JoinError::Aborted));
+            }
+            Of::Past => panic!("a JoinHandle was polled after it had given its output"),
+        };
+        // SAFETY: the handle's reference keeps the header.
+        let header = unsafe { task.as_ref() };
+        if !header.state.is_done() && wait(header, context.waker()) {
+            return Poll::Pending;
+        }
+        let output = if header.state.has_output() {
+            let mut output = MaybeUninit::<Self::Output>::uninit();
+            // SAFETY: rule 6: DONE has been acquired and JOIN is set, so the output is ours; `new`
+            // promised its type. `Past` makes this the only time.
+            unsafe {
+                (header.vtable.take_output)(task, output.as_mut_ptr().cast());
+                output.assume_init()
+            }
+        } else {
+            Err(JoinError::Abandoned)
+        };
+        self.of = Of::Past;
+        header.state.drop_join();
+        release(task);
+        Poll::Ready(output)
+    }
+}
+
+/// Leaves a waker with the task. `false`: the task is done.
+fn wait(header: &Header, waker: &Waker) -> bool {
+    let cell = &header.join_waker;
+    if header.state.has_join_waker() {
+        // SAFETY: rule 7 gives the cell to whoever sets DONE, and it only moves the waker out, that
+        // is, reads it; nobody writes it but us. `will_wake` looks at the two words alone.
+        let same = unsafe { cell.with(|cell| (*cell).assume_init_ref().will_wake(waker)) };
+        if same {
+            return true;
+        }
+        if !header.state.take_join_waker() {
+            return false;
+        }
+        // SAFETY: rule 7: the cell is ours again, and filled.
+        let old = unsafe { cell.with_mut(|cell| (*cell).assume_init_read()) };
+        drop(old);
+    }
+    // A user's clone, which may do anything but return the cell to somebody else: it is ours.
+    let waker = waker.clone();
+    // SAFETY: rule 7: the cell is ours, and empty.
+    unsafe { cell.with_mut(|cell| (*cell).write(waker)) };
+    if header.state.set_join_waker() {
+        return true;
+    }
+    // SAFETY: the task was done, so the cell stayed ours, and we filled it.
+    let unused = unsafe { cell.with_mut(|cell| (*cell).assume_init_read()) };
+    drop(unused);
+    false
+}
+
+/// Takes the join waker out of its cell.
+///
+/// # Safety
+///
+/// Rule 7: the caller set DONE and was told to wake the joiner.
+pub(crate) unsafe fn take_waker(task: &Header) -> Waker {
+    // SAFETY: the caller owns the cell now, and it is filled.
+    unsafe { task.join_waker.with(|cell| (*cell).assume_init_read()) }
+}
+
+impl<T> Drop for JoinHandle<T> {
+    fn drop(&mut self) {
+        let Some(task) = self.task() else { return };
+        // SAFETY: the handle's reference keeps the header.
+        let header = unsafe { task.as_ref() };
+        let (done, filled) = header.state.drop_join();
+        /// Releases the reference even if the output's drop panics.
+        struct Release(NonNull<Header>);
+        impl Drop for Release {
+            fn drop(&mut self) {
+                release(self.0);
+            }
+        }
+        let _release = Release(task);
+        if done {
+            if header.state.has_output() {
+                // SAFETY: rule 6: DONE was set while JOIN was, so the output is ours.
+                unsafe { (header.vtable.drop_output)(task) };
+            }
+        } else if filled {
+            // SAFETY: rule 7: not DONE and JOIN_WAKER taken back in the same step.
+            drop(unsafe { header.join_waker.with_mut(|cell| (*cell).assume_init_read()) });
+        }
+    }
+}
+
+impl<T> fmt::Debug for JoinHandle<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JoinHandle")
+            .field("task", &self.id())
+            .field("finished", &self.is_finished())
+            .finish()
+    }
+}

@@ -1,0 +1,404 @@
+//! A task: one allocation, with a header in front and the future, later its output, behind it.
+//!
+//! # The life of a task
+//!
+//! ```text
+//!             spawn (1)             start (2)                    complete (7)
+//!            ───────────► READY ────────────────────► RUNNING ─────────────────► DONE
+//!                         ▲  ▲                        │  │  ▲                     ▲ ▲
+//!      wake, abort (5)    │  │ pending (4)            │  │  │ wake, abort (6)     │ │
+//!            ┌────────────┘  └────────────────────────┘  │  └─ sets READY,        │ │
+//!            │                 READY was set meanwhile   │     pushes nothing     │ │
+//!         BLOCKED ◄──────────────────────────────────────┘                        │ │
+//!            │         pending (3)   READY was not set      abandon (8) ──────────┘ │
+//!            └── shut_down, complete (9) ───────────────────────────────────────────┘
+//! ```
+//!
+//! The numbers stand at the functions of [`state::State`] that take the edge. A preempted task stays
+//! RUNNING; one that suspended itself in [`block_on`](crate::block_on) takes edge 3 or 4 like any
+//! other and is resumed, not polled anew, after edge 2. A task is freed when its last reference goes
+//! after DONE.
+//!
+//! # Who may touch which field, and when
+//!
+//! 1. `state`: anyone who holds a reference, at any time.
+//! 2. `vtable`, `runtime`: anyone who holds a reference; they never change.
+//! 3. `next`: whoever must push the task ([`state::Wake::Push`], or the dropper of the last
+//!    reference) until the push; from then on the owning core.
+//! 4. `siblings`, `stack`: the owning core, in task context with preemption off.
+//! 5. The future: the owning core while the task is RUNNING.
+//! 6. The output: the owning core until DONE; then the join handle if it still exists when DONE is
+//!    set, else the owning core.
+//! 7. `join_waker`: the join handle while `JOIN_WAKER` is clear and the task not DONE; whoever sets
+//!    DONE, if it finds `JOIN_WAKER` set.
+
+pub(crate) mod join;
+pub(crate) mod state;
+pub(crate) mod waker;
+
+use alloc::alloc::{Layout, alloc, dealloc};
+use core::any::TypeId;
+use core::cell::Cell;
+use core::future::Future;
+use core::mem::{ManuallyDrop, MaybeUninit};
+use core::pin::Pin;
+use core::ptr::NonNull;
+use core::task::{Context, Poll, Waker};
+
+use crate::Runtime;
+use crate::stackful::HeldStack;
+use crate::sync::{UnsafeCell, const_fn};
+use join::JoinError;
+use state::State;
+
+/// The part of a task that does not depend on its future's type.
+#[repr(C)]
+pub(crate) struct Header {
+    pub(crate) state: State,
+    pub(crate) vtable: &'static Vtable,
+    pub(crate) runtime: Cell<Option<&'static Runtime>>,
+    /// The link of the one queue that the task is in.
+    pub(crate) next: UnsafeCell<Link>,
+    /// The list of all tasks of the runtime that have been started.
+    pub(crate) siblings: Siblings,
+    /// Whether it is polled on a stack, and which one holds frames of it.
+    pub(crate) stack: Cell<HeldStack>,
+    join_waker: UnsafeCell<MaybeUninit<Waker>>,
+}
+
+/// A place for a pointer to a task.
+pub(crate) type Link = Option<NonNull<Header>>;
+
+/// The links of the runtime's list of all tasks.
+#[derive(Debug)]
+pub(crate) struct Siblings {
+    pub(crate) previous: Cell<Link>,
+    pub(crate) next: Cell<Link>,
+}
+
+/// What depends on the future's type.
+pub(crate) struct Vtable {
+    /// Polls the future; when it is ready, drops it and stores the output.
+    ///
+    /// # Safety: the caller may touch the future (rule 5), which has not been dropped.
+    poll: unsafe fn(NonNull<Header>, &mut Context<'_>) -> Poll<()>,
+    /// Drops the future and stores the error as the output.
+    ///
+    /// # Safety: as `poll`.
+    fail: unsafe fn(NonNull<Header>, JoinError),
+    /// Moves the output, a `Result<T, JoinError>`, to where the pointer points.
+    ///
+    /// # Safety: the caller may touch the output (rule 6), which is there and is not used again;
+    /// the pointer is valid for a write of it.
+    take_output: unsafe fn(NonNull<Header>, *mut ()),
+    /// Drops the output. # Safety: as `take_output`.
+    drop_output: unsafe fn(NonNull<Header>),
+    /// Frees the memory. # Safety: future and output are gone, and nobody holds a reference.
+    free: unsafe fn(NonNull<Header>),
+    /// Where the future lies, and of which type it is.
+    future: unsafe fn(NonNull<Header>) -> *const (),
+    future_type: fn() -> TypeId,
+}
+
+/// A task as it lies in memory.
+#[repr(C)]
+struct Task<F: Future> {
+    header: Header,
+    stage: UnsafeCell<Stage<F>>,
+}
+
+/// The future, and later in the same place the output. The state word says which.
+union Stage<F: Future> {
+    future: ManuallyDrop<F>,
+    output: ManuallyDrop<Result<F::Output, JoinError>>,
+}
+
+/// The inbox keeps three tags in the low bits of pointers to headers.
+const _: () = assert!(align_of::<Header>() >= 8);
+
+impl Header {
+    const_fn! {
+        pub(crate) fn new(state: State, vtable: &'static Vtable, runtime: Option<&'static Runtime>) -> Self {
+            Self {
+                state,
+                vtable,
+                runtime: Cell::new(runtime),
+                next: UnsafeCell::new(None),
+                siblings: Siblings { previous: Cell::new(None), next: Cell::new(None) },
+                stack: Cell::new(HeldStack::PLAIN),
+                join_waker: UnsafeCell::new(MaybeUninit::uninit()),
+            }
+        }
+    }
+
+    /// Gives the runtime's root task its runtime.
+    ///
+    /// # Safety
+    ///
+    /// Before anybody else can reach the task (rule 2).
+    pub(crate) unsafe fn set_runtime(&self, runtime: &'static Runtime) {
+        self.runtime.set(Some(runtime));
+    }
+
+    /// Polls the future of `task`.
+    ///
+    /// # Safety
+    ///
+    /// Rule 5: on the owning core, while the task is RUNNING, and no earlier call said Ready.
+    pub(crate) unsafe fn poll(task: NonNull<Self>) -> Poll<()> {
+        // SAFETY: RUNNING keeps the runtime's reference, so the header lives through the poll, and
+        // so does the borrowed waker; `ManuallyDrop` keeps it from releasing a reference that it
+        // does not have.
+        unsafe {
+            let waker = ManuallyDrop::new(waker::from_header(task));
+            (task.as_ref().vtable.poll)(task, &mut Context::from_waker(&waker))
+        }
+    }
+
+    /// Drops the future of `task` and stores `error` as its output.
+    ///
+    /// # Safety
+    ///
+    /// Rule 5: on the owning core, while the task is RUNNING and no frame is in the middle of a poll;
+    /// the future has not been dropped.
+    pub(crate) unsafe fn fail(task: NonNull<Self>, error: JoinError) {
+        // SAFETY: passed on.
+        unsafe { (task.as_ref().vtable.fail)(task, error) }
+    }
+
+    /// Drops the output of `task`.
+    ///
+    /// # Safety
+    ///
+    /// Rule 6: the output is there, the caller's, and not used again.
+    pub(crate) unsafe fn drop_output(task: NonNull<Self>) {
+        // SAFETY: passed on.
+        unsafe { (task.as_ref().vtable.drop_output)(task) }
+    }
+
+    /// Whether `place` is the task's whole future, and of type `T`.
+    pub(crate) fn is_future<T: 'static>(task: NonNull<Self>, place: *const T) -> bool {
+        // SAFETY: the caller's pointer to the task is valid, and the functions only compute.
+        unsafe {
+            let vtable = task.as_ref().vtable;
+            (vtable.future_type)() == TypeId::of::<T>() && (vtable.future)(task) == place.cast()
+        }
+    }
+
+    /// Frees a task.
+    ///
+    /// # Safety
+    ///
+    /// Its last reference is gone, and with it future and output. The caller may call the
+    /// allocator.
+    pub(crate) unsafe fn free(task: NonNull<Self>) {
+        // SAFETY: passed on.
+        unsafe { (task.as_ref().vtable.free)(task) }
+    }
+}
+
+/// Allocates a task that nobody has polled. The future comes back when there is no memory.
+///
+/// The caller gets both references: the runtime's and the join handle's.
+pub(crate) fn allocate<F>(runtime: &'static Runtime, future: F) -> Result<NonNull<Header>, F>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    let layout = Layout::new::<Task<F>>();
+    // SAFETY: the layout is not empty: there is a header.
+    let Some(task) = NonNull::new(unsafe { alloc(layout) }.cast::<Task<F>>()) else {
+        return Err(future);
+    };
+    let header = Header::new(State::spawned(), &Task::<F>::VTABLE, Some(runtime));
+    let stage = UnsafeCell::new(Stage { future: ManuallyDrop::new(future) });
+    // SAFETY: freshly allocated for this type.
+    unsafe { task.write(Task { header, stage }) };
+    Ok(task.cast())
+}
+
+/// Frees a task that was allocated and never pushed, and gives its future back.
+///
+/// # Safety
+///
+/// `task` comes from `allocate::<F>`, and nobody has seen it.
+pub(crate) unsafe fn deallocate<F>(task: NonNull<Header>) -> F
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    // SAFETY: the future is there, since nobody has polled it, and is read once.
+    unsafe {
+        let future = task.cast::<Task<F>>().as_ref().stage.with(|stage| {
+            // A read through the reference would copy; the task is freed right after.
+            ManuallyDrop::into_inner(core::ptr::read(&raw const (*stage).future))
+        });
+        Task::<F>::free(task);
+        future
+    }
+}
+
+impl<F> Task<F>
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    const VTABLE: Vtable = Vtable {
+        poll: Self::poll,
+        fail: Self::fail,
+        take_output: Self::take_output,
+        drop_output: Self::drop_output,
+        free: Self::free,
+        future: Self::future,
+        future_type: TypeId::of::<F>,
+    };
+
+    /// # Safety
+    ///
+    /// `task` is of this type and allocated.
+    unsafe fn stage<'a>(task: NonNull<Header>) -> &'a UnsafeCell<Stage<F>> {
+        // SAFETY: the caller promises the type; the borrow is used within the caller's own call.
+        unsafe { &(*task.cast::<Self>().as_ptr()).stage }
+    }
+
+    unsafe fn poll(task: NonNull<Header>, context: &mut Context<'_>) -> Poll<()> {
+        // SAFETY: `Vtable::poll`: the future is there and ours (rule 5); it is never moved, so the
+        // pin holds.
+        let poll = unsafe {
+            Self::stage(task)
+                .with_mut(|stage| Pin::new_unchecked(&mut *(*stage).future).poll(context))
+        };
+        match poll {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(output) => {
+                // The future goes before the output takes its place, and should its drop panic,
+                // the output is stored all the same.
+                let store = StoreOutput::<F> { task, output: Some(Ok(output)) };
+                // SAFETY: as above; it is dropped once, since nobody polls after Ready.
+                unsafe { Self::drop_future(task) };
+                store.store();
+                Poll::Ready(())
+            }
+        }
+    }
+
+    unsafe fn fail(task: NonNull<Header>, error: JoinError) {
+        let store = StoreOutput::<F> { task, output: Some(Err(error)) };
+        // SAFETY: `Vtable::fail`: the future is there, ours, and dropped once.
+        unsafe { Self::drop_future(task) };
+        store.store();
+    }
+
+    unsafe fn drop_future(task: NonNull<Header>) {
+        // SAFETY: as the callers.
+        unsafe { Self::stage(task).with_mut(|stage| ManuallyDrop::drop(&mut (*stage).future)) }
+    }
+
+    unsafe fn take_output(task: NonNull<Header>, to: *mut ()) {
+        // SAFETY: `Vtable::take_output`: the output is there and ours (rule 6), and `to` takes it.
+        unsafe {
+            Self::stage(task).with_mut(|stage| {
+                to.cast::<Result<F::Output, JoinError>>()
+                    .write(ManuallyDrop::take(&mut (*stage).output));
+            });
+        }
+    }
+
+    unsafe fn drop_output(task: NonNull<Header>) {
+        // SAFETY: `Vtable::drop_output`, as `take_output`.
+        unsafe { Self::stage(task).with_mut(|stage| ManuallyDrop::drop(&mut (*stage).output)) }
+    }
+
+    unsafe fn free(task: NonNull<Header>) {
+        let task = task.cast::<Self>().as_ptr();
+        // SAFETY: `Vtable::free`: nobody can reach it, and it was allocated with this layout. What
+        // has a destructor in the header and the stage is gone; loom's cells have one of their own.
+        unsafe {
+            core::ptr::drop_in_place(task);
+            dealloc(task.cast(), Layout::new::<Self>());
+        }
+    }
+
+    unsafe fn future(task: NonNull<Header>) -> *const () {
+        // SAFETY: `task` is of this type and allocated; only an address is computed.
+        unsafe { Self::stage(task).with(|stage| (&raw const (*stage).future).cast()) }
+    }
+}
+
+/// An output on its way into the future's place, which must get there although the future's drop
+/// may panic.
+struct StoreOutput<F: Future + 'static>
+where
+    F::Output: 'static,
+{
+    task: NonNull<Header>,
+    output: Option<Result<F::Output, JoinError>>,
+}
+
+impl<F: Future + 'static> StoreOutput<F>
+where
+    F::Output: 'static,
+{
+    fn store(mut self) {
+        self.put();
+    }
+
+    fn put(&mut self) -> bool {
+        let Some(output) = self.output.take() else { return false };
+        // SAFETY: the creator may touch the future's place (rule 5), and has dropped the future, or
+        // is unwinding out of its drop, after which nobody uses it again.
+        unsafe {
+            Task::<F>::stage(self.task).with_mut(|stage| {
+                (&raw mut (*stage).output).write(ManuallyDrop::new(output));
+            });
+        }
+        true
+    }
+}
+
+impl<F: Future + 'static> Drop for StoreOutput<F>
+where
+    F::Output: 'static,
+{
+    fn drop(&mut self) {
+        if self.put() {
+            // SAFETY: the task is RUNNING, which keeps it allocated.
+            unsafe { self.task.as_ref() }.state.set_stored();
+        }
+    }
+}
+
+/// The vtable of the runtime's root task, whose future lies elsewhere.
+pub(crate) static ROOT: Vtable = Vtable {
+    // SAFETY (each): the runtime polls its root task itself, gives nobody a join handle for it, and
+    // its references never run out; so none of these is called.
+    poll: |_, _| unreachable!(),
+    fail: |_, _| unreachable!(),
+    take_output: |_, _| unreachable!(),
+    drop_output: |_| unreachable!(),
+    free: |_| unreachable!(),
+    future: |_| core::ptr::null(),
+    future_type: TypeId::of::<()>,
+};
+
+/// Which task: unique among those that have not been freed, and used again after that.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TaskId(usize);
+
+impl TaskId {
+    pub(crate) fn of(task: NonNull<Header>) -> Self {
+        Self(task.as_ptr().addr())
+    }
+}
+
+impl core::fmt::Debug for TaskId {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "task {:#x}", self.0)
+    }
+}
+
+impl core::fmt::Display for TaskId {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        core::fmt::Debug::fmt(self, f)
+    }
+}

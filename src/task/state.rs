@@ -1,0 +1,306 @@
+//! The state word of a task: flags, and above them the reference count.
+//!
+//! Every transition is one function. It makes one atomic step and returns what the caller must now
+//! do; the atomics decide, the callers act. The edges are numbered in [the life of a
+//! task](super).
+
+use crate::sync::atomic::{AtomicUsize, Ordering, fence};
+use crate::sync::const_fn;
+
+/// To be polled (again). Without `RUNNING`, the task is in exactly one queue, or the one who set
+/// the flag is about to push it: nobody else may push it.
+const READY: usize = 1 << 0;
+
+/// Being polled, or off the core in the middle of a poll by preemption. Only the owning core sets
+/// and clears it, and only while it is set may that core touch the future.
+const RUNNING: usize = 1 << 1;
+
+/// The future has been dropped and will not be polled again. Set once, by the owning core, when it
+/// clears `RUNNING` for the last time. The output is in the future's place unless `ABANDONED`.
+const DONE: usize = 1 << 2;
+
+/// Somebody asked for the task to be aborted. Never cleared.
+const ABORT: usize = 1 << 3;
+
+/// The join handle exists. While it is set and `DONE` too, the handle owns the output.
+const JOIN: usize = 1 << 4;
+
+/// The join waker's cell is filled and belongs to whoever sets `DONE`; while it is clear and `JOIN`
+/// is set, the cell belongs to the join handle. Never set after `DONE`.
+const JOIN_WAKER: usize = 1 << 5;
+
+/// The output is stored although the task is still `RUNNING`: the drop of the future panicked
+/// after its last poll. Only the owning core reads it.
+const STORED: usize = 1 << 6;
+
+/// Together with `DONE`: the future was left where it is, since frames on a stack that will never
+/// run again may point into it, so there is no output.
+const ABANDONED: usize = 1 << 7;
+
+/// One reference. The runtime has one until the future is gone; so have the join handle and each
+/// waker. Queues have none: a task in a queue is `READY` and not `DONE`, so the runtime's holds it
+/// ([`Start::Finished`] is the one exception).
+const REFERENCE: usize = 1 << 8;
+
+/// More references than any program can make without forgetting them in a loop for years.
+const REFERENCES_MAX: usize = isize::MAX as usize;
+
+/// The state word.
+#[derive(Debug)]
+pub(crate) struct State(AtomicUsize);
+
+/// What [`State::wake`] and [`State::abort`] want done.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Wake {
+    /// The task was BLOCKED: push it. Nobody else will.
+    Push,
+    /// It is queued already, or its poll will find the flag, or it is finished.
+    Nothing,
+}
+
+/// What [`State::start`] wants done with a task that was taken from a queue.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Start {
+    /// Poll it; with `aborted`, drop its future instead unless a stack holds frames of it.
+    Run { aborted: bool },
+    /// It was finished by a shutdown while its waker was about to push it: release the reference
+    /// that the runtime kept for this.
+    Finished,
+    /// As `Finished`, but frames on a stack may point at the task: leave it.
+    Abandoned,
+    /// Its last reference was dropped where nothing may be freed: free it.
+    Free,
+}
+
+/// What [`State::pending`] wants done after a poll.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Pending {
+    /// BLOCKED: nothing; a wake will push it.
+    Blocked,
+    /// Woken or aborted during the poll: push it.
+    Ready,
+}
+
+/// What [`State::complete`] found.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) struct Completed {
+    /// The join handle is gone: the output is the caller's to drop.
+    pub(crate) drop_output: bool,
+    /// The join waker is the caller's to take and wake.
+    pub(crate) wake_joiner: bool,
+}
+
+/// What [`State::shut_down`] wants done with a task in no queue of the runtime's.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) struct ShutDown {
+    /// A waker is between its `wake` and its push: the runtime's reference stays until that push
+    /// has been seen.
+    pub(crate) push_is_coming: bool,
+}
+
+impl State {
+    const_fn! {
+        /// Spawned: READY, and referenced by the runtime and the join handle. (Edge 1)
+        pub(crate) fn spawned() -> Self {
+            Self(AtomicUsize::new(READY | JOIN | 2 * REFERENCE))
+        }
+    }
+
+    const_fn! {
+        /// BLOCKED, without a join handle, and never freed: the runtime's own root task.
+        pub(crate) fn immortal() -> Self {
+            Self(AtomicUsize::new(REFERENCES_MAX / 2 & !(REFERENCE - 1)))
+        }
+    }
+
+    /// Wakes. (Edges 5, 6)
+    ///
+    /// Always a read-modify-write with release, also when the task is READY already: the poll that
+    /// acquires it in [`start`](Self::start) must see what was written before this wake. A plain
+    /// load that finds READY and returns would let the poll that is starting miss it.
+    #[inline]
+    pub(crate) fn wake(&self) -> Wake {
+        self.set_ready(READY)
+    }
+
+    /// Asks for an abort: a wake with one flag more. (Edges 5, 6)
+    pub(crate) fn abort(&self) -> Wake {
+        self.set_ready(READY | ABORT)
+    }
+
+    #[inline]
+    fn set_ready(&self, flags: usize) -> Wake {
+        // Release pairs with the acquire in `start`. Acquire: the one who pushes a task may touch
+        // its link, which the owning core last used before it released RUNNING in `pending`.
+        let before = self.0.fetch_or(flags, Ordering::AcqRel);
+        if before & (READY | RUNNING | DONE) == 0 { Wake::Push } else { Wake::Nothing }
+    }
+
+    /// Takes from a queue: READY to RUNNING. Owning core. (Edge 2)
+    #[inline]
+    pub(crate) fn start(&self) -> Start {
+        // One addition flips both flags, since READY is set and RUNNING clear in every task that
+        // is in a queue. For the two others (`Finished`, `Free`) nobody reads the flags again.
+        // Acquire pairs with the release of every wake that came before.
+        let before = self.0.fetch_add(RUNNING - READY, Ordering::AcqRel);
+        if before < REFERENCE {
+            Start::Free
+        } else if before & ABANDONED != 0 {
+            Start::Abandoned
+        } else if before & DONE != 0 {
+            Start::Finished
+        } else {
+            debug_assert_eq!(before & (READY | RUNNING), READY);
+            Start::Run { aborted: before & ABORT != 0 }
+        }
+    }
+
+    /// The poll returned Pending, or the task suspended itself. Owning core. (Edges 3, 4)
+    #[inline]
+    pub(crate) fn pending(&self) -> Pending {
+        // Release: whoever wakes it now may push it, and its link was ours.
+        let before = self.0.fetch_sub(RUNNING, Ordering::Release);
+        debug_assert_eq!(before & (RUNNING | DONE), RUNNING);
+        if before & READY != 0 { Pending::Ready } else { Pending::Blocked }
+    }
+
+    /// The future is gone and the output stored. Owning core. (Edge 7)
+    pub(crate) fn complete(&self) -> Completed {
+        // Release pairs with the handle's acquire of DONE: it reads the output. Acquire pairs with
+        // `set_join_waker`: we read the waker.
+        let before = self.0.fetch_add(DONE - RUNNING, Ordering::AcqRel);
+        debug_assert_eq!(before & (RUNNING | DONE), RUNNING);
+        Completed {
+            drop_output: before & JOIN == 0,
+            wake_joiner: before & (JOIN | JOIN_WAKER) == JOIN | JOIN_WAKER,
+        }
+    }
+
+    /// The future is never touched again but not dropped either. Owning core. (Edge 8)
+    pub(crate) fn abandon(&self) -> Completed {
+        let before = self.0.fetch_or(DONE | ABANDONED, Ordering::AcqRel);
+        Completed {
+            drop_output: false,
+            wake_joiner: before & (JOIN | JOIN_WAKER) == JOIN | JOIN_WAKER,
+        }
+    }
+
+    /// Takes a task that is in no queue of the runtime's, and holds no frames, to drop its future.
+    /// Owning core, while it shuts down. (Edge 9)
+    pub(crate) fn shut_down(&self) -> ShutDown {
+        // With RUNNING set, no wake pushes any more.
+        let before = self.0.fetch_or(RUNNING, Ordering::AcqRel);
+        debug_assert_eq!(before & (RUNNING | DONE), 0);
+        ShutDown { push_is_coming: before & READY != 0 }
+    }
+
+    /// Notes that the output is stored while the drop of the future panics. Owning core.
+    pub(crate) fn set_stored(&self) {
+        self.0.fetch_or(STORED, Ordering::Relaxed);
+    }
+
+    /// Whether the output is stored although the poll panicked. Owning core.
+    pub(crate) fn is_stored(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & STORED != 0
+    }
+
+    /// Whether nobody will poll it again. What it says of the output is seen with it.
+    pub(crate) fn is_done(&self) -> bool {
+        // Acquire pairs with `complete`.
+        self.0.load(Ordering::Acquire) & DONE != 0
+    }
+
+    /// Whether an abort was asked for. Owning core: a hint, `start` and `pending` decide.
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & ABORT != 0
+    }
+
+    /// After [`is_done`](Self::is_done): whether there is an output.
+    pub(crate) fn has_output(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & ABANDONED == 0
+    }
+
+    /// The join handle filled the waker's cell and gives it away. `false`: the task is done, and
+    /// the cell is still the handle's.
+    pub(crate) fn set_join_waker(&self) -> bool {
+        self.unless_done(|word| word | JOIN_WAKER)
+    }
+
+    /// The join handle takes the waker's cell back. `false`: the task is done, and the cell is no
+    /// longer the handle's.
+    pub(crate) fn take_join_waker(&self) -> bool {
+        self.unless_done(|word| word & !JOIN_WAKER)
+    }
+
+    /// Whether the waker's cell is given away. Join handle only.
+    pub(crate) fn has_join_waker(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & JOIN_WAKER != 0
+    }
+
+    /// The join handle goes. Returns whether the task was done, and so whether the output is the
+    /// handle's to drop, and (if it was not) whether the waker's cell is.
+    pub(crate) fn drop_join(&self) -> (bool, bool) {
+        // A step that only clears JOIN is enough when the task is done: JOIN_WAKER was given away.
+        let gave_up = |word: usize| word & !(JOIN | JOIN_WAKER);
+        let before = self
+            .0
+            // Acquire: the output, or our own waker's cell. Release: `complete` may drop the output
+            // only after we have stopped looking.
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| Some(gave_up(word)))
+            .unwrap_or_else(|word| word);
+        (before & DONE != 0, before & JOIN_WAKER != 0)
+    }
+
+    fn unless_done(&self, step: impl Fn(usize) -> usize) -> bool {
+        self.0
+            // Release: `complete` reads the waker. Acquire on failure: DONE, and with it the output.
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+                (word & DONE == 0).then(|| step(word))
+            })
+            .is_ok()
+    }
+
+    /// One reference more. Any context.
+    #[inline]
+    pub(crate) fn retain(&self) {
+        // Relaxed: who clones a reference has one, so nothing is published by it.
+        let before = self.0.fetch_add(REFERENCE, Ordering::Relaxed);
+        if before > REFERENCES_MAX {
+            overflow();
+        }
+    }
+
+    /// One reference less. Any context. `true`: it was the last, and the task is the caller's to
+    /// free or to hand over.
+    #[inline]
+    #[must_use]
+    pub(crate) fn release(&self) -> bool {
+        // Release: what was done through this reference happens before the free; the fence in the
+        // last one acquires all of them.
+        let before = self.0.fetch_sub(REFERENCE, Ordering::Release);
+        if before & !(REFERENCE - 1) == REFERENCE {
+            fence(Ordering::Acquire);
+            return true;
+        }
+        false
+    }
+}
+
+/// A count that wrapped would free a task that is in use. A panic could be caught and the loop
+/// that forgets wakers go on, so this panics while it panics, which aborts.
+#[cold]
+fn overflow() -> ! {
+    struct Abort;
+    impl Drop for Abort {
+        fn drop(&mut self) {
+            panic!("trapline: a task's reference count overflowed: wakers are being forgotten");
+        }
+    }
+    let _abort = Abort;
+    panic!("trapline: a task's reference count overflowed: wakers are being forgotten");
+}

@@ -1,0 +1,78 @@
+//! The waker of a task: a pointer to its header that holds a reference.
+//!
+//! All four functions may run in any context: in an interrupt, on another core, while the
+//! interrupted code holds a heap lock, after the runtime has been shut down. They take no lock, call
+//! no allocator and no `Drop` of a user's.
+
+use core::ptr::NonNull;
+use core::task::{RawWaker, RawWakerVTable, Waker};
+
+use super::Header;
+use super::state::Wake;
+use crate::preempt::PreemptGuard;
+use crate::ready;
+
+static VTABLE: RawWakerVTable = RawWakerVTable::new(clone, wake, wake_by_ref, drop);
+
+/// A waker for `task` that takes over one reference.
+///
+/// # Safety
+///
+/// The caller has a reference to give away, or sees to it that the waker is not dropped and that the
+/// task outlives it.
+pub(crate) unsafe fn from_header(task: NonNull<Header>) -> Waker {
+    // SAFETY: the four functions keep `RawWakerVTable`'s contract, being thread-safe.
+    unsafe { Waker::new(task.as_ptr().cast_const().cast(), &VTABLE) }
+}
+
+/// Wakes a task.
+pub(crate) fn wake_task(task: &Header) {
+    // Preempted between the flag and the push, a waker would keep the task from the queue for as
+    // long as it stays preempted itself.
+    let _guard = PreemptGuard::new();
+    if task.state.wake() == Wake::Push {
+        ready::push(task);
+    }
+}
+
+/// Drops one reference.
+pub(crate) fn release(task: NonNull<Header>) {
+    // SAFETY: the caller has the reference that it drops.
+    if unsafe { task.as_ref() }.state.release() {
+        ready::free(task);
+    }
+}
+
+/// # Safety
+///
+/// `data` is the data of a live waker of this vtable.
+unsafe fn header(data: *const ()) -> NonNull<Header> {
+    // SAFETY: `from_header` made it from a `NonNull`.
+    unsafe { NonNull::new_unchecked(data.cast_mut().cast()) }
+}
+
+// Each of these is called with the data of a live waker, by `RawWakerVTable`'s contract.
+
+unsafe fn clone(data: *const ()) -> RawWaker {
+    // SAFETY: a live waker's reference keeps the header.
+    unsafe { header(data).as_ref() }.state.retain();
+    RawWaker::new(data, &VTABLE)
+}
+
+unsafe fn wake(data: *const ()) {
+    // SAFETY: as `clone`; the reference that the waker had goes at the end.
+    unsafe {
+        wake_by_ref(data);
+        drop(data);
+    }
+}
+
+unsafe fn wake_by_ref(data: *const ()) {
+    // SAFETY: as `clone`.
+    wake_task(unsafe { header(data).as_ref() });
+}
+
+unsafe fn drop(data: *const ()) {
+    // SAFETY: as `clone`.
+    release(unsafe { header(data) });
+}

@@ -1,0 +1,147 @@
+//! The core's one alarm, shared by its timers and by the slice of the running stackful task.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence};
+use core::time::Duration;
+
+use crate::platform::bound;
+
+/// No time: an alarm that is not set, a queue without timers.
+pub(crate) const NEVER: u64 = u64::MAX;
+
+/// Stands for the end of a slice that nobody looked at the clock for.
+const UNKNOWN: u64 = 0;
+
+/// What the alarm is set to. Only the core and its interrupts touch it, so all is relaxed.
+///
+/// Reading the clock and setting the alarm for each poll on a stack would cost more than the poll. So
+/// a slice alarm that is set stays set when its task leaves early, and the next one starts its slice
+/// under it without looking at the clock; if that one still runs when the alarm fires, it gets a
+/// whole slice from there. A task thus keeps the core for one slice, and at most for two.
+#[derive(Debug)]
+pub(crate) struct Alarm {
+    /// When the alarm will fire, in nanoseconds of the platform's clock.
+    at: AtomicU64,
+    /// The end of the running slice.
+    slice_end: AtomicU64,
+    /// The alarm that is set fires within a slice from when it was set.
+    covers_slice: AtomicBool,
+    /// It fired, and the loop has not looked at the timers since.
+    due: AtomicBool,
+}
+
+pub(crate) fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(NEVER)
+}
+
+impl Alarm {
+    pub(crate) const fn new() -> Self {
+        Self {
+            at: AtomicU64::new(NEVER),
+            slice_end: AtomicU64::new(UNKNOWN),
+            covers_slice: AtomicBool::new(false),
+            due: AtomicBool::new(false),
+        }
+    }
+
+    fn set(&self, at: u64) {
+        // An alarm that fires on either side of the store makes the timers due, after which nothing
+        // of this is relied on.
+        if self.at.load(Ordering::Relaxed) != at {
+            bound::set_alarm(at);
+            self.at.store(at, Ordering::Relaxed);
+        }
+    }
+
+    /// Sees to it that the alarm fires at `at` or earlier.
+    pub(crate) fn set_by(&self, at: u64) {
+        if at < self.at.load(Ordering::Relaxed) {
+            self.set(at);
+        }
+    }
+
+    /// Sets the alarm for the timers alone.
+    pub(crate) fn set_for_timers(&self, next: u64) {
+        self.at.store(NEVER, Ordering::Relaxed);
+        self.covers_slice.store(false, Ordering::Relaxed);
+        if next != NEVER {
+            self.set(next);
+        }
+    }
+
+    /// Starts a slice of a task that has not run for a part of it.
+    pub(crate) fn begin_slice(&self, slice: u64, next_timer: u64) {
+        if self.covers_slice.load(Ordering::Relaxed) {
+            self.slice_end.store(UNKNOWN, Ordering::Relaxed);
+        } else {
+            self.resume_slice(slice, next_timer);
+        }
+    }
+
+    /// Starts what is left of a slice.
+    pub(crate) fn resume_slice(&self, left: u64, next_timer: u64) {
+        let end = bound::now().saturating_add(left);
+        self.slice_end.store(end, Ordering::Relaxed);
+        self.covers_slice.store(true, Ordering::Relaxed);
+        self.set(end.min(next_timer));
+    }
+
+    /// In the alarm's interrupt: it is not set any more.
+    pub(crate) fn has_fired(&self) {
+        self.at.store(NEVER, Ordering::Relaxed);
+        self.covers_slice.store(false, Ordering::Relaxed);
+    }
+
+    /// In the alarm's interrupt, on a stack: is it time to leave? If so, what is left of the slice;
+    /// if not, the alarm has been set again.
+    pub(crate) fn look(&self, slice: u64, next_timer: u64) -> Option<SliceLeft> {
+        let now = bound::now();
+        let mut end = self.slice_end.load(Ordering::Relaxed);
+        if end == UNKNOWN {
+            end = now.saturating_add(slice);
+        }
+        if now >= end {
+            return Some(SliceLeft::Nothing);
+        }
+        if now >= next_timer {
+            return Some(SliceLeft::Nanoseconds(end - now));
+        }
+        self.resume_slice(end - now, next_timer);
+        None
+    }
+
+    /// What is left of the slice of the task that runs now.
+    pub(crate) fn slice_left(&self, slice: u64) -> SliceLeft {
+        match self.slice_end.load(Ordering::Relaxed) {
+            UNKNOWN => SliceLeft::Nanoseconds(slice),
+            end => match end.saturating_sub(bound::now()) {
+                0 => SliceLeft::Nothing,
+                left => SliceLeft::Nanoseconds(left),
+            },
+        }
+    }
+
+    /// Tells the loop to look at the timers.
+    pub(crate) fn set_due(&self) {
+        self.due.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_due(&self) -> bool {
+        self.due.load(Ordering::Relaxed)
+    }
+
+    /// The loop is about to look.
+    pub(crate) fn clear_due(&self) {
+        self.due.store(false, Ordering::Relaxed);
+        // An alarm that fires after this makes them due again.
+        compiler_fence(Ordering::SeqCst);
+    }
+}
+
+/// What a preempted task has left of its slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SliceLeft {
+    /// It was used up: the others come first.
+    Nothing,
+    /// Something more urgent came: it goes on before the others.
+    Nanoseconds(u64),
+}

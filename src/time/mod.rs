@@ -1,0 +1,106 @@
+//! Time: the clock, sleeping, and giving up after a while.
+//!
+//! Times are nanoseconds of the platform's clock. A timer fires in task context of the core that it
+//! was first polled on, never early; how late, depends on what else that core polls: a stackful task
+//! is preempted for it, a plain one is not.
+
+mod alarm;
+mod timers;
+
+pub(crate) use alarm::{Alarm, NEVER, SliceLeft, nanoseconds};
+pub(crate) use timers::Timers;
+pub use timers::{Sleep, sleep, sleep_until};
+
+use core::fmt;
+use core::future::Future;
+use core::pin::Pin;
+use core::task::{Context, Poll};
+use core::time::Duration;
+
+use crate::platform::bound;
+
+/// A moment on the platform's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Instant(u64);
+
+/// The platform's clock. Any context.
+pub fn now() -> Instant {
+    Instant(bound::now())
+}
+
+impl Instant {
+    /// The moment `nanoseconds` after the platform's clock began.
+    pub const fn from_nanos(nanoseconds: u64) -> Self {
+        Self(nanoseconds)
+    }
+
+    /// Nanoseconds since the platform's clock began.
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// How much later this is than `earlier`; zero if it is not.
+    pub const fn saturating_since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl core::ops::Add<Duration> for Instant {
+    type Output = Self;
+
+    /// The end of time if there is no such moment.
+    fn add(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(nanoseconds(duration)))
+    }
+}
+
+impl core::ops::AddAssign<Duration> for Instant {
+    fn add_assign(&mut self, duration: Duration) {
+        *self = *self + duration;
+    }
+}
+
+/// The time was up before the future was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Elapsed;
+
+impl fmt::Display for Elapsed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the time was up before the future was done")
+    }
+}
+
+impl core::error::Error for Elapsed {}
+
+pin_project_lite::pin_project! {
+    /// The future that [`timeout`] returns.
+    #[derive(Debug)]
+    #[must_use = "futures do nothing unless awaited"]
+    pub struct Timeout<F> {
+        #[pin]
+        future: F,
+        #[pin]
+        sleep: Sleep,
+    }
+}
+
+/// Waits for `future`, but no longer than `duration` from now.
+///
+/// What is late is dropped with the `Timeout`. A plain future that computes without awaiting cannot be
+/// timed out, since nobody gets to look at the clock; a [`stackful`](crate::stackful()) one can: it is
+/// preempted, and aborted by the drop. Cancel-safe if `future` is.
+pub fn timeout<F: Future>(duration: Duration, future: F) -> Timeout<F> {
+    Timeout { future, sleep: sleep(duration) }
+}
+
+impl<F: Future> Future for Timeout<F> {
+    type Output = Result<F::Output, Elapsed>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Poll::Ready(output) = this.future.poll(context) {
+            return Poll::Ready(Ok(output));
+        }
+        this.sleep.poll(context).map(|()| Err(Elapsed))
+    }
+}
