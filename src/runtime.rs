@@ -15,7 +15,7 @@ use core::future::Future;
 use core::mem::ManuallyDrop;
 use core::pin::pin;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use core::task::{Context, Poll};
 
 use crossbeam_utils::CachePadded;
@@ -47,6 +47,8 @@ pub struct Runtime {
     inbox: CachePadded<Inbox>,
     /// The core that entered first, plus one. It is the owning core until the shutdown.
     owner: AtomicUsize,
+    /// A task was aborted in a queue, so look among those that wait for a stack.
+    aborted_in_queue: AtomicBool,
     config: Config,
     gate: Gate,
     alarm: Alarm,
@@ -132,6 +134,7 @@ impl Runtime {
             Self {
                 inbox: CachePadded::new(Inbox::new()),
                 owner: AtomicUsize::new(0),
+                aborted_in_queue: AtomicBool::new(false),
                 config,
                 gate: Gate::new(),
                 alarm: Alarm::new(),
@@ -465,6 +468,9 @@ impl Runtime {
             self.inbox.take(&self.own.ready, false);
         }
         let own = &self.own;
+        if !own.stacks.waiting.is_empty() && self.aborted_in_queue.swap(false, Ordering::Acquire) {
+            self.stop_waiting();
+        }
         if own.polls.get() < POLLS_BEFORE_PREEMPTED || own.stacks.preempted.is_empty() {
             if let Some(task) = own.ready.pop() {
                 own.polls.set(own.polls.get().wrapping_add(1));
@@ -677,6 +683,22 @@ impl Runtime {
         drop(caught);
     }
 
+    /// Moves the aborted among those that wait for a stack to the FIFO: they need none.
+    fn stop_waiting(&'static self) {
+        let waiting = Fifo::new();
+        while let Some(task) = self.own.stacks.waiting.pop() {
+            // SAFETY: READY, hence alive, and in no queue now.
+            unsafe {
+                let aborted = task.as_ref().state.is_aborted();
+                if aborted { &self.own.ready } else { &waiting }.push_back(task);
+            }
+        }
+        while let Some(task) = waiting.pop() {
+            // SAFETY: as above.
+            unsafe { self.own.stacks.waiting.push_back(task) };
+        }
+    }
+
     fn take_stack(&'static self) -> Option<NonNull<crate::stackful::Stack>> {
         let size = self.config.rounded_stack_size()?;
         self.own.stacks.pool.take(self, size, self.config.stacks)
@@ -790,6 +812,14 @@ impl Runtime {
     /// Whether a stack has the core.
     pub(crate) fn is_on_stack(&self) -> bool {
         self.own.stacks.running().is_some()
+    }
+
+    /// Makes the loop look for the aborted among those that wait for a stack. Any context, with
+    /// preemption off.
+    pub(crate) fn aborted_in_queue(&self) {
+        // Release, and the wake after it: a loop that has parked or is about to comes round once more.
+        self.aborted_in_queue.store(true, Ordering::Release);
+        task::waker::wake_task(&self.root);
     }
 
     /// Gets the owning core's attention.

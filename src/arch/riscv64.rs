@@ -146,7 +146,7 @@ unsafe impl StackfulBackend for Riscv64 {
 unsafe extern "C" fn switch(save: *mut Context, to: Context) {
     naked_asm!(
         ".option push",
-        // Whether there is an FPU is decided by FS, when it runs.
+        // What the assembler may use; whether there is an FPU is decided by FS, when it runs.
         ".option arch, +d",
         "addi sp, sp, -{size}",
         "sd ra, {ra}(sp)",
@@ -288,7 +288,8 @@ unsafe extern "C" fn trap_entry() {
     naked_asm!(
         ".balign 4",
         ".option push",
-        ".option arch, +d",
+        // What the assembler may use; whether there is an FPU is decided by FS, when it runs.
+        ".option arch, +a, +d",
         "addi sp, sp, -{size}",
         r".irp n, 1,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
         r"  sd x\n, {x} + 8*\n(sp)",

@@ -8,7 +8,7 @@ use core::pin::Pin;
 use core::ptr::NonNull;
 use core::task::{Context, Poll, Waker};
 
-use super::state::Wake;
+use super::state::Abort;
 use super::waker::release;
 use super::{Header, TaskId};
 use crate::platform::PanicPayload;
@@ -73,7 +73,6 @@ pub(crate) fn panic_message(payload: &PanicPayload) -> &str {
 /// # Panics
 ///
 /// Polled again after it was ready, as any future may.
-#[must_use = "a join handle does nothing unless awaited; drop it to detach the task"]
 pub struct JoinHandle<T> {
     of: Of,
     output: PhantomData<fn() -> T>,
@@ -134,8 +133,14 @@ impl<T> JoinHandle<T> {
     pub fn abort(&self) {
         let Some(task) = self.header() else { return };
         let _guard = PreemptGuard::new();
-        if task.state.abort() == Wake::Push {
-            ready::push(task);
+        match task.state.abort() {
+            Abort::Push => ready::push(task),
+            Abort::Queued => {
+                if let Some(runtime) = task.runtime.get() {
+                    runtime.aborted_in_queue();
+                }
+            }
+            Abort::Nothing => {}
         }
     }
 

@@ -49,13 +49,25 @@ const REFERENCES_MAX: usize = isize::MAX as usize;
 #[derive(Debug)]
 pub(crate) struct State(AtomicUsize);
 
-/// What [`State::wake`] and [`State::abort`] want done.
+/// What [`State::wake`] wants done.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub(crate) enum Wake {
     /// The task was BLOCKED: push it. Nobody else will.
     Push,
     /// It is queued already, or its poll will find the flag, or it is finished.
+    Nothing,
+}
+
+/// What [`State::abort`] wants done.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Abort {
+    /// The task was BLOCKED: push it. Nobody else will.
+    Push,
+    /// It is in a queue, which may be the one of those that wait for a stack: tell its runtime.
+    Queued,
+    /// Its poll will find the flag, or it is finished.
     Nothing,
 }
 
@@ -125,20 +137,25 @@ impl State {
     /// load that finds READY and returns would let the poll that is starting miss it.
     #[inline]
     pub(crate) fn wake(&self) -> Wake {
-        self.set_ready(READY)
+        let before = self.set_ready(READY);
+        if before & (READY | RUNNING | DONE) == 0 { Wake::Push } else { Wake::Nothing }
     }
 
     /// Asks for an abort: a wake with one flag more. (Edges 5, 6)
-    pub(crate) fn abort(&self) -> Wake {
-        self.set_ready(READY | ABORT)
+    pub(crate) fn abort(&self) -> Abort {
+        let before = self.set_ready(READY | ABORT);
+        match before & (READY | RUNNING | DONE) {
+            0 => Abort::Push,
+            READY => Abort::Queued,
+            _ => Abort::Nothing,
+        }
     }
 
     #[inline]
-    fn set_ready(&self, flags: usize) -> Wake {
+    fn set_ready(&self, flags: usize) -> usize {
         // Release pairs with the acquire in `start`. Acquire: the one who pushes a task may touch
         // its link, which the owning core last used before it released RUNNING in `pending`.
-        let before = self.0.fetch_or(flags, Ordering::AcqRel);
-        if before & (READY | RUNNING | DONE) == 0 { Wake::Push } else { Wake::Nothing }
+        self.0.fetch_or(flags, Ordering::AcqRel)
     }
 
     /// Takes from a queue: READY to RUNNING. Owning core. (Edge 2)

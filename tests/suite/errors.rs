@@ -1,0 +1,222 @@
+//! What a caller can do wrong: a clear error, or defined behaviour, and nothing lost.
+
+use core::future::{Future, poll_fn};
+
+use hal_shim::heap;
+use trapline::time::sleep;
+use trapline::{
+    Config, ConfigError, EnterError, JoinError, Runtime, SpawnErrorReason, block_on, spawn,
+    stackful, try_spawn,
+};
+
+use crate::support::*;
+
+pub fn nested_runtimes() {
+    let (outer, inner) = (runtime(), runtime());
+    run_on(outer, async {
+        assert!(matches!(inner.run_until(async {}), Err(EnterError::Nested)));
+        assert!(matches!(outer.run_until(async {}), Err(EnterError::Nested)));
+        assert!(matches!(inner.enter(), Err(EnterError::Nested)));
+        let nested = spawn(stackful(async { matches!(outer.run_until(async {}), Err(EnterError::Nested)) }));
+        assert!(nested.await.unwrap());
+    });
+    // The error left the core where it was.
+    assert_eq!(run_on(inner, async { 1 }), 1);
+}
+
+fn refused(config: Config) -> ConfigError {
+    match configured(config).run_until(async {}) {
+        Err(EnterError::Config(error)) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+pub fn zero_slice() {
+    let config = Config { slice: core::time::Duration::ZERO, ..Config::new() };
+    assert_eq!(refused(config), ConfigError::ZeroSlice);
+}
+
+pub fn stack_that_holds_no_context() {
+    let ConfigError::StackTooSmall { least } = refused(Config { stack_size: 64, ..Config::new() })
+    else {
+        panic!("64 bytes are no stack")
+    };
+    // The least that it names is enough to be entered, and one byte less is not.
+    assert_eq!(
+        refused(Config { stack_size: least - 1, ..Config::new() }),
+        ConfigError::StackTooSmall { least }
+    );
+    let runtime = configured(Config { stack_size: least, ..Config::new() });
+    assert_eq!(run_on(runtime, async { 2 }), 2);
+    assert_eq!(
+        refused(Config { stack_size: usize::MAX, ..Config::new() }),
+        ConfigError::StackTooLarge
+    );
+}
+
+pub fn no_stacks_at_all() {
+    assert_eq!(refused(Config { stacks: 0, ..Config::new() }), ConfigError::NoStacks);
+}
+
+pub fn memory_out_at_spawn_gives_the_future_back() {
+    let runtime = runtime();
+    let (polls, drops) = (Count::new(), Count::new());
+    let future = Counted::new(async { 6 }, &polls, &drops);
+    heap::fail_after(Some(0));
+    let spawned = runtime.try_spawn(future);
+    heap::fail_after(None);
+    let error = spawned.expect_err("there was no memory");
+    assert_eq!(error.reason, SpawnErrorReason::OutOfMemory);
+    assert_eq!(drops.get(), 0);
+    // It is whole: now it runs.
+    assert_eq!(run_on(runtime, runtime.spawn(error.future)).unwrap(), 6);
+    assert_eq!((polls.get(), drops.get()), (1, 1));
+}
+
+pub fn memory_out_for_a_child() {
+    run(async {
+        let mut child = core::pin::pin!(stackful(async { 8 }));
+        let polls = Count::new();
+        let output = poll_fn(|context| {
+            // The first polls find no memory for the child's task, and try again.
+            heap::fail_after((polls.add() <= 3).then_some(0));
+            let poll = child.as_mut().poll(context);
+            heap::fail_after(None);
+            poll
+        })
+        .await;
+        assert_eq!(output, 8);
+        assert!(polls.get() > 3);
+    });
+}
+
+pub fn memory_out_for_a_stack_waits() {
+    // More than there is, so that no platform can give it.
+    let runtime = configured(Config { stack_size: isize::MAX as usize & !15, ..Config::new() });
+    run_on(runtime, async {
+        let stackful = spawn(stackful(async {}));
+        sleep(ms(3)).await;
+        assert!(!stackful.is_finished());
+        stackful.abort();
+        assert_eq!(spawn(async { 4 }).await.unwrap(), 4, "the others run");
+        assert!(matches!(stackful.await, Err(JoinError::Aborted)));
+    });
+}
+
+pub fn spawn_outside_of_a_runtime() {
+    assert!(Runtime::current().is_none());
+    let (polls, drops) = (Count::new(), Count::new());
+    let error = try_spawn(Counted::new(async {}, &polls, &drops)).expect_err("no runtime");
+    assert_eq!(error.reason, SpawnErrorReason::NoRuntime);
+    assert_eq!(drops.get(), 0);
+    drop(error);
+    assert_eq!((polls.get(), drops.get()), (0, 1));
+}
+
+pub fn nothing_runs_after_a_shutdown() {
+    let runtime = runtime();
+    assert_eq!(run_on(runtime, async { 1 }), 1);
+    runtime.shutdown().unwrap();
+    assert!(matches!(runtime.run_until(async {}), Err(EnterError::ShutDown)));
+    assert!(matches!(runtime.enter(), Err(EnterError::ShutDown)));
+    let (polls, drops) = (Count::new(), Count::new());
+    let error = runtime.try_spawn(Counted::new(async {}, &polls, &drops)).expect_err("shut down");
+    assert_eq!(error.reason, SpawnErrorReason::ShutDown);
+    let handle = runtime.spawn(error.future);
+    assert!(handle.is_finished());
+    assert_eq!((polls.get(), drops.get()), (0, 1));
+    assert!(matches!(block_on(handle), Err(JoinError::Aborted)));
+    // Again, and again nothing.
+    assert_eq!(runtime.shutdown().unwrap().dropped, 0);
+}
+
+pub fn shutdown_inside_of_the_runtime() {
+    let runtime = runtime();
+    run_on(runtime, async {
+        assert!(matches!(runtime.shutdown(), Err(EnterError::Nested)));
+    });
+    assert_eq!(run_on(runtime, async { 3 }), 3);
+}
+
+pub fn shutdown_with_tasks_in_every_state() {
+    let runtime = configured(Config { stacks: 2, ..Config::new() });
+    let drops = Count::new();
+    let held = Count::new();
+    let started = Count::new();
+    let stop = Event::new();
+    let (queued, blocked, finished, suspended, preempted, waiting, sleeping) =
+        run_on(runtime, async {
+            let finished = {
+                let output = drops.on_drop();
+                spawn(async move { output })
+            };
+            let blocked = {
+                let dropped = drops.on_drop();
+                spawn(async move {
+                    let _dropped = dropped;
+                    never().await
+                })
+            };
+            let sleeping = {
+                let dropped = drops.on_drop();
+                spawn(async move {
+                    let _dropped = dropped;
+                    sleep(LONG).await
+                })
+            };
+            let suspended = {
+                let dropped = held.on_drop();
+                spawn(stackful(async move {
+                    let _dropped = dropped;
+                    block_on(never())
+                }))
+            };
+            let preempted = {
+                let (dropped, runs) = (held.on_drop(), started.clone());
+                let stop = stop.clone();
+                spawn(stackful(async move {
+                    let _dropped = dropped;
+                    runs.add();
+                    while !stop.is_set() {}
+                }))
+            };
+            sleep(ms(4)).await;
+            assert_eq!(started.get(), 1);
+            let waiting = {
+                let dropped = drops.on_drop();
+                spawn(stackful(async move {
+                    let _dropped = dropped;
+                }))
+            };
+            turns(3).await;
+            let queued = {
+                let dropped = drops.on_drop();
+                spawn(async move {
+                    let _dropped = dropped;
+                    // A drop may do what it likes: here it wakes and spawns.
+                    let _ = try_spawn(async {});
+                })
+            };
+            (queued, blocked, finished, suspended, preempted, waiting, sleeping)
+        });
+    assert_eq!(drops.get(), 0);
+    let report = runtime.shutdown().unwrap();
+    assert_eq!((report.dropped, report.stacks_with_frames), (4, 2));
+    assert_eq!(drops.get(), 4, "queued, blocked, waiting for a stack, sleeping");
+    assert_eq!(held.get(), 0, "frames may point at what they hold");
+    for handle in [queued, waiting, preempted] {
+        assert!(handle.is_finished());
+        let error = block_on(handle).expect_err("shut down");
+        assert!(matches!(error, JoinError::Aborted | JoinError::Abandoned), "{error}");
+    }
+    assert!(matches!(block_on(blocked), Err(JoinError::Aborted)));
+    assert!(matches!(block_on(sleeping), Err(JoinError::Aborted)));
+    assert!(matches!(block_on(suspended), Err(JoinError::Abandoned)));
+    drop(block_on(finished).unwrap());
+    assert_eq!(drops.get(), 5);
+}
+
+pub fn no_such_core() {
+    let error = hal_shim::start_core(1_000_000, || ());
+    assert_eq!(error, Err(hal_shim::StartError::NoSuchCore));
+}

@@ -1,0 +1,76 @@
+//! Every register is filled with a pattern and checked again and again, while the task is preempted a
+//! hundred thousand times by another that does the same with other patterns.
+
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use core::time::Duration;
+
+use trapline::time::sleep;
+use trapline::{Config, spawn, stackful};
+
+use crate::support::*;
+
+#[cfg(target_arch = "riscv64")]
+#[path = "registers/riscv64.rs"]
+mod arch;
+#[cfg(target_arch = "x86_64")]
+#[path = "registers/x86_64.rs"]
+mod arch;
+
+const PREEMPTIONS: u64 = 100_000;
+
+/// What the registers shall hold, and when to stop. Read by the assembly.
+#[repr(C, align(16))]
+struct Patterns {
+    integer: [u64; 32],
+    /// Two words for each vector register; the second is not used by scalar ones.
+    float: [[u64; 2]; 32],
+    stop: &'static AtomicUsize,
+    /// How often all were found intact.
+    rounds: u64,
+}
+
+impl Patterns {
+    fn new(seed: u64, stop: &'static AtomicUsize) -> Self {
+        let word = |n: u64| seed.wrapping_add(n).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        Self {
+            integer: core::array::from_fn(|n| word(n as u64)),
+            float: core::array::from_fn(|n| [word(100 + n as u64), word(200 + n as u64)]),
+            stop,
+            rounds: 0,
+        }
+    }
+}
+
+pub fn survive_a_hundred_thousand_preemptions() {
+    static STOP: AtomicUsize = AtomicUsize::new(0);
+    STOP.store(0, SeqCst);
+    let runtime = configured(Config { slice: Duration::from_micros(20), ..Config::new() });
+    run_on(runtime, async {
+        let tasks: Vec<_> = [1, 0xffff_0000_ffff]
+            .map(|seed| {
+                spawn(stackful(async move {
+                    let mut patterns = Patterns::new(seed, &STOP);
+                    // SAFETY: it fills and checks registers, and puts back what its caller wants
+                    // preserved.
+                    let wrong = unsafe { arch::fill_and_check(&mut patterns) };
+                    (wrong, patterns.rounds)
+                }))
+            })
+            .into_iter()
+            .collect();
+        while runtime.stats().preemptions < PREEMPTIONS {
+            sleep(ms(10)).await;
+            if tasks.iter().any(|task| task.is_finished()) {
+                break;
+            }
+        }
+        STOP.store(1, SeqCst);
+        for task in tasks {
+            let (wrong, rounds) = task.await.unwrap();
+            assert_eq!(wrong, 0, "register number + 1 that was changed (from 101: vector)");
+            assert!(rounds > PREEMPTIONS / 4, "{rounds} rounds: it hardly ran");
+        }
+    });
+    assert!(runtime.stats().preemptions >= PREEMPTIONS);
+}

@@ -1,0 +1,93 @@
+//! The registers of riscv64: all integer ones but sp, gp and tp, and f0 to f31 with fcsr.
+
+use core::arch::naked_asm;
+use core::mem::offset_of;
+
+use super::Patterns;
+
+/// Room for ra, s0 to s11, fs0 to fs11, and the pointer to the patterns.
+const FRAME: usize = 8 * (1 + 12 + 12 + 1);
+/// Where in the frame the pointer to the patterns lies.
+const POINTER: usize = 8 * 25;
+/// Round up, which is not how code is started.
+const ROUNDING: usize = 3 << 5;
+
+/// Returns 0, or one more than the number of a register that was changed (from 101: f; 200: fcsr).
+///
+/// # Safety
+///
+/// `patterns` is writable.
+#[unsafe(naked)]
+pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
+    naked_asm!(
+        ".option push",
+        ".option arch, +d",
+        "addi sp, sp, -{frame}",
+        "sd ra, (sp)",
+        r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
+        r"  sd s\n, 8 + 8*\n(sp)",
+        r"  fsd fs\n, 8*13 + 8*\n(sp)",
+        r".endr",
+        "sd a0, {pointer}(sp)",
+        "li t0, {rounding}",
+        "fscsr t0",
+        // a0: the patterns, until the last integer register is filled. t0 and t1 stay scratch.
+        r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+        r"  fld f\n, {float} + 16*\n(a0)",
+        r".endr",
+        r".irp n, 1,7,8,9,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31,10",
+        r"  ld x\n, {integer} + 8*\n(a0)",
+        r".endr",
+        // All hold their patterns. t0: the patterns; t1: one of them.
+        "2:",
+        "ld t0, {pointer}(sp)",
+        r".irp n, 1,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+        r"  ld t1, {integer} + 8*\n(t0)",
+        r"  beq t1, x\n, 3f",
+        r"  li a0, \n + 1",
+        r"  j 9f",
+        r"3:",
+        r".endr",
+        r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+        r"  ld t1, {float} + 16*\n(t0)",
+        // t0: the bits of the register, until the patterns are needed again.
+        r"  fmv.x.d t0, f\n",
+        r"  beq t0, t1, 3f",
+        r"  li a0, 101 + \n",
+        r"  j 9f",
+        r"3:",
+        r"  ld t0, {pointer}(sp)",
+        r".endr",
+        "frcsr t1",
+        "addi t1, t1, -{rounding}",
+        "beqz t1, 3f",
+        "li a0, 200",
+        "j 9f",
+        "3:",
+        "ld t1, {rounds}(t0)",
+        "addi t1, t1, 1",
+        "sd t1, {rounds}(t0)",
+        "ld t1, {stop}(t0)",
+        "ld t1, (t1)",
+        "beqz t1, 2b",
+        "li a0, 0",
+        // a0: the answer. The rest is put back.
+        "9:",
+        "fscsr zero",
+        r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
+        r"  ld s\n, 8 + 8*\n(sp)",
+        r"  fld fs\n, 8*13 + 8*\n(sp)",
+        r".endr",
+        "ld ra, (sp)",
+        "addi sp, sp, {frame}",
+        "ret",
+        ".option pop",
+        frame = const FRAME.next_multiple_of(16),
+        pointer = const POINTER,
+        rounding = const ROUNDING,
+        integer = const offset_of!(Patterns, integer),
+        float = const offset_of!(Patterns, float),
+        stop = const offset_of!(Patterns, stop),
+        rounds = const offset_of!(Patterns, rounds),
+    )
+}

@@ -1,0 +1,127 @@
+//! The registers of x86_64: all but rsp, the vector registers xmm0 to xmm15, and the red zone.
+
+use core::arch::naked_asm;
+use core::mem::{offset_of, size_of};
+
+use super::Patterns;
+
+/// Returns 0, or one more than the number of a register that was changed (from 101: xmm).
+///
+/// # Safety
+///
+/// `patterns` is writable.
+#[unsafe(naked)]
+pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
+    // The patterns are copied to the stack, so that each register can be compared without another:
+    //
+    //   rsp + size_of Patterns      the pointer to the caller's patterns
+    //   rsp                         the copy
+    //   rsp - 8, rsp - 128          the red zone's ends, filled too
+    naked_asm!(
+        "push rbx",
+        "push rbp",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "push rdi",
+        "sub rsp, {size}",
+        // rdi: the patterns. rsp: aligned to 16, since the return address and seven more were pushed.
+        "mov rsi, rdi",
+        "mov rdi, rsp",
+        "mov ecx, {size} / 8",
+        "rep movsq",
+        ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
+        "  movdqu xmm\\n, [rsp + {float} + 16*\\n]",
+        ".endr",
+        "mov rax, [rsp + {integer} + 8*30]",
+        "mov [rsp - 8], rax",
+        "mov rax, [rsp + {integer} + 8*31]",
+        "mov [rsp - 128], rax",
+        "mov rax, [rsp + {integer} + 8*0]",
+        "mov rbx, [rsp + {integer} + 8*1]",
+        "mov rcx, [rsp + {integer} + 8*2]",
+        "mov rdx, [rsp + {integer} + 8*3]",
+        "mov rsi, [rsp + {integer} + 8*4]",
+        "mov rdi, [rsp + {integer} + 8*5]",
+        "mov rbp, [rsp + {integer} + 8*6]",
+        ".irp n, 8,9,10,11,12,13,14,15",
+        "  mov r\\n, [rsp + {integer} + 8*\\n]",
+        ".endr",
+        // All hold their patterns.
+        "2:",
+        "cmp rax, [rsp + {integer} + 8*0]",
+        "mov eax, 1", // moves change no flags
+        "jne 9f",
+        "cmp rbx, [rsp + {integer} + 8*1]",
+        "mov eax, 2",
+        "jne 9f",
+        "cmp rcx, [rsp + {integer} + 8*2]",
+        "mov eax, 3",
+        "jne 9f",
+        "cmp rdx, [rsp + {integer} + 8*3]",
+        "mov eax, 4",
+        "jne 9f",
+        "cmp rsi, [rsp + {integer} + 8*4]",
+        "mov eax, 5",
+        "jne 9f",
+        "cmp rdi, [rsp + {integer} + 8*5]",
+        "mov eax, 6",
+        "jne 9f",
+        "cmp rbp, [rsp + {integer} + 8*6]",
+        "mov eax, 7",
+        "jne 9f",
+        ".irp n, 8,9,10,11,12,13,14,15",
+        "  cmp r\\n, [rsp + {integer} + 8*\\n]",
+        "  mov eax, \\n + 1",
+        "  jne 9f",
+        ".endr",
+        "mov rax, [rsp - 8]",
+        "cmp rax, [rsp + {integer} + 8*30]",
+        "mov eax, 31",
+        "jne 9f",
+        "mov rax, [rsp - 128]",
+        "cmp rax, [rsp + {integer} + 8*31]",
+        "mov eax, 32",
+        "jne 9f",
+        // xmm15 and rax are scratch from here on, and filled again at the end.
+        "pcmpeqb xmm15, [rsp + {float} + 16*15]",
+        "pmovmskb eax, xmm15",
+        "cmp eax, 0xffff",
+        "mov eax, 116",
+        "jne 9f",
+        ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14",
+        "  movdqa xmm15, xmm\\n",
+        "  pcmpeqb xmm15, [rsp + {float} + 16*\\n]",
+        "  pmovmskb eax, xmm15",
+        "  cmp eax, 0xffff",
+        "  mov eax, 101 + \\n",
+        "  jne 9f",
+        ".endr",
+        "movdqu xmm15, [rsp + {float} + 16*15]",
+        "inc qword ptr [rsp + {rounds}]",
+        "mov rax, [rsp + {stop}]",
+        "cmp qword ptr [rax], 0",
+        "mov rax, [rsp + {integer} + 8*0]",
+        "je 2b",
+        "xor eax, eax",
+        // rax: the answer. The rest is put back.
+        "9:",
+        "mov rcx, [rsp + {rounds}]",
+        "add rsp, {size}",
+        "pop rdi",
+        "mov [rdi + {rounds}], rcx",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbp",
+        "pop rbx",
+        "ret",
+        size = const size_of::<Patterns>(),
+        integer = const offset_of!(Patterns, integer),
+        float = const offset_of!(Patterns, float),
+        stop = const offset_of!(Patterns, stop),
+        rounds = const offset_of!(Patterns, rounds),
+    )
+}

@@ -1,0 +1,496 @@
+//! Stackful tasks: preemption, slices, urgency, `block_on`, the pool.
+
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::future::{Future, poll_fn};
+use core::pin::pin;
+use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use core::task::Poll;
+
+use hal_shim::interrupt;
+use trapline::preempt::PreemptGuard;
+use trapline::time::{Elapsed, now, sleep, timeout};
+use trapline::{Config, JoinError, TaskId, block_on, spawn, stackful, yield_now};
+
+use crate::support::*;
+
+pub fn hog_is_preempted() {
+    let runtime = runtime();
+    let count = Count::new();
+    let seen = count.clone();
+    run_on(runtime, async {
+        // The hog ends only if the other task runs, and that is on the same core.
+        let hog = spawn(stackful(async move { seen.spin_until(3) }));
+        let other = spawn(async move {
+            for _ in 0..3 {
+                sleep(ms(1)).await;
+                count.add();
+            }
+        });
+        hog.await.unwrap();
+        other.await.unwrap();
+    });
+    assert!(runtime.stats().preemptions >= 3);
+}
+
+pub fn hogs_share_the_core_equally() {
+    const HOGS: usize = 4;
+    static WORK: [AtomicUsize; HOGS] = [const { AtomicUsize::new(0) }; HOGS];
+    let stop = Event::new();
+    run(async {
+        for work in &WORK {
+            work.store(0, SeqCst);
+            let stop = stop.clone();
+            spawn(stackful(async move {
+                while !stop.is_set() {
+                    work.fetch_add(1, SeqCst);
+                }
+            }));
+        }
+        sleep(ms(200)).await;
+        stop.set();
+        sleep(ms(10)).await;
+    });
+    let work: Vec<usize> = WORK.iter().map(|work| work.load(SeqCst)).collect();
+    let (least, most) = (work.iter().min().unwrap(), work.iter().max().unwrap());
+    // 50 slices each; a host may be disturbed.
+    assert!(least * 10 >= most * 7, "{work:?}");
+}
+
+pub fn slice_of_a_hog_is_kept() {
+    let runtime = configured(Config { slice: ms(2), ..Config::new() });
+    let stop = Event::new();
+    run_on(runtime, async {
+        let hogs: Vec<_> = (0..2)
+            .map(|_| {
+                let stop = stop.clone();
+                spawn(stackful(async move { while !stop.is_set() {} }))
+            })
+            .collect();
+        let started = now();
+        sleep(ms(50)).await;
+        stop.set();
+        for hog in hogs {
+            hog.await.unwrap();
+        }
+        let most = now().saturating_since(started).as_millis() as u64 / 2 + 4;
+        let preemptions = runtime.stats().preemptions;
+        assert!(preemptions <= most, "{preemptions} preemptions where {most} slices ended");
+    });
+}
+
+pub fn interrupts_wake_preempts_at_once() {
+    static SOFT: Event = Event::constant();
+    SOFT.clear();
+    interrupt::on_soft(|| SOFT.set());
+    let runtime = configured(Config { slice: LONG, ..Config::new() });
+    run_on(runtime, async {
+        let count = Count::new();
+        let counts = count.clone();
+        let urgent = spawn(async move {
+            SOFT.wait().await;
+            counts.add();
+        });
+        turns(2).await;
+        // The hog's slice never ends, so only the interrupt can let the other one run.
+        let hog = spawn(stackful(async move {
+            interrupt::raise();
+            count.spin_until(1);
+        }));
+        hog.await.unwrap();
+        urgent.await.unwrap();
+    });
+    assert_eq!(runtime.stats().preemptions, 1);
+}
+
+pub fn timer_preempts_at_once() {
+    let runtime = configured(Config { slice: LONG, ..Config::new() });
+    run_on(runtime, async {
+        let count = Count::new();
+        let counts = count.clone();
+        let sleeper = spawn(async move {
+            for _ in 0..3 {
+                sleep(ms(2)).await;
+                counts.add();
+            }
+        });
+        turns(2).await;
+        spawn(stackful(async move { count.spin_until(3) })).await.unwrap();
+        sleeper.await.unwrap();
+    });
+    assert_eq!(runtime.stats().preemptions, 3);
+}
+
+pub fn own_wake_preempts_nobody() {
+    let runtime = configured(Config { slice: LONG, ..Config::new() });
+    let trace = Trace::new();
+    run_on(runtime, async {
+        let event = Event::new();
+        let (waits, notes) = (event.clone(), trace.clone());
+        let woken = spawn(async move {
+            waits.wait().await;
+            notes.note("woken");
+        });
+        turns(2).await;
+        let notes = trace.clone();
+        spawn(stackful(async move {
+            event.set();
+            notes.note("waker goes on");
+        }))
+        .await
+        .unwrap();
+        woken.await.unwrap();
+    });
+    assert_eq!(trace.events(), ["waker goes on", "woken"]);
+    assert_eq!(runtime.stats().preemptions, 0);
+}
+
+pub fn wake_while_preempted_is_kept() {
+    let polls = Count::new();
+    run(async {
+        let count = Count::new();
+        let (waker, receiver) = crate::tasks::waker_channel();
+        let (seen, counts) = (count.clone(), polls.clone());
+        let future = poll_fn(move |context| {
+            if counts.add() == 1 {
+                waker.send(context.waker().clone());
+                // Preempted in here, until the wake has happened.
+                seen.spin_until(1);
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            }
+        });
+        let handle = spawn(stackful(future));
+        sleep(ms(3)).await;
+        assert_eq!(polls.get(), 1);
+        receiver.take().wake();
+        count.add();
+        // If the wake were lost, this would wait for ever.
+        handle.await.unwrap();
+    });
+    assert_eq!(polls.get(), 2);
+}
+
+pub fn timeout_around_a_hog() {
+    let stop = Event::new();
+    let drops = Count::new();
+    run(async {
+        let (sees, dropped) = (stop.clone(), drops.on_drop());
+        let started = now();
+        let hog = stackful(async move {
+            let _dropped = dropped;
+            while !sees.is_set() {}
+        });
+        assert_eq!(timeout(ms(5), hog).await, Err(Elapsed));
+        assert!(now().saturating_since(started) >= ms(5));
+        assert_eq!(drops.get(), 0, "a hog runs on to the end of its poll");
+        stop.set();
+        sleep(ms(10)).await;
+        assert_eq!(drops.get(), 1);
+    });
+}
+
+pub fn select_beside_block_on_loses_nothing() {
+    run(async {
+        let (first, second) = (Event::new(), Event::new());
+        let (a, b) = (first.clone(), second.clone());
+        let task = spawn(stackful(async move {
+            let mut left = pin!(a.wait());
+            let mut right = pin!(async {
+                block_on(b.wait());
+                never().await;
+            });
+            poll_fn(|context| {
+                if left.as_mut().poll(context).is_ready() {
+                    return Poll::Ready("left");
+                }
+                right.as_mut().poll(context).map(|()| "right")
+            })
+            .await
+        }));
+        turns(3).await;
+        // This wake is for the left arm, but `block_on` gets it.
+        first.set();
+        turns(3).await;
+        assert!(!task.is_finished());
+        second.set();
+        assert_eq!(task.await.unwrap(), "left");
+    });
+}
+
+pub fn abort_in_mid_poll_ends_with_the_poll() {
+    let runtime = runtime();
+    let (drops, stop) = (Count::new(), Event::new());
+    run_on(runtime, async {
+        // Preempted.
+        let (dropped, sees) = (drops.on_drop(), stop.clone());
+        let hog = spawn(stackful(async move {
+            let _dropped = dropped;
+            while !sees.is_set() {}
+            yield_now().await;
+            unreachable!("the abort comes at the end of the poll");
+        }));
+        // Suspended.
+        let (dropped, sees) = (drops.on_drop(), stop.clone());
+        let waiting = spawn(stackful(async move {
+            let _dropped = dropped;
+            block_on(sees.wait());
+            yield_now().await;
+            unreachable!("the abort comes at the end of the poll");
+        }));
+        sleep(ms(3)).await;
+        hog.abort();
+        waiting.abort();
+        sleep(ms(3)).await;
+        assert!(!hog.is_finished() && !waiting.is_finished());
+        assert_eq!(drops.get(), 0);
+        stop.set();
+        assert!(matches!(hog.await, Err(JoinError::Aborted)));
+        assert!(matches!(waiting.await, Err(JoinError::Aborted)));
+        assert_eq!(drops.get(), 2);
+    });
+    assert!(runtime.stats().aborted_in_poll >= 1);
+}
+
+pub fn ten_thousand_blocked_tasks_hold_no_stack() {
+    const TASKS: usize = 10_000;
+    let runtime = configured(Config { stacks: 8, ..Config::new() });
+    let done = Count::new();
+    run_on(runtime, async {
+        let events: Vec<_> = (0..TASKS).map(|_| Event::new()).collect();
+        let handles: Vec<_> = events
+            .iter()
+            .map(|event| {
+                let (event, done) = (event.clone(), done.clone());
+                spawn(stackful(async move {
+                    event.wait().await;
+                    done.add();
+                }))
+            })
+            .collect();
+        turns(4).await;
+        assert_eq!(done.get(), 0);
+        assert!(runtime.stats().stacks <= 8);
+        for event in &events {
+            event.set();
+        }
+        for handle in handles {
+            handle.await.unwrap();
+        }
+    });
+    assert_eq!(done.get(), TASKS);
+    assert!(runtime.stats().stacks <= 8);
+}
+
+static STALLS: spin::Mutex<Vec<Vec<TaskId>>> = spin::Mutex::new(Vec::new());
+
+pub fn exhausted_pool_makes_tasks_wait_and_reports() {
+    STALLS.lock().clear();
+    let runtime = configured(Config {
+        stacks: 2,
+        on_stall: Some(|stall| {
+            assert_eq!(stall.stacks(), 2);
+            let mut holders = vec![];
+            stall.holders(|task| holders.push(task));
+            STALLS.lock().push(holders);
+        }),
+        ..Config::new()
+    });
+    let trace = Trace::new();
+    let mut ids = run_on(runtime, async {
+        let event = Event::new();
+        let holders: Vec<_> = (0..2)
+            .map(|_| {
+                let event = event.clone();
+                spawn(stackful(async move {
+                    block_on(event.wait());
+                }))
+            })
+            .collect();
+        // Only one of the two gets the event, so the other's stack stays held.
+        let waiting: Vec<_> = ["first", "second"]
+            .map(|name| {
+                let trace = trace.clone();
+                spawn(stackful(async move { trace.note(name) }))
+            })
+            .into_iter()
+            .collect();
+        sleep(ms(5)).await;
+        assert!(trace.events().is_empty(), "they need a stack");
+        event.set();
+        for handle in waiting {
+            handle.await.unwrap();
+        }
+        holders.iter().map(|holder| holder.id().unwrap()).collect::<Vec<_>>()
+    });
+    assert_eq!(trace.events(), ["first", "second"]);
+    assert_eq!(runtime.stats().stacks, 2);
+    let mut reported = STALLS.lock().first().expect("nobody reported the stall").clone();
+    reported.sort();
+    ids.sort();
+    assert_eq!(reported, ids);
+}
+
+pub fn preempted_task_gets_its_turn_among_busy_ones() {
+    let runtime = runtime();
+    let stop = Event::new();
+    let polls = Count::new();
+    run_on(runtime, async {
+        // Tasks without a stack go first, and here there is always one.
+        let busy: Vec<_> = (0..3)
+            .map(|_| {
+                let (stop, polls) = (stop.clone(), polls.clone());
+                spawn(async move {
+                    while !stop.is_set() {
+                        polls.add();
+                        yield_now().await;
+                    }
+                })
+            })
+            .collect();
+        let sees = polls.clone();
+        spawn(stackful(async move { sees.spin_until(1000) })).await.unwrap();
+        stop.set();
+        for task in busy {
+            task.await.unwrap();
+        }
+    });
+    // Each time that it went on it kept the core for a slice, and then at most 32 polls came between.
+    assert!(runtime.stats().preemptions >= 1000 / 40, "{:?}", runtime.stats());
+}
+
+pub fn guard_owes_the_slice() {
+    let trace = Trace::new();
+    run(async {
+        let (notes, others) = (trace.clone(), trace.clone());
+        let sleeper = spawn(async move {
+            sleep(ms(2)).await;
+            others.note("sleeper");
+        });
+        turns(2).await;
+        spawn(stackful(async move {
+            let outer = PreemptGuard::new();
+            let inner = PreemptGuard::new();
+            let until = now() + ms(6);
+            while now() < until {}
+            drop(outer);
+            notes.note("inner guard lives");
+            drop(inner);
+            // What was owed has been paid.
+            notes.note("no guard");
+        }))
+        .await
+        .unwrap();
+        sleeper.await.unwrap();
+    });
+    assert_eq!(trace.events(), ["inner guard lives", "sleeper", "no guard"]);
+}
+
+pub fn stackful_inside_of_stackful() {
+    let runtime = runtime();
+    let output = run_on(runtime, async {
+        let count = Count::new();
+        let (inner, middle) = (count.clone(), count.clone());
+        let ticks = spawn(async move {
+            for _ in 0..4 {
+                sleep(ms(1)).await;
+                count.add();
+            }
+        });
+        let output = stackful(async move {
+            let deep = stackful(async move {
+                inner.spin_until(2);
+                20
+            })
+            .await;
+            let blocked = block_on(stackful(async { 1 }));
+            middle.spin_until(4);
+            deep + blocked
+        })
+        .await;
+        ticks.await.unwrap();
+        output
+    });
+    assert_eq!(output, 21);
+}
+
+pub fn dropped_parent_aborts_its_child() {
+    let drops = Count::new();
+    run(async {
+        let dropped = drops.on_drop();
+        let child = stackful(async move {
+            let _dropped = dropped;
+            never().await
+        });
+        let parent = spawn(async move {
+            yield_now().await;
+            child.await
+        });
+        turns(6).await;
+        parent.abort();
+        assert!(matches!(parent.await, Err(JoinError::Aborted)));
+        turns(2).await;
+        assert_eq!(drops.get(), 1);
+    });
+}
+
+pub fn wakes_from_stacks_arrive() {
+    // Pairs that wake each other from their stacks, under slices so short that many are preempted in
+    // the middle of a wake.
+    const PAIRS: usize = 4;
+    const ROUNDS: usize = 2000;
+    let runtime = configured(Config { slice: core::time::Duration::from_micros(50), ..Config::new() });
+    run_on(runtime, async {
+        let mut handles = vec![];
+        for _ in 0..PAIRS {
+            let turn = Arc::new(AtomicUsize::new(0));
+            let events = Arc::new([Event::constant(), Event::constant()]);
+            for me in 0..2 {
+                let (turn, events) = (turn.clone(), events.clone());
+                handles.push(spawn(stackful(async move {
+                    for round in 0..ROUNDS {
+                        poll_fn(|context| {
+                            if turn.load(SeqCst) % 2 == me {
+                                return Poll::Ready(());
+                            }
+                            let mut wait = pin!(events[me].wait());
+                            let _ = wait.as_mut().poll(context);
+                            // Again, since it may have been set before we waited.
+                            if turn.load(SeqCst) % 2 == me { Poll::Ready(()) } else { Poll::Pending }
+                        })
+                        .await;
+                        turn.fetch_add(1, SeqCst);
+                        if round % 16 == 0 {
+                            for _ in 0..2000 {
+                                core::hint::spin_loop();
+                            }
+                        }
+                        events[1 - me].set();
+                    }
+                })));
+            }
+        }
+        for handle in handles {
+            handle.await.unwrap();
+        }
+    });
+}
+
+pub fn block_on_outside_of_tasks_parks() {
+    static SOFT: Event = Event::constant();
+    SOFT.clear();
+    // No runtime on this core: the wake is the interrupt's.
+    interrupt::on_soft(|| SOFT.set());
+    let mut raised = false;
+    block_on(poll_fn(|context| {
+        let mut wait = pin!(SOFT.wait());
+        let poll = wait.as_mut().poll(context);
+        if !core::mem::replace(&mut raised, true) {
+            interrupt::raise();
+        }
+        poll
+    }));
+    assert_eq!(block_on(async { 3 }), 3);
+}

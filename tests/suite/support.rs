@@ -1,0 +1,171 @@
+//! What the tests share.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::future::{Future, poll_fn};
+use core::pin::Pin;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use core::task::{Context, Poll};
+use core::time::Duration;
+
+use atomic_waker::AtomicWaker;
+use trapline::preempt::PreemptGuard;
+use trapline::{Config, Runtime};
+
+/// A runtime of this test's own.
+pub fn runtime() -> &'static Runtime {
+    configured(Config::new())
+}
+
+pub fn configured(config: Config) -> &'static Runtime {
+    Box::leak(Box::new(Runtime::with_config(config)))
+}
+
+/// Runs `future` in a runtime of its own.
+pub fn run<T>(future: impl Future<Output = T>) -> T {
+    run_on(runtime(), future)
+}
+
+pub fn run_on<T>(runtime: &'static Runtime, future: impl Future<Output = T>) -> T {
+    match runtime.run_until(future) {
+        Ok(output) => output,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+pub const fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+/// A slice that is not over while a test lasts.
+pub const LONG: Duration = Duration::from_secs(3600);
+
+/// A number that tasks and interrupts share.
+#[derive(Clone, Default)]
+pub struct Count(Arc<AtomicUsize>);
+
+impl Count {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn add(&self) -> usize {
+        self.0.fetch_add(1, SeqCst) + 1
+    }
+
+    pub fn get(&self) -> usize {
+        self.0.load(SeqCst)
+    }
+
+    /// Computes until the number is `n`.
+    pub fn spin_until(&self, n: usize) {
+        while self.get() < n {
+            core::hint::spin_loop();
+        }
+    }
+
+    /// Something that counts when it is dropped.
+    pub fn on_drop(&self) -> OnDrop {
+        OnDrop(self.clone())
+    }
+}
+
+pub struct OnDrop(Count);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        self.0.add();
+    }
+}
+
+/// Events in the order in which they came.
+#[derive(Clone)]
+pub struct Trace(Arc<spin::Mutex<Vec<&'static str>>>);
+
+impl Trace {
+    pub fn new() -> Self {
+        Self(Arc::default())
+    }
+
+    pub fn note(&self, event: &'static str) {
+        let _guard = PreemptGuard::new();
+        self.0.lock().push(event);
+    }
+
+    pub fn events(&self) -> Vec<&'static str> {
+        let _guard = PreemptGuard::new();
+        self.0.lock().clone()
+    }
+}
+
+/// Something that happens once, for one who waits. May be set in an interrupt.
+#[derive(Default)]
+pub struct Event {
+    set: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Event {
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    pub const fn constant() -> Self {
+        Self { set: AtomicBool::new(false), waker: AtomicWaker::new() }
+    }
+
+    pub fn set(&self) {
+        self.set.store(true, SeqCst);
+        self.waker.wake();
+    }
+
+    pub fn clear(&self) {
+        self.set.store(false, SeqCst);
+    }
+
+    pub fn is_set(&self) -> bool {
+        self.set.load(SeqCst)
+    }
+
+    pub fn wait(&self) -> impl Future<Output = ()> + Send + '_ {
+        poll_fn(|context| {
+            self.waker.register(context.waker());
+            if self.is_set() { Poll::Ready(()) } else { Poll::Pending }
+        })
+    }
+}
+
+/// A future of which polls and drops are counted.
+pub struct Counted<F> {
+    future: Pin<Box<F>>,
+    polls: Count,
+    _drops: OnDrop,
+}
+
+impl<F: Future> Counted<F> {
+    pub fn new(future: F, polls: &Count, drops: &Count) -> Self {
+        Self { future: Box::pin(future), polls: polls.clone(), _drops: drops.on_drop() }
+    }
+}
+
+impl<F: Future> Future for Counted<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        self.polls.add();
+        self.future.as_mut().poll(context)
+    }
+}
+
+/// Never ready.
+pub fn never() -> impl Future<Output = ()> + Send {
+    core::future::pending()
+}
+
+/// Lets all others have `n` turns.
+pub async fn turns(n: usize) {
+    for _ in 0..n {
+        trapline::yield_now().await;
+    }
+}

@@ -1,0 +1,422 @@
+//! Stackless tasks: spawn, wake, join, abort, free.
+
+use alloc::boxed::Box;
+use alloc::vec;
+use core::future::{Future, poll_fn};
+use core::task::{Poll, Waker};
+
+use hal_shim::{heap, interrupt};
+use trapline::{JoinError, TaskId, spawn, yield_now};
+
+use crate::support::*;
+
+pub fn spawned_task_is_polled_dropped_and_freed_once() {
+    let runtime = runtime();
+    let (polls, drops) = (Count::new(), Count::new());
+    let future = Counted::new(async { 7 }, &polls, &drops);
+    let before = heap::counts();
+    let handle = runtime.spawn(future);
+    assert_eq!(heap::counts().allocations, before.allocations + 1, "one allocation a task");
+    assert_eq!(polls.get(), 0, "spawning polls nothing");
+    assert_eq!(run_on(runtime, handle).unwrap(), 7);
+    assert_eq!((polls.get(), drops.get()), (1, 1));
+    runtime.shutdown().unwrap();
+    let after = heap::counts();
+    // The task itself and the box inside of `Counted`.
+    assert_eq!(after.frees, before.frees + 2);
+}
+
+pub fn tasks_run_in_the_order_of_their_wakes() {
+    let trace = Trace::new();
+    run(async {
+        let mut handles = vec![];
+        for names in [["a1", "a2"], ["b1", "b2"], ["c1", "c2"]] {
+            let trace = trace.clone();
+            handles.push(spawn(async move {
+                for name in names {
+                    trace.note(name);
+                    yield_now().await;
+                }
+            }));
+        }
+        trace.note("root");
+        for handle in handles {
+            handle.await.unwrap();
+        }
+    });
+    assert_eq!(trace.events(), ["root", "a1", "b1", "c1", "a2", "b2", "c2"]);
+}
+
+pub fn wake_during_the_poll_polls_again() {
+    let (polls, drops) = (Count::new(), Count::new());
+    run(async {
+        let mut first = true;
+        let future = poll_fn(move |context| {
+            if core::mem::take(&mut first) {
+                context.waker().wake_by_ref();
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            }
+        });
+        spawn(Counted::new(future, &polls, &drops)).await.unwrap();
+    });
+    assert_eq!((polls.get(), drops.get()), (2, 1));
+}
+
+pub fn many_wakes_make_one_poll() {
+    let (polls, drops) = (Count::new(), Count::new());
+    run(async {
+        let event = Event::new();
+        let waits = event.clone();
+        let handle = spawn(Counted::new(async move { waits.wait().await }, &polls, &drops));
+        turns(3).await;
+        assert_eq!(polls.get(), 1);
+        let mut waker = None;
+        // Every wake but the first finds it READY.
+        for _ in 0..100 {
+            event.set();
+            waker.get_or_insert_with(|| poll_waker()).wake_by_ref();
+        }
+        handle.await.unwrap();
+    });
+    assert_eq!((polls.get(), drops.get()), (2, 1));
+}
+
+/// A waker that wakes nobody.
+fn poll_waker() -> Waker {
+    Waker::noop().clone()
+}
+
+pub fn wake_after_completion_does_nothing() {
+    let (polls, drops) = (Count::new(), Count::new());
+    run(async {
+        let (sender, receiver) = waker_channel();
+        let future = poll_fn(move |context| {
+            sender.send(context.waker().clone());
+            Poll::Ready(())
+        });
+        let handle = spawn(Counted::new(future, &polls, &drops));
+        handle.await.unwrap();
+        let waker = receiver.take();
+        waker.wake_by_ref();
+        waker.clone().wake();
+        turns(3).await;
+        waker.wake();
+        turns(3).await;
+    });
+    assert_eq!((polls.get(), drops.get()), (1, 1));
+}
+
+/// Hands a waker from a task to the test.
+#[derive(Clone, Default)]
+pub struct WakerCell(alloc::sync::Arc<spin::Mutex<Option<Waker>>>);
+
+pub fn waker_channel() -> (WakerCell, WakerCell) {
+    let cell = WakerCell::default();
+    (cell.clone(), cell)
+}
+
+impl WakerCell {
+    pub fn send(&self, waker: Waker) {
+        let _guard = trapline::preempt::PreemptGuard::new();
+        *self.0.lock() = Some(waker);
+    }
+
+    pub fn take(&self) -> Waker {
+        let _guard = trapline::preempt::PreemptGuard::new();
+        self.0.lock().take().expect("no waker was sent")
+    }
+}
+
+pub fn waker_may_outlive_task_and_runtime() {
+    let runtime = runtime();
+    let before = heap::counts();
+    let (sender, receiver) = waker_channel();
+    run_on(runtime, async {
+        let handle = spawn(poll_fn(move |context| {
+            sender.send(context.waker().clone());
+            Poll::<()>::Pending
+        }));
+        turns(2).await;
+        drop(handle);
+    });
+    let report = runtime.shutdown().unwrap();
+    assert_eq!((report.dropped, report.stacks_with_frames), (1, 0));
+    let waker = receiver.take();
+    drop(receiver);
+    let live = heap::counts().bytes_live;
+    waker.wake_by_ref();
+    let clone = waker.clone();
+    drop(waker);
+    clone.wake();
+    assert_eq!(heap::counts().bytes_live, live, "a waker frees nothing");
+    runtime.shutdown().unwrap();
+    assert_eq!(heap::counts().bytes_live, before.bytes_live, "the runtime frees what came back");
+}
+
+static HELD: spin::Mutex<Option<Waker>> = spin::Mutex::new(None);
+static FREES: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(0);
+
+pub fn last_waker_dropped_in_an_interrupt_frees_nothing_there() {
+    use core::sync::atomic::Ordering::SeqCst;
+    interrupt::on_soft(|| {
+        let before = heap::counts().frees;
+        drop(HELD.lock().take());
+        FREES.store(heap::counts().frees - before, SeqCst);
+    });
+    let runtime = runtime();
+    let live = run_on(runtime, async {
+        spawn(poll_fn(|context| {
+            *HELD.lock() = Some(context.waker().clone());
+            Poll::Ready(())
+        }))
+        .await
+        .unwrap();
+        let live = heap::counts().bytes_live;
+        FREES.store(usize::MAX, SeqCst);
+        interrupt::raise();
+        assert_eq!(FREES.load(SeqCst), 0, "the interrupt freed something, or never came");
+        turns(2).await;
+        live
+    });
+    assert!(heap::counts().bytes_live < live, "the loop did not free the task");
+}
+
+pub fn join_gives_the_output() {
+    run(async {
+        // Finished before it is awaited, and awaited before it is finished.
+        let early = spawn(async { Box::new(1) });
+        turns(2).await;
+        assert!(early.is_finished());
+        let event = Event::new();
+        let waits = event.clone();
+        let late = spawn(async move {
+            waits.wait().await;
+            Box::new(2)
+        });
+        assert!(!late.is_finished());
+        spawn(async move {
+            turns(5).await;
+            event.set();
+        });
+        assert_eq!(*late.await.unwrap() + *early.await.unwrap(), 3);
+    });
+}
+
+pub fn output_of_a_detached_task_is_dropped() {
+    let drops = Count::new();
+    run(async {
+        let output = drops.on_drop();
+        drop(spawn(async move {
+            yield_now().await;
+            output
+        }));
+        turns(1).await;
+        assert_eq!(drops.get(), 0, "it runs on");
+        turns(3).await;
+    });
+    assert_eq!(drops.get(), 1);
+}
+
+pub fn output_nobody_took_is_dropped_with_the_handle() {
+    let drops = Count::new();
+    run(async {
+        let output = drops.on_drop();
+        let handle = spawn(async move { output });
+        turns(2).await;
+        assert!(handle.is_finished());
+        assert_eq!(drops.get(), 0, "it belongs to the handle");
+        drop(handle);
+        assert_eq!(drops.get(), 1);
+    });
+}
+
+pub fn abort_of_a_queued_task() {
+    let (polls, drops) = (Count::new(), Count::new());
+    run(async {
+        let handle = spawn(Counted::new(never(), &polls, &drops));
+        handle.abort();
+        handle.abort();
+        assert_eq!(drops.get(), 0, "its runtime drops it, not the caller");
+        assert!(matches!(handle.await, Err(JoinError::Aborted)));
+    });
+    assert_eq!((polls.get(), drops.get()), (0, 1));
+}
+
+pub fn abort_of_a_blocked_task() {
+    let (polls, drops) = (Count::new(), Count::new());
+    run(async {
+        let handle = spawn(Counted::new(never(), &polls, &drops));
+        turns(2).await;
+        handle.abort();
+        assert!(matches!(handle.await, Err(JoinError::Aborted)));
+    });
+    assert_eq!((polls.get(), drops.get()), (1, 1));
+}
+
+pub fn abort_of_itself() {
+    let drops = Count::new();
+    let polls = Count::new();
+    run(async {
+        let cell = alloc::sync::Arc::new(spin::Mutex::new(None::<trapline::JoinHandle<()>>));
+        let own = cell.clone();
+        let finished = Event::new();
+        let tells = finished.clone();
+        let dropped = drops.on_drop();
+        let future = async move {
+            let _dropped = dropped;
+            if let Some(handle) = &*own.lock() {
+                handle.abort();
+            }
+            tells.set();
+            never().await
+        };
+        let handle = spawn(Counted::new(future, &polls, &Count::new()));
+        *cell.lock() = Some(handle);
+        finished.wait().await;
+        turns(2).await;
+        assert_eq!(drops.get(), 1);
+        let handle = cell.lock().take().expect("the handle");
+        assert!(matches!(handle.await, Err(JoinError::Aborted)));
+    });
+    assert_eq!(polls.get(), 1);
+}
+
+pub fn abort_of_a_finished_task() {
+    run(async {
+        let handle = spawn(async { 5 });
+        turns(2).await;
+        handle.abort();
+        turns(2).await;
+        assert_eq!(handle.await.unwrap(), 5, "the output came first");
+    });
+}
+
+pub fn join_handle_polled_by_one_task_after_another() {
+    run(async {
+        let event = Event::new();
+        let waits = event.clone();
+        let mut handle = spawn(async move {
+            waits.wait().await;
+            9
+        });
+        // First this task leaves its waker, then another does.
+        poll_fn(|context| {
+            assert!(core::pin::Pin::new(&mut handle).poll(context).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+        let second = spawn(handle);
+        turns(2).await;
+        event.set();
+        assert_eq!(second.await.unwrap().unwrap(), 9);
+    });
+}
+
+pub fn a_task_that_wakes_itself_starves_nobody() {
+    interrupt::on_soft(|| SOFT.set());
+    static SOFT: Event = Event::constant();
+    SOFT.clear();
+    run(async {
+        let stop = Event::new();
+        let sees = stop.clone();
+        let polls = Count::new();
+        let counts = polls.clone();
+        let busy = spawn(async move {
+            while !sees.is_set() {
+                counts.add();
+                yield_now().await;
+            }
+        });
+        let stopper = stop.clone();
+        let waits = spawn(async move {
+            SOFT.wait().await;
+            stopper.set();
+        });
+        turns(10).await;
+        let before = polls.get();
+        // The wake goes through the inbox, beside a queue that never runs empty.
+        interrupt::raise();
+        waits.await.unwrap();
+        assert!(polls.get() - before <= 4, "the inbox waited for {} polls", polls.get() - before);
+        busy.await.unwrap();
+    });
+}
+
+pub fn current_names_the_task() {
+    assert_eq!(trapline::current(), None);
+    run(async {
+        let mut handle = None::<trapline::JoinHandle<Option<TaskId>>>;
+        let id = handle.insert(spawn(async { trapline::current().map(|current| current.id()) })).id();
+        assert!(id.is_some());
+        assert_eq!(handle.take().unwrap().await.unwrap(), id);
+        assert!(!trapline::current().unwrap().is_stackful());
+        let stackful = spawn(trapline::stackful(async { trapline::current().unwrap() }));
+        let id = stackful.id().unwrap();
+        let current = stackful.await.unwrap();
+        assert!(current.is_stackful());
+        assert_eq!(current.id(), id);
+    });
+    assert_eq!(trapline::current(), None);
+}
+
+pub fn run_until_leaves_the_others_where_they_are() {
+    let runtime = runtime();
+    let (polls, drops) = (Count::new(), Count::new());
+    let event = Event::new();
+    let waits = event.clone();
+    let handle = run_on(runtime, async {
+        let handle = spawn(Counted::new(async move { waits.wait().await }, &polls, &drops));
+        turns(2).await;
+        handle
+    });
+    event.set();
+    assert_eq!(polls.get(), 1, "woken, but nobody is inside to poll it");
+    run_on(runtime, handle).unwrap();
+    assert_eq!((polls.get(), drops.get()), (2, 1));
+}
+
+pub fn run_until_may_borrow() {
+    let mut numbers = vec![3, 1, 2];
+    let text = alloc::rc::Rc::new("not Send");
+    let runtime = runtime();
+    let length = run_on(runtime, async {
+        yield_now().await;
+        numbers.sort_unstable();
+        text.len()
+    });
+    assert_eq!((numbers, length), (vec![1, 2, 3], 8));
+}
+
+pub fn wake_in_an_interrupt() {
+    static SOFT: Event = Event::constant();
+    SOFT.clear();
+    interrupt::on_soft(|| SOFT.set());
+    let polls = Count::new();
+    run(async {
+        let counts = polls.clone();
+        let handle = spawn(Counted::new(SOFT.wait(), &counts, &Count::new()));
+        turns(2).await;
+        interrupt::raise();
+        handle.await.unwrap();
+    });
+    assert_eq!(polls.get(), 2);
+}
+
+pub fn a_task_spawned_after_an_interrupts_wake_runs() {
+    static SOFT: Event = Event::constant();
+    SOFT.clear();
+    interrupt::on_soft(|| SOFT.set());
+    run(async {
+        let first = spawn(async {
+            SOFT.wait().await;
+            // The interrupt's wake brought us here; a handler itself must not allocate.
+            spawn(async { 11 }).await.unwrap()
+        });
+        turns(2).await;
+        interrupt::raise();
+        assert_eq!(first.await.unwrap(), 11);
+    });
+}
+
