@@ -6,6 +6,7 @@ extern crate alloc;
 
 pub mod arch;
 mod config;
+mod fatal;
 pub mod platform;
 pub mod preempt;
 mod ready;

@@ -84,13 +84,22 @@ pub unsafe fn on_timer() {
     if !runtime.gate().is_open() {
         alarm.set_due();
         runtime.gate().owe();
-    } else if !bound::may_preempt() {
-        alarm.resume_slice(runtime.slice(), runtime.timers().next());
-    } else if let Some(left) = alarm.look(runtime.slice(), runtime.timers().next()) {
-        alarm.set_due();
-        // SAFETY: the gate is open, so this is a stackful task's stack, which the caller promises.
-        unsafe { runtime.leave_stack(Reason::Preempted { left, interrupt: true }) };
+        return;
     }
+    if !bound::may_preempt() {
+        runtime.put_off();
+        return;
+    }
+    let left = match alarm.look(runtime.slice(), runtime.timers().next()) {
+        Some(left) => {
+            alarm.set_due();
+            left
+        }
+        None if runtime.is_wanted() => alarm.slice_left(runtime.slice()),
+        None => return,
+    };
+    // SAFETY: the gate is open, so this is a stackful task's stack, which the caller promises.
+    unsafe { runtime.leave_stack(Reason::Preempted { left, interrupt: true }) };
 }
 
 /// Ends any other interrupt: preempts the running stackful task if somebody was woken meanwhile.
@@ -104,12 +113,14 @@ pub unsafe fn on_timer() {
 /// As [`on_timer`].
 pub unsafe fn on_interrupt() {
     let Some(runtime) = bound::slot().runtime() else { return };
-    if runtime.inbox().is_empty() {
+    if !runtime.is_wanted() {
         return;
     }
     if !runtime.gate().is_open() {
         runtime.gate().owe();
-    } else if bound::may_preempt() {
+    } else if !bound::may_preempt() {
+        runtime.put_off();
+    } else {
         let left = runtime.alarm().slice_left(runtime.slice());
         // SAFETY: the gate is open, so this is a stackful task's stack, which the caller promises.
         unsafe { runtime.leave_stack(Reason::Preempted { left, interrupt: true }) };
@@ -139,11 +150,12 @@ impl PreemptGuard {
     /// Shuts the gate. Any context.
     #[inline]
     pub fn new() -> Self {
-        let shut = Shut::new();
-        // Gate just shut and a debt there already: `drop` below is between its store and its second
-        // look, and this is an interrupt. The debtor pays, not the interrupt.
-        let pays = shut.runtime.is_some_and(|r| !(r.gate().depth() == 1 && r.gate().owes()));
-        Self { shut, pays }
+        let runtime = bound::slot().runtime();
+        // An open gate and a debt: that is only so between the two steps of `Runtime::enter_task`, so
+        // this is an interrupt. The task that it interrupted pays, not the interrupt. (Looked at
+        // before the gate is shut: a debt from then on is this guard's.)
+        let pays = runtime.is_some_and(|r| !(r.gate().is_open() && r.gate().owes()));
+        Self { shut: Shut::new(runtime), pays }
     }
 }
 
@@ -158,8 +170,7 @@ impl Drop for PreemptGuard {
     fn drop(&mut self) {
         let Some(runtime) = self.shut.runtime else { return };
         let gate = runtime.gate();
-        // With no other reason to keep it shut, this is a task on a stack.
-        if self.pays && gate.depth() == 1 {
+        if self.pays && gate.depth() == 1 && runtime.is_on_stack() {
             self.shut.runtime = None;
             // Opens the gate, and leaves first if something is owed.
             runtime.enter_task();
@@ -170,7 +181,7 @@ impl Drop for PreemptGuard {
 /// Forbids preemption in an interrupt handler that enables interrupts before it ends.
 ///
 /// Unlike a [`PreemptGuard`], its drop never preempts: the handler ends in [`on_timer`] or
-/// [`on_interrupt`], which do.
+/// [`on_interrupt`], which does.
 #[derive(Debug)]
 #[must_use = "preemption is forbidden for as long as the guard lives"]
 pub struct InterruptGuard {
@@ -178,15 +189,15 @@ pub struct InterruptGuard {
 }
 
 impl InterruptGuard {
-    /// Shuts the gate. Interrupt context, before interrupts are enabled.
-    pub fn new() -> Self {
-        Self { _shut: Shut::new() }
-    }
-}
-
-impl Default for InterruptGuard {
-    fn default() -> Self {
-        Self::new()
+    /// Shuts the gate.
+    ///
+    /// # Safety
+    ///
+    /// - In an interrupt handler, before it enables interrupts.
+    /// - Dropped after it has masked them again.
+    /// - The handler then ends in [`on_timer`] or [`on_interrupt`], which pay what is owed by then.
+    pub unsafe fn new() -> Self {
+        Self { _shut: Shut::new(bound::slot().runtime()) }
     }
 }
 
@@ -200,10 +211,9 @@ struct Shut {
 
 impl Shut {
     #[inline]
-    fn new() -> Self {
-        // Preempted between the two lines, the task goes on on the same core and so the same
+    fn new(runtime: Option<&'static Runtime>) -> Self {
+        // Preempted since the look at the slot, the task goes on on the same core and so in the same
         // runtime.
-        let runtime = bound::slot().runtime();
         if let Some(runtime) = runtime {
             let gate = runtime.gate();
             gate.set_depth(gate.depth() + 1);
@@ -217,7 +227,8 @@ impl Drop for Shut {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime {
             let gate = runtime.gate();
-            gate.set_depth(gate.depth() - 1);
+            // Saturating: a guard that outlived its poll and was declared void may drop late.
+            gate.set_depth(gate.depth().saturating_sub(1));
         }
     }
 }

@@ -231,8 +231,9 @@ impl Inbox {
             unsafe { set_next(task, task_of(word)) };
             let new = task.as_ptr().map_addr(|address| address | kept);
             // Release pairs with the acquire in `take`: the link, and for a new task all of it. Older
-            // pushes keep their effect since each push is a read-modify-write.
-            match self.word.compare_exchange_weak(word, new, Ordering::Release, Ordering::Relaxed) {
+            // pushes keep their effect since each push is a read-modify-write. Acquire pairs with
+            // the release in `announce`: who rings must see which core it is.
+            match self.word.compare_exchange_weak(word, new, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return Ok(ring),
                 Err(found) => word = found,
             }
@@ -271,9 +272,9 @@ impl Inbox {
                 return false;
             }
             let new = tagged(tags(word) & CLOSED | tag);
-            // Relaxed: pusher and core agree by the order of changes to this one word alone, and no
-            // other access hangs on it.
-            match self.word.compare_exchange_weak(word, new, Ordering::Relaxed, Ordering::Relaxed) {
+            // Pusher and core agree by the order of changes to this one word. Release is for what the
+            // pusher reads to ring: the number of this core.
+            match self.word.compare_exchange_weak(word, new, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(found) => word = found,
             }
@@ -294,10 +295,12 @@ fn short_way(runtime: &Runtime) -> bool {
         && !runtime.is_on_stack()
 }
 
-/// Publishes a task that its state word told the caller to push. Any context, with preemption off.
-pub(crate) fn push(task: &Header) {
-    let Some(runtime) = task.runtime.get() else { return };
-    let task = NonNull::from(task);
+/// Publishes a task of `runtime`. Any context, with preemption off.
+///
+/// # Safety
+///
+/// Its state word told the caller to push it.
+pub(crate) unsafe fn push(runtime: &Runtime, task: NonNull<Header>) {
     if short_way(runtime) {
         // SAFETY: this is the owning core, in task context between two steps of its loop, and not on
         // a stack that could be preempted in the middle; the task is alive while it is READY.

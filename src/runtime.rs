@@ -15,7 +15,7 @@ use core::future::Future;
 use core::mem::ManuallyDrop;
 use core::pin::pin;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU64};
 use core::task::{Context, Poll};
 
 use crossbeam_utils::CachePadded;
@@ -24,7 +24,8 @@ use crate::config::{Config, ConfigError};
 use crate::platform::{PanicPayload, bound};
 use crate::preempt::Gate;
 use crate::ready::{self, Fifo, Inbox};
-use crate::stackful::{HeldStack, Outcome, Stackful, Stacks, Stall};
+use crate::stackful::{HeldStack, Outcome, Stack, Stackful, Stacks, Stall};
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::const_fn;
 use crate::task::join::{JoinError, JoinHandle, panic_message, take_waker};
 use crate::task::state::{Pending, Start, State, Wake};
@@ -65,8 +66,8 @@ struct Own {
     stacks: Stacks,
     /// All tasks that have been polled and are not done.
     tasks: Cell<Link>,
-    /// The task whose code has the core.
-    current: Cell<Link>,
+    /// The task whose code has the core. Interrupts look at it.
+    current: AtomicPtr<Header>,
     /// Polls since a preempted task went on.
     polls: Cell<u32>,
     closed: Cell<bool>,
@@ -101,7 +102,8 @@ pub struct Stats {
     pub preemptions: u64,
     /// How often the core parked.
     pub parks: u64,
-    /// Tasks that were aborted while a stack held frames of them. They run on to the end of that poll.
+    /// How often a task got the core after it was aborted, since a stack holds frames of it: it runs on
+    /// to the end of its poll.
     pub aborted_in_poll: u64,
     /// How many stacks there are.
     pub stacks: u64,
@@ -150,7 +152,7 @@ impl Runtime {
                     ready: Fifo::new(),
                     stacks: Stacks::new(),
                     tasks: Cell::new(None),
-                    current: Cell::new(None),
+                    current: AtomicPtr::new(core::ptr::null_mut()),
                     polls: Cell::new(0),
                     closed: Cell::new(false),
                     root: Cell::new(Root::None),
@@ -415,12 +417,12 @@ impl Runtime {
         if slot.runtime().is_some() {
             return Err(EnterError::Nested);
         }
-        let core = bound::core();
+        let Some(core) = bound::core().checked_add(1) else { return Err(EnterError::NoCore) };
         // Acquire and release: a runtime that was built up on one core may be entered on another.
-        match self.owner.compare_exchange(0, core + 1, Ordering::AcqRel, Ordering::Acquire) {
+        match self.owner.compare_exchange(0, core, Ordering::AcqRel, Ordering::Acquire) {
             // SAFETY: the first time, and nobody has a waker of the root task before it is polled.
             Ok(_) => unsafe { self.root.set_runtime(self) },
-            Err(owner) if owner == core + 1 => {}
+            Err(owner) if owner == core => {}
             Err(owner) => return Err(EnterError::OtherCore { owner: owner - 1 }),
         }
         self.gate.set_depth(1);
@@ -441,7 +443,9 @@ impl Runtime {
                 }
             });
             let Err(payload) = caught else { return Ok(()) };
-            match self.own.current.take() {
+            let task = self.current_task();
+            self.set_current(None);
+            match task {
                 Some(task) if task == NonNull::from(&self.root) => {
                     if self.root.state.pending() == Pending::Ready {
                         // SAFETY: as in `run_until`.
@@ -468,8 +472,18 @@ impl Runtime {
             self.inbox.take(&self.own.ready, false);
         }
         let own = &self.own;
-        if !own.stacks.waiting.is_empty() && self.aborted_in_queue.swap(false, Ordering::Acquire) {
-            self.stop_waiting();
+        if !own.stacks.waiting.is_empty() {
+            if self.aborted_in_queue.swap(false, Ordering::Acquire) {
+                self.stop_waiting();
+            }
+            // Before those in the FIFO, from which they were taken when there was no stack.
+            if let Some(stack) = self.take_stack() {
+                match own.stacks.waiting.pop() {
+                    Some(task) => return self.start(task, Some(stack)),
+                    // SAFETY: taken above, and not entered.
+                    None => unsafe { own.stacks.pool.give(stack) },
+                }
+            }
         }
         if own.polls.get() < POLLS_BEFORE_PREEMPTED || own.stacks.preempted.is_empty() {
             if let Some(task) = own.ready.pop() {
@@ -502,6 +516,13 @@ impl Runtime {
             }
             held => held.get(),
         };
+        self.start(task, stack);
+    }
+
+    /// Gives the core, and perhaps `stack`, to a task that was in a queue.
+    fn start(&'static self, task: NonNull<Header>, stack: Option<NonNull<Stack>>) {
+        // SAFETY: as in `run_queued`.
+        let header = unsafe { task.as_ref() };
         let holds_frames = header.stack.get().get().is_some();
         let outcome = match (header.state.start(), stack) {
             (Start::Run { aborted: true }, _) if !holds_frames => {
@@ -511,12 +532,7 @@ impl Runtime {
                 }
                 return self.fail(task, JoinError::Aborted, true);
             }
-            (Start::Run { aborted }, Some(stack)) => {
-                if aborted {
-                    count(&self.counters.aborted_in_poll);
-                }
-                self.enter_stack(task, stack)
-            }
+            (Start::Run { .. }, Some(stack)) => self.enter_stack(task, stack),
             (Start::Run { .. }, None) => Outcome::Polled(self.poll(task)),
             (other, _) => return self.bury(task, other),
         };
@@ -533,30 +549,32 @@ impl Runtime {
         self.settle(task, outcome);
     }
 
-    fn enter_stack(
-        &'static self,
-        task: NonNull<Header>,
-        stack: NonNull<crate::stackful::Stack>,
-    ) -> Outcome {
+    fn enter_stack(&'static self, task: NonNull<Header>, stack: NonNull<Stack>) -> Outcome {
         while !self.inbox.announce_stackful() {
+            // It came after this turn's look, perhaps in a hurry: the task leaves at once.
             self.inbox.take(&self.own.ready, false);
+            self.gate.owe();
         }
         count(&self.counters.polls);
+        // SAFETY: RUNNING, hence alive.
+        if unsafe { task.as_ref() }.state.is_aborted() {
+            count(&self.counters.aborted_in_poll);
+        }
         self.run_on_stack(task, stack)
     }
 
     /// Polls a plain task.
     fn poll(&'static self, task: NonNull<Header>) -> Poll<()> {
         count(&self.counters.polls);
-        self.own.current.set(Some(task));
+        self.set_current(Some(task));
         let poll = if task == NonNull::from(&self.root) {
             self.poll_root()
         } else {
             // SAFETY: `start` made it RUNNING, this is the owning core, and it is not DONE.
             unsafe { Header::poll(task) }
         };
-        self.check_guards(1);
-        self.own.current.set(None);
+        self.check_guards(1, task, poll);
+        self.set_current(None);
         poll
     }
 
@@ -608,6 +626,7 @@ impl Runtime {
     fn panicked(&'static self, task: NonNull<Header>, payload: PanicPayload) {
         // SAFETY: RUNNING, hence alive.
         if unsafe { task.as_ref() }.state.is_stored() {
+            self.discard(payload);
             self.complete(task, true);
         } else {
             self.fail(task, JoinError::Panicked(payload), true);
@@ -619,7 +638,7 @@ impl Runtime {
     /// Drops a task's future and finishes the task with `error`. It is RUNNING and no stack holds
     /// frames of it.
     fn fail(&'static self, task: NonNull<Header>, error: JoinError, release: bool) {
-        self.own.current.set(Some(task));
+        self.set_current(Some(task));
         let mut error = Some(error);
         self.guarded(|| {
             if let Some(error) = error.take() {
@@ -627,7 +646,7 @@ impl Runtime {
                 unsafe { Header::fail(task, error) }
             }
         });
-        self.own.current.set(None);
+        self.set_current(None);
         self.complete(task, release);
     }
 
@@ -679,8 +698,18 @@ impl Runtime {
                 code();
             }
         });
-        // There is nobody left to hand the payload to.
-        drop(caught);
+        if let Err(payload) = caught {
+            self.discard(payload);
+        }
+    }
+
+    /// Drops what a panic carried when there is nobody to hand it to.
+    fn discard(&self, payload: PanicPayload) {
+        let mut payload = Some(payload);
+        if let Err(again) = bound::catch_unwind(&mut || drop(payload.take())) {
+            // A payload whose drop panics: enough.
+            core::mem::forget(again);
+        }
     }
 
     /// Moves the aborted among those that wait for a stack to the FIFO: they need none.
@@ -699,27 +728,21 @@ impl Runtime {
         }
     }
 
-    fn take_stack(&'static self) -> Option<NonNull<crate::stackful::Stack>> {
+    fn take_stack(&'static self) -> Option<NonNull<Stack>> {
         let size = self.config.rounded_stack_size()?;
         self.own.stacks.pool.take(self, size, self.config.stacks)
     }
 
     fn park(&'static self) {
-        let stacks = &self.own.stacks;
-        if !stacks.waiting.is_empty() {
-            // Memory may have come back since.
-            if let Some(stack) = self.take_stack() {
-                self.give_back(stack);
-                return;
-            }
-            if let Some(on_stall) = self.config.on_stall {
-                on_stall(&Stall { runtime: self });
-            }
+        if !self.own.stacks.waiting.is_empty()
+            && let Some(on_stall) = self.config.on_stall
+        {
+            on_stall(&Stall { runtime: self });
         }
         let interrupts = bound::mask_interrupts();
         // From here on neither an interrupt nor another core can slip in: the alarm's interrupt is
         // masked, and a push either made the announcement fail or finds it and wakes us.
-        if !self.alarm.is_due() && self.inbox.announce_park() {
+        if !self.alarm.is_due() && self.own.ready.is_empty() && self.inbox.announce_park() {
             count(&self.counters.parks);
             bound::park();
             self.inbox.take(&self.own.ready, false);
@@ -802,11 +825,12 @@ impl Runtime {
     }
 
     pub(crate) fn current_task(&self) -> Link {
-        self.own.current.get()
+        NonNull::new(self.own.current.load(Ordering::Relaxed))
     }
 
     pub(crate) fn set_current(&self, task: Link) {
-        self.own.current.set(task);
+        let task = task.map_or(core::ptr::null_mut(), NonNull::as_ptr);
+        self.own.current.store(task, Ordering::Relaxed);
     }
 
     /// Whether a stack has the core.
@@ -819,24 +843,38 @@ impl Runtime {
     pub(crate) fn aborted_in_queue(&self) {
         // Release, and the wake after it: a loop that has parked or is about to comes round once more.
         self.aborted_in_queue.store(true, Ordering::Release);
-        task::waker::wake_task(&self.root);
+        if self.root.state.wake() == Wake::Push {
+            // SAFETY: the state word said so.
+            unsafe { ready::push(self, NonNull::from(&self.root)) };
+        }
     }
 
     /// Gets the owning core's attention.
     pub(crate) fn wake_core(&self) {
-        // Relaxed: the tag that the caller found was set after the owner was.
+        // Relaxed: the tag that the caller acquired was announced by the owner.
         let owner = self.owner.load(Ordering::Relaxed);
         if owner != 0 {
             bound::wake(owner - 1);
         }
     }
 
+    /// Whether there is somebody to leave a stack for: a push that came meanwhile, or a debt.
+    pub(crate) fn is_wanted(&self) -> bool {
+        !self.inbox.is_empty() || self.gate.owes()
+    }
+
     /// Panics if the poll that has just returned left a guard.
-    pub(crate) fn check_guards(&self, expected: usize) {
-        assert!(
-            self.gate.depth() == expected,
-            "a task held or forgot a PreemptGuard when its poll returned: drop it before the await"
-        );
+    pub(crate) fn check_guards(&self, expected: usize, task: NonNull<Header>, poll: Poll<()>) {
+        if self.gate.depth() != expected {
+            if poll.is_ready() {
+                // SAFETY: RUNNING, hence alive.
+                unsafe { task.as_ref() }.state.set_stored();
+            }
+            panic!(
+                "{} held or forgot a PreemptGuard when its poll returned: drop it before the await",
+                TaskId::of(task)
+            );
+        }
     }
 }
 
@@ -960,6 +998,8 @@ pub enum EnterError {
         /// The number of that core.
         owner: usize,
     },
+    /// The platform says that the caller is no core: its number is `usize::MAX`.
+    NoCore,
     /// The runtime has been shut down.
     ShutDown,
     /// What was chosen for the runtime cannot be.
@@ -973,6 +1013,7 @@ impl fmt::Display for EnterError {
         match self {
             Self::Nested => f.write_str("this core is inside of a runtime already"),
             Self::OtherCore { owner } => write!(f, "the runtime belongs to core {owner}"),
+            Self::NoCore => f.write_str("the caller is not a core of the platform"),
             Self::ShutDown => f.write_str("the runtime has been shut down"),
             Self::Config(error) => error.fmt(f),
             Self::Panicked(payload) => write!(f, "panicked: {}", panic_message(payload)),

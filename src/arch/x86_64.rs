@@ -67,7 +67,7 @@ const _: () = {
     // The ABI wants `rsp + 8` aligned to 16 at a function's first instruction, and `start` gives
     // `main` the `rsp` that remains when `Frame` has been taken off.
     assert!(RETURN_ADDRESS % 16 == 8);
-    assert!((size_of::<Frame>() + RETURN_ADDRESS) % 16 == 0);
+    assert!((size_of::<Frame>() + RETURN_ADDRESS).is_multiple_of(16));
 };
 
 /// The switch of x86_64's System V ABI.

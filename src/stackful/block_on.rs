@@ -56,18 +56,38 @@ fn suspend_until<F: Future>(runtime: &'static Runtime, future: F) -> F::Output {
     // SAFETY: the task is RUNNING for as long as this poll of it, which keeps its header; the waker
     // is not dropped, so it needs no reference.
     let waker = ManuallyDrop::new(unsafe { from_header(task) });
+    assert!(
+        bound::may_preempt(),
+        "block_on was called in {} while it panics: the panic would become the core's",
+        TaskId::of(task)
+    );
     let mut future = pin!(future);
-    let mut waited = false;
+    let mut given_back = GiveBack { waker: &waker, waited: false };
     loop {
         if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            if waited {
-                waker.wake_by_ref();
-            }
             return output;
         }
-        waited = true;
+        assert!(
+            runtime.gate().is_open(),
+            "a future in block_on held a PreemptGuard when its poll returned: drop it before the await"
+        );
+        given_back.waited = true;
         // SAFETY: the running task's own code, on its stack, in task context, by the checks above.
         unsafe { runtime.leave_stack(Reason::Suspended) };
+    }
+}
+
+/// Gives the wakes back that a `block_on` may have taken from others, also when it panics.
+struct GiveBack<'a> {
+    waker: &'a Waker,
+    waited: bool,
+}
+
+impl Drop for GiveBack<'_> {
+    fn drop(&mut self) {
+        if self.waited {
+            self.waker.wake_by_ref();
+        }
     }
 }
 
@@ -75,10 +95,12 @@ fn park_until<F: Future>(slot: &'static CoreSlot, future: F) -> F::Output {
     slot.set_core(bound::core());
     let waker = slot.waker();
     let mut future = pin!(future);
+    let mut given_back = GiveBack { waker: &waker, waited: false };
     loop {
         if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
             return output;
         }
+        given_back.waited = true;
         loop {
             let interrupts = bound::mask_interrupts();
             let rung = slot.take_ring();

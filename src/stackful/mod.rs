@@ -34,13 +34,14 @@ use core::cell::Cell;
 use core::future::Future;
 use core::pin::Pin;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicPtr, Ordering};
 use core::task::Poll;
 
 use crate::platform::{PanicPayload, bound};
 use crate::ready::Fifo;
 use crate::task::Header;
 use crate::task::join::{JoinError, JoinHandle, panic_message};
-use crate::time::SliceLeft;
+use crate::time::{NEVER, SliceLeft};
 use crate::{Runtime, TaskId, runtime};
 
 /// Why a stack's code gave the core to the loop.
@@ -160,9 +161,10 @@ where
             Poll::Ready(Err(JoinError::Panicked(payload))) => {
                 panic!("a stackful future panicked: {}", panic_message(&payload))
             }
-            // Only the runtime's shutdown ends a child that its parent has not dropped, and the parent
-            // with it.
-            Poll::Ready(Err(_)) | Poll::Pending => Poll::Pending,
+            // Nobody else has its handle. The shutdown ends its parent too, unless that has been moved
+            // to another runtime.
+            Poll::Ready(Err(error)) => panic!("a stackful future was ended: {error}"),
+            Poll::Pending => Poll::Pending,
         }
     }
 }
@@ -184,10 +186,12 @@ impl Runtime {
     ) -> Outcome {
         // SAFETY: stacks live until they are freed, which only the loop does.
         let this = unsafe { stack.as_ref() };
-        match this.left.take() {
+        let granted = this.left.take();
+        match granted {
             Some(left) => self.alarm().resume_slice(left, self.timers().next()),
             None => self.alarm().begin_slice(self.slice(), self.timers().next()),
         }
+        self.stacks().entered.set(false);
         this.task.set(Some(task));
         self.set_current(Some(task));
         self.stacks().set_running(Some(stack));
@@ -207,7 +211,8 @@ impl Runtime {
         } else {
             held.set(HeldStack::NONE);
             this.task.set(None);
-            self.give_back(stack);
+            // SAFETY: it is this runtime's, and idle.
+            unsafe { self.stacks().pool.give(stack) };
         }
         match reason {
             Reason::Polled(poll) => Outcome::Polled(poll),
@@ -220,23 +225,14 @@ impl Runtime {
                 }
                 runtime::count(&self.counters().preemptions);
                 this.left.set(Some(match left {
-                    SliceLeft::Nothing => self.slice(),
                     SliceLeft::Nanoseconds(left) => left,
+                    SliceLeft::Nothing if self.stacks().entered.get() => self.slice(),
+                    // A slice shorter than the way into it: double it until it isn't.
+                    SliceLeft::Nothing => granted.unwrap_or(self.slice()).saturating_mul(2),
                 }));
                 Outcome::Preempted { first: left != SliceLeft::Nothing }
             }
             Reason::None => unreachable!("a stack was left without a reason"),
-        }
-    }
-
-    /// Returns a stack that holds no frames, and lets the next task that waits for one have it.
-    pub(crate) fn give_back(&'static self, stack: NonNull<Stack>) {
-        // SAFETY: it is this runtime's, and idle.
-        unsafe { self.stacks().pool.give(stack) };
-        if let Some(task) = self.stacks().waiting.pop() {
-            // First in the queue, so that nobody takes the stack before it.
-            // SAFETY: this is the loop; the task is READY, hence alive, and was in `waiting` alone.
-            unsafe { self.ready().push_front(task) };
         }
     }
 
@@ -262,7 +258,7 @@ impl Runtime {
                 // The handler goes on; its return restores what the interrupted code had.
                 bound::mask_interrupts();
             }
-            self.gate().set_depth(0);
+            self.open_gate();
             if !self.gate().owes() {
                 return;
             }
@@ -271,13 +267,32 @@ impl Runtime {
         }
     }
 
+    fn open_gate(&self) {
+        if !self.gate().owes() {
+            self.stacks().entered.set(true);
+            self.gate().set_depth(0);
+        }
+    }
+
+    /// The alarm fired, or a wake came, where the core must not be taken: look again after a slice. Its
+    /// core, on a stack.
+    pub(crate) fn put_off(&self) {
+        // Without the timers: one that is due would make the alarm fire at once, again and again.
+        self.alarm().resume_slice(self.slice(), NEVER);
+    }
+
     /// Opens the gate for a task's code, and leaves the stack first if a preemption is owed. Task
     /// context, on a stack.
     pub(crate) fn enter_task(&'static self) {
-        if !self.gate().owes() {
-            self.gate().set_depth(0);
-        }
+        self.open_gate();
         if self.gate().owes() {
+            if !bound::may_preempt() {
+                // It panics; what is due will be found due after a slice.
+                self.put_off();
+                self.gate().settle();
+                self.open_gate();
+                return;
+            }
             let left = self.alarm().slice_left(self.slice());
             // SAFETY: the running task's own code, on its stack, in task context.
             unsafe { self.leave_stack(Reason::Preempted { left, interrupt: false }) };
@@ -304,7 +319,7 @@ unsafe extern "C" fn stack_main(stack: *mut ()) -> ! {
             // SAFETY: the loop entered the stack for a task that it had started: it is RUNNING, on
             // this core.
             poll = unsafe { Header::poll(task) };
-            runtime.check_guards(0);
+            runtime.check_guards(0, task, poll);
         });
         let reason = match caught {
             Ok(()) => Reason::Polled(poll),
@@ -318,7 +333,7 @@ impl Runtime {
     /// Leaves an idle stack; returns when the loop brings the next task.
     fn finish_poll(&'static self, stack: &Stack, reason: Reason) {
         // One more than the poll left: a guard that it leaked stays in force until its task is gone.
-        self.gate().set_depth(self.gate().depth() + 1);
+        self.gate().set_depth(self.gate().depth().saturating_add(1));
         self.stacks().reason.set(reason);
         // SAFETY: as in `leave_stack`. No frame of a task's is left below `stack_main`.
         unsafe { Context::switch(stack.context.as_ptr(), self.stacks().loop_context.get()) };
@@ -334,7 +349,10 @@ pub(crate) struct Stacks {
     pub(crate) waiting: Fifo,
     /// The loop, while a stack has the core.
     loop_context: Cell<Context>,
-    running: Cell<Option<NonNull<Stack>>>,
+    /// The stack that has the core. Interrupts look at it.
+    running: AtomicPtr<Stack>,
+    /// The gate was opened since the stack was entered.
+    entered: Cell<bool>,
     reason: Cell<Reason>,
 }
 
@@ -345,18 +363,20 @@ impl Stacks {
             preempted: Fifo::new(),
             waiting: Fifo::new(),
             loop_context: Cell::new(Context::NONE),
-            running: Cell::new(None),
+            running: AtomicPtr::new(core::ptr::null_mut()),
+            entered: Cell::new(false),
             reason: Cell::new(Reason::None),
         }
     }
 
     /// The stack that has the core.
     pub(crate) fn running(&self) -> Option<NonNull<Stack>> {
-        self.running.get()
+        NonNull::new(self.running.load(Ordering::Relaxed))
     }
 
     fn set_running(&self, stack: Option<NonNull<Stack>>) {
-        self.running.set(stack);
+        let stack = stack.map_or(core::ptr::null_mut(), NonNull::as_ptr);
+        self.running.store(stack, Ordering::Relaxed);
     }
 }
 

@@ -3,9 +3,11 @@
 use core::cell::Cell;
 use core::mem::size_of;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Context, stack_main};
 use crate::Runtime;
+use crate::fatal::fatal;
 use crate::platform::bound;
 use crate::task::Link;
 
@@ -31,11 +33,9 @@ impl Stack {
     #[inline]
     pub(super) fn check_depth(&self) {
         let here = 0u8;
-        assert!(
-            (&raw const here).addr() > self.base.as_ptr().addr(),
-            "a stackful task overflowed its stack of {} bytes: set Config::stack_size higher",
-            self.size
-        );
+        if (&raw const here).addr() <= self.base.as_ptr().addr() {
+            fatal("trapline: a stackful task overflowed its stack: set Config::stack_size higher");
+        }
     }
 }
 
@@ -65,16 +65,17 @@ impl HeldStack {
 pub(crate) struct Pool {
     all: Cell<Option<NonNull<Stack>>>,
     idle: Cell<Option<NonNull<Stack>>>,
-    total: Cell<usize>,
+    /// Anyone may ask.
+    total: AtomicUsize,
 }
 
 impl Pool {
     pub(crate) const fn new() -> Self {
-        Self { all: Cell::new(None), idle: Cell::new(None), total: Cell::new(0) }
+        Self { all: Cell::new(None), idle: Cell::new(None), total: AtomicUsize::new(0) }
     }
 
     pub(crate) fn total(&self) -> usize {
-        self.total.get()
+        self.total.load(Ordering::Relaxed)
     }
 
     /// An idle stack, or a new one of `size` bytes as long as there are fewer than `most`.
@@ -89,7 +90,7 @@ impl Pool {
             self.idle.set(unsafe { stack.as_ref() }.next_idle.get());
             return Some(stack);
         }
-        if self.total.get() >= most {
+        if self.total() >= most {
             return None;
         }
         let base = bound::allocate_stack(size)?;
@@ -113,7 +114,7 @@ impl Pool {
             stack
         };
         self.all.set(Some(stack));
-        self.total.set(self.total.get() + 1);
+        self.total.store(self.total() + 1, Ordering::Relaxed);
         Some(stack)
     }
 
@@ -129,7 +130,7 @@ impl Pool {
     /// Returns how many those are.
     pub(crate) fn free_idle(&self) -> usize {
         self.idle.set(None);
-        self.total.set(0);
+        self.total.store(0, Ordering::Relaxed);
         let mut held = 0;
         let mut rest = self.all.take();
         while let Some(stack) = rest {

@@ -131,15 +131,16 @@ impl<T> JoinHandle<T> {
     /// [`JoinError::Aborted`] once the future has been dropped, or to the output, if that came first.
     /// Any context.
     pub fn abort(&self) {
-        let Some(task) = self.header() else { return };
+        let Some(task) = self.task() else { return };
+        // SAFETY: the handle's reference keeps the header.
+        let header = unsafe { task.as_ref() };
+        let Some(runtime) = header.runtime.get() else { return };
+        // As in `waker::wake_task`.
         let _guard = PreemptGuard::new();
-        match task.state.abort() {
-            Abort::Push => ready::push(task),
-            Abort::Queued => {
-                if let Some(runtime) = task.runtime.get() {
-                    runtime.aborted_in_queue();
-                }
-            }
+        match header.state.abort() {
+            // SAFETY: the state word said so.
+            Abort::Push => unsafe { ready::push(runtime, task) },
+            Abort::Queued => runtime.aborted_in_queue(),
             Abort::Nothing => {}
         }
     }

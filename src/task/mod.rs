@@ -36,7 +36,7 @@ pub(crate) mod join;
 pub(crate) mod state;
 pub(crate) mod waker;
 
-use alloc::alloc::{Layout, alloc, dealloc};
+use alloc::alloc::Layout;
 use core::any::TypeId;
 use core::cell::Cell;
 use core::future::Future;
@@ -47,7 +47,7 @@ use core::task::{Context, Poll, Waker};
 
 use crate::Runtime;
 use crate::stackful::HeldStack;
-use crate::sync::{UnsafeCell, const_fn};
+use crate::sync::{UnsafeCell, alloc, const_fn, dealloc};
 use join::JoinError;
 use state::State;
 

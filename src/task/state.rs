@@ -4,6 +4,7 @@
 //! do; the atomics decide, the callers act. The edges are numbered in [the life of a
 //! task](super).
 
+use crate::fatal::fatal;
 use crate::sync::atomic::{AtomicUsize, Ordering, fence};
 use crate::sync::const_fn;
 
@@ -288,7 +289,8 @@ impl State {
         // Relaxed: who clones a reference has one, so nothing is published by it.
         let before = self.0.fetch_add(REFERENCE, Ordering::Relaxed);
         if before > REFERENCES_MAX {
-            overflow();
+            // A count that wrapped would free a task that is in use.
+            fatal("trapline: a task's reference count overflowed: wakers are being forgotten");
         }
     }
 
@@ -306,18 +308,4 @@ impl State {
         }
         false
     }
-}
-
-/// A count that wrapped would free a task that is in use. A panic could be caught and the loop
-/// that forgets wakers go on, so this panics while it panics, which aborts.
-#[cold]
-fn overflow() -> ! {
-    struct Abort;
-    impl Drop for Abort {
-        fn drop(&mut self) {
-            panic!("trapline: a task's reference count overflowed: wakers are being forgotten");
-        }
-    }
-    let _abort = Abort;
-    panic!("trapline: a task's reference count overflowed: wakers are being forgotten");
 }

@@ -26,12 +26,21 @@ pub(crate) unsafe fn from_header(task: NonNull<Header>) -> Waker {
 }
 
 /// Wakes a task.
-pub(crate) fn wake_task(task: &Header) {
+///
+/// # Safety
+///
+/// The caller has a reference to `task`.
+pub(crate) unsafe fn wake_task(task: NonNull<Header>) {
     // Preempted between the flag and the push, a waker would keep the task from the queue for as
     // long as it stays preempted itself.
     let _guard = PreemptGuard::new();
-    if task.state.wake() == Wake::Push {
-        ready::push(task);
+    // SAFETY: the caller's reference keeps the header.
+    let header = unsafe { task.as_ref() };
+    if header.state.wake() == Wake::Push
+        && let Some(runtime) = header.runtime.get()
+    {
+        // SAFETY: the state word said so.
+        unsafe { ready::push(runtime, task) };
     }
 }
 
@@ -69,7 +78,7 @@ unsafe fn wake(data: *const ()) {
 
 unsafe fn wake_by_ref(data: *const ()) {
     // SAFETY: as `clone`.
-    wake_task(unsafe { header(data).as_ref() });
+    unsafe { wake_task(header(data)) }
 }
 
 unsafe fn drop(data: *const ()) {

@@ -64,14 +64,14 @@ impl Timers {
                 let mut list = self.list.lock();
                 let Some(first) = list.first else { break };
                 // SAFETY: a linked node is alive and ours under the lock.
-                let node = unsafe { &mut *first.as_ptr() };
-                if node.deadline > now {
+                if unsafe { first.as_ref() }.deadline > now {
                     break;
                 }
                 // SAFETY: it is linked in this list.
                 unsafe { list.remove(first) };
                 self.note(&list);
-                node.waker.take()
+                // SAFETY: the lock is still held, which its `Sleep` would need to go away.
+                unsafe { (*first.as_ptr()).waker.take() }
             };
             // Outside of the lock: a waker's code is not ours.
             if let Some(waker) = waker {
@@ -178,6 +178,13 @@ unsafe impl Send for Sleep {}
 unsafe impl Sync for Sleep {}
 
 impl Sleep {
+    /// The node, to be touched under the lock of its list; never by a reference that claims it
+    /// alone, since the list has pointers to it.
+    fn node(&self) -> NonNull<Node> {
+        // SAFETY: the address of a field.
+        unsafe { NonNull::new_unchecked(self.node.get()) }
+    }
+
     /// When it will be ready.
     pub fn deadline(&self) -> Instant {
         Instant(self.deadline)
@@ -195,26 +202,31 @@ impl Future for Sleep {
         }
         // A user's code, so before the lock.
         let waker = context.waker().clone();
-        let Some(runtime) = this.runtime.or_else(|| bound::slot().runtime()) else {
+        let node = this.node();
+        if let Some(runtime) = this.runtime {
+            let list = runtime.timers().list.lock();
+            // SAFETY: under the lock of the only list that it can be in.
+            let (linked, old) =
+                unsafe { ((*node.as_ptr()).linked, (*node.as_ptr()).waker.replace(waker)) };
+            drop(list);
+            drop(old);
+            // It was unlinked when it was due, perhaps just now on another core.
+            return if linked { Poll::Pending } else { Poll::Ready(()) };
+        }
+        let Some(runtime) = bound::slot().runtime() else {
             panic!(
                 "a Sleep was polled outside of a runtime: poll it in Runtime::enter or run_until"
             )
         };
         this.runtime = Some(runtime);
         let mut list = runtime.timers().list.lock();
-        // SAFETY: under the lock of the only list that it can be in.
-        let node = unsafe { &mut *this.node.get() };
-        let old = node.waker.replace(waker);
-        if !node.linked {
-            // SAFETY: it is in no list, pinned, and removed by `drop` at the latest.
-            unsafe { list.insert(NonNull::from(node)) };
-            runtime.timers().note(&list);
-            if bound::slot().runtime().is_some_and(|own| core::ptr::eq(own, runtime)) {
-                runtime.alarm().set_by(runtime.timers().next());
-            }
+        // SAFETY: it is in no list, pinned, and removed by `drop` at the latest.
+        unsafe {
+            (*node.as_ptr()).waker = Some(waker);
+            list.insert(node);
         }
-        drop(list);
-        drop(old);
+        runtime.timers().note(&list);
+        runtime.alarm().set_by(runtime.timers().next());
         Poll::Pending
     }
 }
@@ -223,9 +235,11 @@ impl Drop for Sleep {
     fn drop(&mut self) {
         let Some(runtime) = self.runtime else { return };
         let mut list = runtime.timers().list.lock();
-        if self.node.get_mut().linked {
+        let node = self.node();
+        // SAFETY: under the lock of the only list that it can be in.
+        if unsafe { node.as_ref() }.linked {
             // SAFETY: it is in this list.
-            unsafe { list.remove(NonNull::from(self.node.get_mut())) };
+            unsafe { list.remove(node) };
             runtime.timers().note(&list);
         }
         // The waker is dropped after the lock, with the node.

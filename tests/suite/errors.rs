@@ -17,7 +17,8 @@ pub fn nested_runtimes() {
         assert!(matches!(inner.run_until(async {}), Err(EnterError::Nested)));
         assert!(matches!(outer.run_until(async {}), Err(EnterError::Nested)));
         assert!(matches!(inner.enter(), Err(EnterError::Nested)));
-        let nested = spawn(stackful(async { matches!(outer.run_until(async {}), Err(EnterError::Nested)) }));
+        let nested =
+            spawn(stackful(async { matches!(outer.run_until(async {}), Err(EnterError::Nested)) }));
         assert!(nested.await.unwrap());
     });
     // The error left the core where it was.

@@ -216,4 +216,3 @@ pub fn sleep_moved_to_another_core() {
         },
     );
 }
-

@@ -441,7 +441,8 @@ pub fn wakes_from_stacks_arrive() {
     // the middle of a wake.
     const PAIRS: usize = 4;
     const ROUNDS: usize = 2000;
-    let runtime = configured(Config { slice: core::time::Duration::from_micros(50), ..Config::new() });
+    let runtime =
+        configured(Config { slice: core::time::Duration::from_micros(50), ..Config::new() });
     run_on(runtime, async {
         let mut handles = vec![];
         for _ in 0..PAIRS {
@@ -458,7 +459,11 @@ pub fn wakes_from_stacks_arrive() {
                             let mut wait = pin!(events[me].wait());
                             let _ = wait.as_mut().poll(context);
                             // Again, since it may have been set before we waited.
-                            if turn.load(SeqCst) % 2 == me { Poll::Ready(()) } else { Poll::Pending }
+                            if turn.load(SeqCst) % 2 == me {
+                                Poll::Ready(())
+                            } else {
+                                Poll::Pending
+                            }
                         })
                         .await;
                         turn.fetch_add(1, SeqCst);
@@ -493,4 +498,108 @@ pub fn block_on_outside_of_tasks_parks() {
         poll
     }));
     assert_eq!(block_on(async { 3 }), 3);
+}
+
+pub fn hog_that_is_full_of_guards_is_preempted() {
+    // The alarm falls into every step of a guard's making and dropping, sooner or later.
+    let runtime =
+        configured(Config { slice: core::time::Duration::from_micros(30), ..Config::new() });
+    run_on(runtime, async {
+        let stop = Event::new();
+        let sees = stop.clone();
+        let hog = spawn(stackful(async move {
+            while !sees.is_set() {
+                drop(PreemptGuard::new());
+            }
+        }));
+        for _ in 0..300 {
+            sleep(core::time::Duration::from_micros(100)).await;
+        }
+        stop.set();
+        hog.await.unwrap();
+    });
+    assert!(runtime.stats().preemptions >= 300);
+}
+
+pub fn slices_too_short_to_enter_still_get_on() {
+    let runtime =
+        configured(Config { slice: core::time::Duration::from_nanos(1), ..Config::new() });
+    run_on(runtime, async {
+        let tasks: Vec<_> = (0..3)
+            .map(|_| {
+                spawn(stackful(async {
+                    for _ in 0..10_000 {
+                        core::hint::spin_loop();
+                    }
+                }))
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+    });
+}
+
+pub fn nested_block_on_outside_of_tasks_gives_wakes_back() {
+    static LEFT: Event = Event::constant();
+    static RIGHT: Event = Event::constant();
+    LEFT.clear();
+    RIGHT.clear();
+    interrupt::on_soft(|| {
+        // The first for the outer's arm, the second for the inner `block_on`.
+        if LEFT.is_set() { RIGHT.set() } else { LEFT.set() }
+    });
+    let mut left = pin!(LEFT.wait());
+    let mut right = pin!(async {
+        let mut polls = 0;
+        block_on(poll_fn(|context| {
+            let mut wait = pin!(RIGHT.wait());
+            let poll = wait.as_mut().poll(context);
+            polls += 1;
+            if polls <= 2 {
+                interrupt::raise();
+            }
+            poll
+        }));
+        never().await;
+    });
+    let first = block_on(poll_fn(|context| {
+        if left.as_mut().poll(context).is_ready() {
+            return Poll::Ready("left");
+        }
+        right.as_mut().poll(context).map(|()| "right")
+    }));
+    assert_eq!(first, "left");
+}
+
+static RELEASED: Event = Event::constant();
+
+pub fn a_stall_can_be_ended_by_its_report() {
+    RELEASED.clear();
+    let runtime =
+        configured(Config { stacks: 1, on_stall: Some(|_| RELEASED.set()), ..Config::new() });
+    run_on(runtime, async {
+        let holder = spawn(stackful(async { block_on(RELEASED.wait()) }));
+        let waiting = spawn(stackful(async { 5 }));
+        assert_eq!(waiting.await.unwrap(), 5);
+        holder.await.unwrap();
+    });
+}
+
+pub fn an_aborted_waiter_does_not_keep_the_next_from_its_stack() {
+    let runtime = configured(Config { stacks: 1, ..Config::new() });
+    run_on(runtime, async {
+        let event = Event::new();
+        let waits = event.clone();
+        let holder = spawn(stackful(async move { block_on(waits.wait()) }));
+        turns(2).await;
+        let aborted = spawn(stackful(async {}));
+        let next = spawn(stackful(async { 6 }));
+        turns(3).await;
+        aborted.abort();
+        assert!(matches!(aborted.await, Err(JoinError::Aborted)), "before there is a stack");
+        event.set();
+        assert_eq!(next.await.unwrap(), 6);
+        holder.await.unwrap();
+    });
 }

@@ -348,7 +348,8 @@ pub fn current_names_the_task() {
     assert_eq!(trapline::current(), None);
     run(async {
         let mut handle = None::<trapline::JoinHandle<Option<TaskId>>>;
-        let id = handle.insert(spawn(async { trapline::current().map(|current| current.id()) })).id();
+        let id =
+            handle.insert(spawn(async { trapline::current().map(|current| current.id()) })).id();
         assert!(id.is_some());
         assert_eq!(handle.take().unwrap().await.unwrap(), id);
         assert!(!trapline::current().unwrap().is_stackful());
@@ -420,3 +421,11 @@ pub fn a_task_spawned_after_an_interrupts_wake_runs() {
     });
 }
 
+pub fn abort_before_the_runtime_is_entered() {
+    let runtime = runtime();
+    let (polls, drops) = (Count::new(), Count::new());
+    let handle = runtime.spawn(Counted::new(never(), &polls, &drops));
+    handle.abort();
+    assert!(matches!(run_on(runtime, handle), Err(JoinError::Aborted)));
+    assert_eq!((polls.get(), drops.get()), (0, 1));
+}

@@ -1,0 +1,439 @@
+//! What only a host can show: panics that are caught, signal handlers of the program's own, a program
+//! that does not link.
+#![cfg(target_os = "linux")]
+
+use std::future::poll_fn;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::Poll;
+use std::time::Duration;
+
+use atomic_waker::AtomicWaker;
+use trapline::preempt::PreemptGuard;
+use trapline::time::sleep;
+use trapline::{Config, EnterError, JoinError, Runtime, block_on, spawn, stackful, yield_now};
+
+/// Runs `test` on a core of its own, with a runtime.
+fn with_runtime(test: impl FnOnce(&'static Runtime) + Send) {
+    let runtime: &'static Runtime = Box::leak(Box::new(Runtime::new()));
+    // SAFETY: these tests use no standard streams, thread-locals or locks in stackful tasks.
+    unsafe { hal_shim::isolated(|| test(runtime)) }
+}
+
+fn message(error: JoinError) -> String {
+    match error {
+        JoinError::Panicked(payload) => payload
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| payload.downcast_ref::<&str>().map(|text| text.to_string()))
+            .expect("a message"),
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn panic_of_a_plain_task_is_its_handles() {
+    with_runtime(|runtime| {
+        runtime
+            .run_until(async {
+                let task = spawn(async {
+                    yield_now().await;
+                    panic!("plain {}", 1);
+                });
+                assert_eq!(message(task.await.unwrap_err()), "plain 1");
+                assert_eq!(spawn(async { 1 }).await.unwrap(), 1);
+            })
+            .unwrap();
+    });
+}
+
+#[test]
+fn panic_of_a_stackful_task_is_its_handles() {
+    with_runtime(|runtime| {
+        runtime
+            .run_until(async {
+                let task = spawn(stackful(async {
+                    block_on(sleep(Duration::from_millis(1)));
+                    panic!("stackful");
+                }));
+                assert_eq!(message(task.await.unwrap_err()), "stackful");
+                // The same stack serves the next.
+                assert_eq!(spawn(stackful(async { 2 })).await.unwrap(), 2);
+                // Inside of another future, the parent panics with it.
+                let parent = spawn(async {
+                    stackful(async { panic!("child") }).await;
+                });
+                assert!(message(parent.await.unwrap_err()).contains("child"));
+            })
+            .unwrap();
+        assert_eq!(runtime.stats().stacks, 1);
+    });
+}
+
+#[test]
+fn panic_of_the_awaited_future_comes_back() {
+    with_runtime(|runtime| {
+        let error = runtime
+            .run_until(async {
+                yield_now().await;
+                panic!("root");
+            })
+            .unwrap_err();
+        assert!(matches!(error, EnterError::Panicked(_)), "{error}");
+        assert_eq!(runtime.run_until(async { 3 }).unwrap(), 3);
+    });
+}
+
+#[test]
+fn panics_in_drops_end_with_the_task() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+    with_runtime(|runtime| {
+        runtime
+            .run_until(async {
+                // In the drop of a future that was ready: the output is not lost.
+                let mut bomb = Some(Bomb);
+                let task = spawn(poll_fn(move |_| {
+                    let _ = &mut bomb;
+                    Poll::Ready(4)
+                }));
+                assert_eq!(task.await.unwrap(), 4);
+                // Of one that was aborted.
+                let mut bomb = Some(Bomb);
+                let task = spawn(poll_fn(move |_| {
+                    let _ = &mut bomb;
+                    Poll::<()>::Pending
+                }));
+                yield_now().await;
+                task.abort();
+                assert!(matches!(task.await, Err(JoinError::Aborted)));
+                // Of an output that nobody takes.
+                drop(spawn(async { Bomb }));
+                yield_now().await;
+                yield_now().await;
+                assert_eq!(spawn(async { 5 }).await.unwrap(), 5);
+            })
+            .unwrap();
+    });
+}
+
+#[test]
+fn a_panicking_task_is_not_preempted_and_a_preempted_one_may_panic() {
+    struct Slow;
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            // While the panic unwinds, for several slices.
+            let until = trapline::time::now() + Duration::from_millis(5);
+            while trapline::time::now() < until {}
+        }
+    }
+    with_runtime(|runtime| {
+        runtime
+            .run_until(async {
+                let task = spawn(stackful(async {
+                    let _slow = Slow;
+                    panic!("slowly");
+                }));
+                let hog = spawn(stackful(async {
+                    let until = trapline::time::now() + Duration::from_millis(10);
+                    while trapline::time::now() < until {}
+                    panic!("after preemptions");
+                }));
+                assert_eq!(message(task.await.unwrap_err()), "slowly");
+                assert_eq!(message(hog.await.unwrap_err()), "after preemptions");
+            })
+            .unwrap();
+        assert!(runtime.stats().preemptions > 0);
+    });
+}
+
+#[test]
+fn a_hog_that_caught_a_panic_is_preempted_again() {
+    with_runtime(|runtime| {
+        let ticks = Arc::new(AtomicUsize::new(0));
+        let sees = ticks.clone();
+        runtime
+            .run_until(async {
+                let hog = spawn(stackful(async move {
+                    let _ = std::panic::catch_unwind(|| {
+                        struct Slow;
+                        impl Drop for Slow {
+                            fn drop(&mut self) {
+                                let until = trapline::time::now() + Duration::from_millis(5);
+                                while trapline::time::now() < until {}
+                            }
+                        }
+                        let _slow = Slow;
+                        panic!("caught by the task itself");
+                    });
+                    // Its slice ended in the panic. Without another alarm, this would be for ever.
+                    while sees.load(SeqCst) == 0 {}
+                }));
+                sleep(Duration::from_millis(10)).await;
+                ticks.fetch_add(1, SeqCst);
+                hog.await.unwrap();
+            })
+            .unwrap();
+    });
+}
+
+#[test]
+fn block_on_in_a_plain_task_is_refused_by_name() {
+    with_runtime(|runtime| {
+        runtime
+            .run_until(async {
+                let task = spawn(async { block_on(async {}) });
+                let id = task.id().expect("a task");
+                let said = message(task.await.unwrap_err());
+                assert!(said.contains(&id.to_string()) && said.contains("stackful()"), "{said}");
+            })
+            .unwrap();
+    });
+}
+
+#[test]
+fn block_on_under_a_guard_is_refused() {
+    with_runtime(|runtime| {
+        runtime
+            .run_until(async {
+                let task = spawn(stackful(async {
+                    let _guard = PreemptGuard::new();
+                    block_on(async {});
+                }));
+                let said = message(task.await.unwrap_err());
+                assert!(said.contains("PreemptGuard"), "{said}");
+                assert_eq!(spawn(stackful(async { 6 })).await.unwrap(), 6);
+            })
+            .unwrap();
+    });
+}
+
+struct CountDrop(Arc<AtomicUsize>);
+impl Drop for CountDrop {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+#[test]
+fn a_guard_across_an_await_in_block_on_is_caught() {
+    with_runtime(|runtime| {
+        runtime
+            .run_until(async {
+                let task = spawn(stackful(async {
+                    block_on(async {
+                        let _guard = PreemptGuard::new();
+                        sleep(Duration::from_millis(1)).await;
+                    });
+                }));
+                let said = message(task.await.unwrap_err());
+                assert!(said.contains("PreemptGuard"), "{said}");
+                assert_eq!(spawn(stackful(async { 8 })).await.unwrap(), 8);
+            })
+            .unwrap();
+    });
+}
+
+#[test]
+fn a_timer_that_is_due_in_a_panic_waits_for_its_end() {
+    with_runtime(|runtime| {
+        runtime
+            .run_until(async {
+                let task = spawn(stackful(async {
+                    struct Slow;
+                    impl Drop for Slow {
+                        fn drop(&mut self) {
+                            let until = trapline::time::now() + Duration::from_millis(20);
+                            while trapline::time::now() < until {
+                                // Guards are taken and dropped in panics too.
+                                drop(PreemptGuard::new());
+                            }
+                        }
+                    }
+                    let _slow = Slow;
+                    panic!("beside a timer");
+                }));
+                let hog = spawn(stackful(async {
+                    assert!(!std::thread::panicking(), "the panic is another task's");
+                }));
+                sleep(Duration::from_millis(2)).await;
+                assert_eq!(message(task.await.unwrap_err()), "beside a timer");
+                hog.await.unwrap();
+            })
+            .unwrap();
+    });
+}
+
+#[test]
+fn a_thread_that_is_no_core_cannot_enter() {
+    static RUNTIME: Runtime = Runtime::new();
+    let entered =
+        std::thread::spawn(|| RUNTIME.run_until(async {}).map_err(|error| error.to_string()));
+    let said = entered.join().unwrap().unwrap_err();
+    assert!(said.contains("not a core"), "{said}");
+    // What it can do: wait for something.
+    assert_eq!(block_on(async { 1 }), 1);
+}
+
+/// Holds a guard across an await although it isn't `Send`.
+struct Smuggled(#[allow(dead_code)] PreemptGuard);
+// SAFETY: not sound in general; the task that has it never leaves its core.
+unsafe impl Send for Smuggled {}
+
+#[test]
+fn a_guard_across_an_await_is_caught() {
+    with_runtime(|runtime| {
+        runtime
+            .run_until(async {
+                let plain = spawn(async {
+                    let _guard = Smuggled(PreemptGuard::new());
+                    yield_now().await;
+                });
+                let on_stack = spawn(stackful(async {
+                    let _guard = Smuggled(PreemptGuard::new());
+                    yield_now().await;
+                }));
+                let drops = Arc::new(AtomicUsize::new(0));
+                let (inside, output) = (CountDrop(drops.clone()), CountDrop(drops.clone()));
+                let forgotten = spawn(stackful(async move {
+                    let _inside = inside;
+                    std::mem::forget(PreemptGuard::new());
+                    output
+                }));
+                for task in [plain, on_stack] {
+                    let said = message(task.await.unwrap_err());
+                    assert!(said.contains("PreemptGuard"), "{said}");
+                }
+                // It was ready all the same: future and output are there, and dropped, once.
+                drop(forgotten.await.unwrap());
+                assert_eq!(drops.load(SeqCst), 2);
+                // The next are preempted as ever.
+                let ticks = Arc::new(AtomicUsize::new(0));
+                let sees = ticks.clone();
+                let hog = spawn(stackful(async move { while sees.load(SeqCst) == 0 {} }));
+                sleep(Duration::from_millis(3)).await;
+                ticks.fetch_add(1, SeqCst);
+                hog.await.unwrap();
+            })
+            .unwrap();
+    });
+}
+
+static SIGNALLED: AtomicWaker = AtomicWaker::new();
+static SIGNALS: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn on_signal(_: libc::c_int) {
+    SIGNALS.fetch_add(1, SeqCst);
+    SIGNALLED.wake();
+}
+
+#[test]
+fn a_signal_handler_of_the_programs_own_may_wake() {
+    const ROUNDS: usize = 2000;
+    with_runtime(|runtime| {
+        // SAFETY: the handler does atomic operations and wakes.
+        unsafe { libc::signal(libc::SIGUSR1, on_signal as *const () as libc::sighandler_t) };
+        // SAFETY: no conditions.
+        let thread = unsafe { libc::pthread_self() };
+        let served = Arc::new(AtomicUsize::new(0));
+        let counts = served.clone();
+        // A thread that is no core sends it: while the core is parked, polls, or runs a hog.
+        let sender = std::thread::spawn(move || {
+            for round in 0..ROUNDS {
+                // SAFETY: the core's thread waits for this one.
+                unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
+                let deadline = std::time::Instant::now() + Duration::from_secs(10);
+                while counts.load(SeqCst) <= round {
+                    assert!(std::time::Instant::now() < deadline, "the wake of {round} was lost");
+                    std::hint::spin_loop();
+                }
+            }
+        });
+        runtime
+            .run_until(async {
+                let hog = spawn(stackful({
+                    let served = served.clone();
+                    async move { while served.load(SeqCst) < ROUNDS / 2 {} }
+                }));
+                poll_fn(|context| {
+                    SIGNALLED.register(context.waker());
+                    let seen = SIGNALS.load(SeqCst);
+                    served.store(seen, SeqCst);
+                    if seen == ROUNDS { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+                hog.await.unwrap();
+            })
+            .unwrap();
+        sender.join().unwrap();
+    });
+}
+
+#[test]
+fn a_waker_may_be_used_and_dropped_by_a_thread_that_is_no_core() {
+    with_runtime(|runtime| {
+        runtime
+            .run_until(async {
+                let waker = poll_fn(|context| Poll::Ready(context.waker().clone())).await;
+                let mut thread = None;
+                poll_fn(|_| {
+                    if thread.is_none() {
+                        let waker = waker.clone();
+                        thread = Some(std::thread::spawn(move || {
+                            std::thread::sleep(Duration::from_millis(5));
+                            waker.wake();
+                        }));
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(())
+                })
+                .await;
+                thread.unwrap().join().unwrap();
+            })
+            .unwrap();
+    });
+}
+
+#[test]
+fn a_config_in_a_constant() {
+    static RUNTIME: Runtime =
+        Runtime::with_config(Config { slice: Duration::from_micros(100), ..Config::new() });
+    // SAFETY: as in `with_runtime`.
+    unsafe { hal_shim::isolated(|| assert_eq!(RUNTIME.run_until(async { 7 }).unwrap(), 7)) }
+}
+
+/// A program that uses the runtime and binds no platform must not link, and the linker must say what
+/// is missing.
+#[test]
+fn a_platform_that_is_not_bound_does_not_link() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let build = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("unbound");
+    std::fs::create_dir_all(build.join("src")).unwrap();
+    std::fs::write(
+        build.join("Cargo.toml"),
+        format!(
+            "[package]\nname = \"unbound\"\nedition = \"2024\"\n[workspace]\n\
+             [dependencies]\ntrapline = {{ path = {root:?} }}\n"
+        ),
+    )
+    .unwrap();
+    // With the versions that are here already.
+    std::fs::copy(format!("{root}/Cargo.lock"), build.join("Cargo.lock")).unwrap();
+    std::fs::write(build.join("src/main.rs"), "fn main() { trapline::spawn(async {}); }\n")
+        .unwrap();
+    let output = Command::new(env!("CARGO"))
+        .args(["build", "--offline", "--target-dir"])
+        .arg(build.join("target"))
+        .current_dir(&build)
+        .env_remove("RUSTFLAGS")
+        .output()
+        .unwrap();
+    assert!(!output.status.success(), "it links without a platform");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("__trapline_bind_platform_slot"), "{said}");
+}
