@@ -5,7 +5,9 @@ use core::time::Duration;
 
 use crate::platform::bound;
 use crate::stackful::{Stack, Stall};
-use crate::time::nanoseconds;
+
+/// The shortest slice. In a shorter one a task might not get beyond the way into it.
+pub const LEAST_SLICE: Duration = Duration::from_micros(10);
 
 /// What can be chosen for a [`Runtime`](crate::Runtime).
 ///
@@ -13,7 +15,8 @@ use crate::time::nanoseconds;
 /// platform.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// How long a stackful task keeps the core while others want it. Default: 1 ms.
+    /// How long a stackful task keeps the core while others want it, at least [`LEAST_SLICE`].
+    /// Default: 1 ms.
     pub slice: Duration,
     /// The size of a stack in bytes; it is rounded up to a multiple of 16. Default: 16 KiB on a
     /// target without an operating system, 64 KiB hosted.
@@ -39,8 +42,8 @@ impl Config {
 
     /// Checks what was chosen.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        if nanoseconds(self.slice) == 0 {
-            return Err(ConfigError::ZeroSlice);
+        if self.slice < LEAST_SLICE {
+            return Err(ConfigError::SliceTooShort);
         }
         if self.stacks == 0 {
             return Err(ConfigError::NoStacks);
@@ -71,8 +74,8 @@ impl Default for Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// No task could run for a slice of zero.
-    ZeroSlice,
+    /// The slice is zero, or shorter than [`LEAST_SLICE`].
+    SliceTooShort,
     /// No stackful task could run without a stack.
     NoStacks,
     /// A stack must hold at least this many bytes: a saved context, a trap context, and the frames
@@ -88,7 +91,9 @@ pub enum ConfigError {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ZeroSlice => f.write_str("Config::slice is zero: give at least a nanosecond"),
+            Self::SliceTooShort => {
+                write!(f, "Config::slice is too short: give at least {LEAST_SLICE:?}")
+            }
             Self::NoStacks => f.write_str("Config::stacks is zero: allow at least one"),
             Self::StackTooSmall { least } => {
                 write!(f, "Config::stack_size is too small: give at least {least} bytes")

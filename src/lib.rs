@@ -17,7 +17,7 @@ mod task;
 pub mod time;
 mod yield_now;
 
-pub use config::{Config, ConfigError};
+pub use config::{Config, ConfigError, LEAST_SLICE};
 pub use runtime::{
     Current, EnterError, Runtime, Shutdown, SpawnError, SpawnErrorReason, Stats, current, spawn,
     try_spawn,

@@ -5,8 +5,8 @@ use core::future::{Future, poll_fn};
 use hal_shim::heap;
 use trapline::time::sleep;
 use trapline::{
-    Config, ConfigError, EnterError, JoinError, Runtime, SpawnErrorReason, block_on, spawn,
-    stackful, try_spawn,
+    Config, ConfigError, EnterError, JoinError, LEAST_SLICE, Runtime, SpawnErrorReason, block_on,
+    spawn, stackful, try_spawn,
 };
 
 use crate::support::*;
@@ -32,9 +32,10 @@ fn refused(config: Config) -> ConfigError {
     }
 }
 
-pub fn zero_slice() {
-    let config = Config { slice: core::time::Duration::ZERO, ..Config::new() };
-    assert_eq!(refused(config), ConfigError::ZeroSlice);
+pub fn zero_slice_or_nearly() {
+    for slice in [core::time::Duration::ZERO, LEAST_SLICE - core::time::Duration::from_nanos(1)] {
+        assert_eq!(refused(Config { slice, ..Config::new() }), ConfigError::SliceTooShort);
+    }
 }
 
 pub fn stack_that_holds_no_context() {

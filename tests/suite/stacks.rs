@@ -11,7 +11,7 @@ use core::task::Poll;
 use hal_shim::interrupt;
 use trapline::preempt::PreemptGuard;
 use trapline::time::{Elapsed, now, sleep, timeout};
-use trapline::{Config, JoinError, TaskId, block_on, spawn, stackful, yield_now};
+use trapline::{Config, JoinError, LEAST_SLICE, TaskId, block_on, spawn, stackful, yield_now};
 
 use crate::support::*;
 
@@ -521,9 +521,8 @@ pub fn hog_that_is_full_of_guards_is_preempted() {
     assert!(runtime.stats().preemptions >= 300);
 }
 
-pub fn slices_too_short_to_enter_still_get_on() {
-    let runtime =
-        configured(Config { slice: core::time::Duration::from_nanos(1), ..Config::new() });
+pub fn shortest_slices_get_on() {
+    let runtime = configured(Config { slice: LEAST_SLICE, ..Config::new() });
     run_on(runtime, async {
         let tasks: Vec<_> = (0..3)
             .map(|_| {
