@@ -1,6 +1,65 @@
 //! Trapline: an async runtime for kernels, in which a task that computes is preempted.
+//!
+//! Each core has one [`Runtime`]: a ready queue, one scheduler, one stack. Tasks are stackless futures,
+//! polled from the queue. A future that computes for long is wrapped in [`stackful()`]: it then runs
+//! on a stack of its own, the timer takes the core back when its slice is over, and the others run.
+//!
+//! ```ignore
+//! trapline::spawn(async { loop { work() } });           // keeps the core for itself, as any future would
+//! trapline::spawn(stackful(async { loop { work() } })); // is preempted; all else on the core still runs
+//! ```
+//!
+//! # A first program
+//!
+//! A kernel implements [`Platform`](platform::Platform) (its clock, its alarm, how a core waits),
+//! binds it once with [`bind_platform!`], and ends its timer interrupt with one call:
+//!
+//! ```ignore
+//! static RUNTIMES: [Runtime; CORES] = [const { Runtime::new() }; CORES];
+//!
+//! trapline::bind_platform!(static KERNEL: MyKernel = MyKernel);
+//!
+//! fn core_main(core: usize) -> ! {
+//!     RUNTIMES[core].spawn(async {
+//!         let checksum = stackful(async { long_computation() }).await;
+//!         time::sleep(Duration::from_millis(10)).await;
+//!         send(checksum).await;
+//!     });
+//!     match RUNTIMES[core].enter() {
+//!         Err(error) => panic!("{error}"),
+//!     }
+//! }
+//!
+//! fn timer_interrupt() {
+//!     acknowledge();
+//!     // SAFETY: last in the handler, all registers saved on this stack, interrupts masked.
+//!     unsafe { trapline::preempt::on_timer() }
+//! }
+//! ```
+//!
+//! # The rooms
+//!
+//! | where | what |
+//! |---|---|
+//! | [`Runtime`], [`spawn`], [`JoinHandle`] | tasks: how they come, run and go |
+//! | [`stackful`](mod@stackful), [`block_on`] | futures that compute, and waiting in the middle of one |
+//! | [`preempt`] | when a core may be taken from a task; what a trap handler calls |
+//! | [`time`] | sleeping, and giving up after a while |
+//! | [`platform`] | what a kernel tells the runtime about its cores |
+//! | [`arch`] | registers: the switch of each architecture, trap contexts, trap entry |
+//!
+//! # What holds
+//!
+//! - No wake is lost, whoever wakes, from wherever: wakers may be used in interrupts, on other cores,
+//!   and after their task and runtime are gone. They take no lock and call no allocator.
+//! - A future is polled and dropped by the core that owns its task, in task context.
+//! - A stack is held only while it holds frames, and does not leave its core while it does.
+//! - Preemption happens in the code of stackful tasks and nowhere else, and not under a
+//!   [`PreemptGuard`](preempt::PreemptGuard).
+//! - Where nothing is preempted, nothing is paid for it: plain tasks cost what they cost in any
+//!   stackless runtime.
+
 #![no_std]
-#![cfg_attr(docsrs, feature(doc_cfg))]
 
 extern crate alloc;
 

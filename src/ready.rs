@@ -182,10 +182,9 @@ impl Inbox {
     /// The caller was told to push the task, which stays alive until it is taken.
     pub(crate) unsafe fn push(&self, task: NonNull<Header>, push: Push) -> bool {
         // SAFETY: passed on.
-        match unsafe { self.publish(task, push, 0) } {
-            Ok(ring) => ring,
-            Err(Closed) => false,
-        }
+        let pushed = unsafe { self.publish(task, push, 0) };
+        // No tag refuses it.
+        pushed.unwrap_or(false)
     }
 
     /// Publishes a new task, unless the runtime has been shut down.

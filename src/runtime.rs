@@ -485,12 +485,12 @@ impl Runtime {
                 }
             }
         }
-        if own.polls.get() < POLLS_BEFORE_PREEMPTED || own.stacks.preempted.is_empty() {
-            if let Some(task) = own.ready.pop() {
-                own.polls.set(own.polls.get().wrapping_add(1));
-                self.run_queued(task);
-                return;
-            }
+        let ready_first =
+            own.polls.get() < POLLS_BEFORE_PREEMPTED || own.stacks.preempted.is_empty();
+        if ready_first && let Some(task) = own.ready.pop() {
+            own.polls.set(own.polls.get().wrapping_add(1));
+            self.run_queued(task);
+            return;
         }
         own.polls.set(0);
         if let Some(task) = own.stacks.preempted.pop() {

@@ -119,12 +119,8 @@ fn park_until<F: Future>(slot: &'static CoreSlot, future: F) -> F::Output {
 impl CoreSlot {
     /// A waker that ends the parking of this slot's core in `block_on`. The slot is all its data.
     fn waker(&'static self) -> Waker {
-        static VTABLE: RawWakerVTable = RawWakerVTable::new(
-            |slot| RawWaker::new(slot, &VTABLE),
-            |slot| ring(slot),
-            |slot| ring(slot),
-            |_| (),
-        );
+        static VTABLE: RawWakerVTable =
+            RawWakerVTable::new(|slot| RawWaker::new(slot, &VTABLE), ring, ring, |_| ());
         fn ring(slot: *const ()) {
             // SAFETY: `waker` put a `&'static CoreSlot` there.
             unsafe { &*slot.cast::<CoreSlot>() }.ring();

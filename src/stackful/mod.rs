@@ -20,7 +20,7 @@
 //! ```
 //!
 //! It holds frames in the last two, and then it belongs to its task and to its core. There is one way
-//! off, whatever the reason: [`Runtime::leave_stack`] switches to the loop, and says why.
+//! off, whatever the reason: `Runtime::leave_stack` switches to the loop, and says why.
 
 mod backend;
 mod block_on;

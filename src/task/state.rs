@@ -120,14 +120,14 @@ impl State {
     const_fn! {
         /// Spawned: READY, and referenced by the runtime and the join handle. (Edge 1)
         pub(crate) fn spawned() -> Self {
-            Self(AtomicUsize::new(READY | JOIN | 2 * REFERENCE))
+            Self(AtomicUsize::new(READY | JOIN | (2 * REFERENCE)))
         }
     }
 
     const_fn! {
         /// BLOCKED, without a join handle, and never freed: the runtime's own root task.
         pub(crate) fn immortal() -> Self {
-            Self(AtomicUsize::new(REFERENCES_MAX / 2 & !(REFERENCE - 1)))
+            Self(AtomicUsize::new((REFERENCES_MAX / 2) & !(REFERENCE - 1)))
         }
     }
 
@@ -164,8 +164,9 @@ impl State {
     pub(crate) fn start(&self) -> Start {
         // One addition flips both flags, since READY is set and RUNNING clear in every task that
         // is in a queue. For the two others (`Finished`, `Free`) nobody reads the flags again.
-        // Acquire pairs with the release of every wake that came before.
-        let before = self.0.fetch_add(RUNNING - READY, Ordering::AcqRel);
+        // Acquire pairs with the release of every wake that came before. What this core did with the
+        // link is released by `pending` or with the last reference.
+        let before = self.0.fetch_add(RUNNING - READY, Ordering::Acquire);
         if before < REFERENCE {
             Start::Free
         } else if before & ABANDONED != 0 {

@@ -67,25 +67,28 @@ pub fn wake_during_the_poll_polls_again() {
 pub fn many_wakes_make_one_poll() {
     let (polls, drops) = (Count::new(), Count::new());
     run(async {
-        let event = Event::new();
-        let waits = event.clone();
-        let handle = spawn(Counted::new(async move { waits.wait().await }, &polls, &drops));
+        let (sender, receiver) = waker_channel();
+        let handle = spawn(Counted::new(
+            poll_fn(move |context| {
+                sender.send(context.waker().clone());
+                Poll::<()>::Pending
+            }),
+            &polls,
+            &drops,
+        ));
         turns(3).await;
         assert_eq!(polls.get(), 1);
-        let mut waker = None;
+        let waker = receiver.take();
         // Every wake but the first finds it READY.
         for _ in 0..100 {
-            event.set();
-            waker.get_or_insert_with(|| poll_waker()).wake_by_ref();
+            waker.wake_by_ref();
         }
-        handle.await.unwrap();
+        turns(3).await;
+        assert_eq!(polls.get(), 2);
+        handle.abort();
+        assert!(handle.await.is_err());
     });
     assert_eq!((polls.get(), drops.get()), (2, 1));
-}
-
-/// A waker that wakes nobody.
-fn poll_waker() -> Waker {
-    Waker::noop().clone()
 }
 
 pub fn wake_after_completion_does_nothing() {
@@ -100,7 +103,8 @@ pub fn wake_after_completion_does_nothing() {
         handle.await.unwrap();
         let waker = receiver.take();
         waker.wake_by_ref();
-        waker.clone().wake();
+        let clone = waker.clone();
+        clone.wake();
         turns(3).await;
         waker.wake();
         turns(3).await;
@@ -367,11 +371,8 @@ pub fn run_until_leaves_the_others_where_they_are() {
     let (polls, drops) = (Count::new(), Count::new());
     let event = Event::new();
     let waits = event.clone();
-    let handle = run_on(runtime, async {
-        let handle = spawn(Counted::new(async move { waits.wait().await }, &polls, &drops));
-        turns(2).await;
-        handle
-    });
+    let handle = runtime.spawn(Counted::new(async move { waits.wait().await }, &polls, &drops));
+    run_on(runtime, turns(2));
     event.set();
     assert_eq!(polls.get(), 1, "woken, but nobody is inside to poll it");
     run_on(runtime, handle).unwrap();
