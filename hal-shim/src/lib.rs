@@ -1,0 +1,219 @@
+//! What a kernel would otherwise bring, so that an example of Trapline or a test of it is one
+//! source for every machine.
+//!
+//! The same names on Linux ("hosted": a core is a thread, a signal is a trap) and on QEMU's riscv64
+//! `virt` machine (booted by OpenSBI into S-mode). It implements [`trapline::platform::Platform`]
+//! and binds it; depending on this crate is enough.
+//!
+//! ```
+//! // The only lines that know that some machines have no `std`.
+//! #![cfg_attr(target_os = "none", no_std, no_main)]
+//!
+//! use hal_shim::println;
+//!
+//! hal_shim::entry!(unsafe program);
+//!
+//! fn program() {
+//!     println!("{} cores, rounds={:?}", hal_shim::cores(), hal_shim::arg("rounds"));
+//! }
+//! ```
+//!
+//! The program returns: exit code 0. It panics, on any core: a message and 101. [`exit`]: as told.
+//!
+//! # What hosted code must not do
+//!
+//! A stackful task on Linux is preempted in the middle of anything that isn't Trapline's or this
+//! crate's, and another task goes on **on the same thread**. std and libc don't expect that: a lock
+//! may then be held by the thread that waits for it, and a thread-local value be in the middle of a
+//! change. Nothing can check that, so starting hosted mode is `unsafe` and whoever writes the word
+//! promises, for all code in stackful tasks, that without a
+//! [`PreemptGuard`](trapline::preempt::PreemptGuard):
+//!
+//! - it doesn't use std's standard streams: [`println!`] of this crate is there for that;
+//! - it keeps no reference to a thread-local value over an instruction where it can be preempted,
+//!   which is any, and calls nothing that does;
+//! - it takes no lock that another task of this thread takes, std's and libc's own included:
+//!   those in `getenv`, the time zone, the name resolver, the dynamic linker. (The allocator is
+//!   guarded.)
+//! - it doesn't change the thread's signal mask, or its alternate signal stack;
+//! - and nowhere does the program use the first three real-time signals (`SIGRTMIN`, +1, +2), nor
+//!   fork and then go on in the child.
+//!
+//! A signal handler of the program's own may wake tasks. It isn't preempted as long as it runs with
+//! its signal masked, as handlers do unless they were installed with `SA_NODEFER`.
+#![cfg_attr(target_os = "none", no_std)]
+
+#[cfg(target_os = "none")]
+extern crate alloc;
+
+mod console;
+pub mod heap;
+pub mod interrupt;
+pub mod test;
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
+use linux as machine;
+
+#[cfg(all(target_os = "none", target_arch = "riscv64"))]
+mod riscv64;
+#[cfg(all(target_os = "none", target_arch = "riscv64"))]
+use riscv64 as machine;
+
+#[doc(hidden)]
+pub use console::_print;
+#[cfg(target_os = "linux")]
+#[doc(hidden)]
+pub use linux::run as _run;
+
+/// Names the function that is the program: `entry!(unsafe program);`
+///
+/// It is called on core 0, with interrupts enabled, and with preemption possible as soon as it
+/// enters a runtime. The function may have any name but `main`, as on Linux this defines one.
+///
+/// # Safety
+///
+/// The word `unsafe` is yours: it promises what "[What hosted code must not
+/// do](crate#what-hosted-code-must-not-do)" lists.
+#[cfg(target_os = "linux")]
+#[macro_export]
+macro_rules! entry {
+    (unsafe $program:path) => {
+        fn main() {
+            // SAFETY: `entry!(unsafe …)`: who wrote that promises what hosted code does not do.
+            unsafe { $crate::_run($program) }
+        }
+    };
+}
+
+/// Names the function that is the program: `entry!(unsafe program);`
+///
+/// It is called on core 0, with interrupts enabled, and with preemption possible as soon as it
+/// enters a runtime. The function may have any name but `main`, as on Linux this defines one.
+///
+/// # Safety
+///
+/// The word `unsafe` is yours: it promises what "[What hosted code must not
+/// do](crate#what-hosted-code-must-not-do)" lists.
+#[cfg(target_os = "none")]
+#[macro_export]
+macro_rules! entry {
+    (unsafe $program:path) => {
+        const _: () = {
+            // SAFETY: the name is this crate's, and a second `entry!` does not link.
+            #[unsafe(no_mangle)]
+            fn __hal_shim_program() {
+                let program: fn() = $program;
+                program()
+            }
+        };
+    };
+}
+
+/// Prints to the console, as std's does. Callable in any context, also in interrupts.
+///
+/// What one call prints stays together if it is no longer than 256 bytes.
+#[macro_export]
+macro_rules! print {
+    ($($arg:tt)*) => { $crate::_print(::core::format_args!($($arg)*)) };
+}
+
+/// Prints a line to the console, as std's does. Callable in any context, also in interrupts.
+///
+/// What one call prints stays together if it is no longer than 256 bytes.
+#[macro_export]
+macro_rules! println {
+    () => { $crate::print!("\n") };
+    ($($arg:tt)*) => {
+        $crate::_print(::core::format_args!("{}\n", ::core::format_args!($($arg)*)))
+    };
+}
+
+/// Ends the machine, or the process, with an exit code of 0 to 255. Callable in any context.
+pub fn exit(code: i32) -> ! {
+    machine::exit(code)
+}
+
+/// The value of the first word `name=value` of the command line: the process's on Linux, else what
+/// the firmware was given (QEMU's `-append`).
+pub fn arg(name: &str) -> Option<&'static str> {
+    machine::words().find_map(|word| match word.split_once('=') {
+        Some((key, value)) if key == name => Some(value),
+        _ => None,
+    })
+}
+
+/// How many cores there are, which have the numbers 0 up to this. At least one.
+///
+/// On Linux, as many as the process has processors, and at least four: threads can share one.
+pub fn cores() -> usize {
+    machine::cores()
+}
+
+/// The number of the core that calls. 0 is the one that runs the program.
+///
+/// On Linux, `usize::MAX` in a thread that is no core.
+pub fn this_core() -> usize {
+    use trapline::platform::Platform as _;
+    machine::Machine.core()
+}
+
+/// Starts core number `core`, which calls `program` and stops when that returns.
+///
+/// # Errors
+///
+/// [`StartError`] says why it did not start.
+pub fn start_core(core: usize, program: fn()) -> Result<(), StartError> {
+    machine::start_core(core, program)
+}
+
+/// Why a core was not started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartError {
+    /// There is no core with this number: see [`cores`].
+    NoSuchCore,
+    /// It runs already.
+    Running,
+    /// The firmware or the operating system would not, with its error number.
+    Refused(isize),
+    /// There is no memory for its stack.
+    OutOfMemory,
+    /// Linux: neither [`entry!`] nor [`isolated`] has started hosted mode in this process.
+    NotHosted,
+}
+
+impl core::fmt::Display for StartError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::NoSuchCore => f.write_str("there is no core with this number"),
+            Self::Running => f.write_str("this core runs already"),
+            Self::Refused(error) => {
+                write!(f, "the system refused to start the core: error {error}")
+            }
+            Self::OutOfMemory => f.write_str("no memory for the core's stack"),
+            Self::NotHosted => f.write_str("hosted mode was not started: use `hal_shim::entry!`"),
+        }
+    }
+}
+
+impl core::error::Error for StartError {}
+
+/// Calls `f` on a core with nothing left over from earlier calls, and returns what it returns.
+///
+/// On Linux that is a new thread, which takes the number of the calling core (or a free one, if the
+/// caller is a plain thread, such as one of `cargo test`'s) and gives it back; the caller waits.
+/// Without an operating system `f` is called where we are. To be called outside of any runtime.
+///
+/// # Panics
+///
+/// If `f` does, with the same payload. On Linux also if no thread or timer is to be had.
+///
+/// # Safety
+///
+/// The caller promises what "[What hosted code must not do](crate#what-hosted-code-must-not-do)"
+/// lists.
+pub unsafe fn isolated<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    // SAFETY: the caller's promise is the same.
+    unsafe { machine::isolated(f) }
+}

@@ -1,0 +1,469 @@
+//! Cores as threads: their table, their signals, their rest.
+//!
+//! # Masking
+//!
+//! Interrupts are masked without a system call: by a flag. A signal that finds it set is noted and
+//! its handler returns; whoever clears the flag handles what was noted. A core has three signals:
+//! its alarm, a wake from another core, and the software interrupt.
+//!
+//! ```text
+//!   signal ──► note it ──► masked? ── yes ──► return
+//!                            │ no
+//!                            ▼
+//!                 mask; handle all notes ◄────────────┐
+//!                            │                        │ one was noted: unblock
+//!                            ▼                        │
+//!                 block our signals; any notes? ─ yes ┘
+//!                            │ no
+//!                            ▼
+//!                 unmask; return (which unblocks)
+//! ```
+//!
+//! Handling ends in `on_timer` or `on_interrupt`, which may leave the stack there, in the middle of
+//! the handler. The runtime's loop then unmasks, and the next signal finds an ordinary thread: the
+//! kernel keeps nothing about a handler that has not returned but what is on its stack. When the
+//! stack is resumed, all is masked again and the handler goes on.
+//!
+//! # How many handlers lie on one stack
+//!
+//! At most two that handle, and at most three that only note. The handlers that handle do so
+//! masked, and between unmasking and the return into the interrupted code none of our signals is
+//! delivered, as they are blocked there until the kernel takes the frame down. The second can come
+//! when the stack is resumed, before the runtime masks again: it leaves the stack no more, and has
+//! returned before the first goes on. And of those that
+//! only note, there is one for each signal: an alarm is set again, and `in_flight` lets another
+//! wake or software interrupt be sent, only after the one before was noted, and each that is sent
+//! by the core itself is noted before the sending returns.
+
+use std::cell::Cell;
+use std::ffi::{c_int, c_void};
+use std::mem::{MaybeUninit, zeroed};
+use std::ptr;
+use std::sync::Once;
+use std::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence,
+};
+
+use trapline::platform::CoreSlot;
+use trapline::preempt;
+
+use crate::interrupt;
+
+/// How many cores there can be at a time.
+pub(crate) const MAX_CORES: usize = 256;
+
+static CORES: [Core; MAX_CORES] = [const { Core::new() }; MAX_CORES];
+
+/// Values of [`Core::rest`]: the core runs.
+const RUNNING: u32 = 0;
+/// It waits in the futex, or is about to.
+const PARKED: u32 = 1;
+/// It was woken, or has a signal to handle, and must not wait.
+const NOTIFIED: u32 = 2;
+
+/// The signals of a core, as bits.
+const ALARM: u32 = 1 << 0;
+const WAKE: u32 = 1 << 1;
+const SOFT: u32 = 1 << 2;
+const SIGNALS: [u32; 3] = [ALARM, WAKE, SOFT];
+
+/// The number that Linux knows a signal by.
+fn number_of(signal: u32) -> c_int {
+    libc::SIGRTMIN() + signal.trailing_zeros() as c_int
+}
+
+/// A core: what was a hardware thread's.
+///
+/// Its thread and that thread's signal handlers touch what is marked "own", by plain loads and
+/// stores (relaxed, with compiler fences for what the handlers see); everybody touches the rest.
+#[repr(align(128))]
+pub(crate) struct Core {
+    claimed: AtomicBool,
+    pub(crate) slot: CoreSlot,
+    /// The thread, or 0.
+    thread: AtomicI32,
+    /// RUNNING, PARKED or NOTIFIED.
+    rest: AtomicU32,
+    /// Signals (WAKE and SOFT) that were sent and not yet noted.
+    in_flight: AtomicU32,
+    /// Own: the alarm's timer.
+    timer: AtomicPtr<c_void>,
+    /// Own: whether signals are only noted.
+    masked: AtomicBool,
+    /// Own: the signals that were noted.
+    noted: AtomicU32,
+    /// Own: whether a signal is being handled.
+    handling: AtomicBool,
+    /// Own: whether the signal that is handled came in a section of the program's with another
+    /// signal mask than the thread had in the beginning, such as a signal handler of its own.
+    in_foreign: AtomicBool,
+    /// Own: the signal mask that the thread had in the beginning.
+    signal_mask: AtomicU64,
+}
+
+thread_local! {
+    /// The number of the core that this thread is.
+    static HERE: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+/// The core that the calling thread is.
+pub(crate) fn here() -> Option<&'static Core> {
+    CORES.get(HERE.get())
+}
+
+/// The core of a number.
+pub(crate) fn at(number: usize) -> Option<&'static Core> {
+    CORES.get(number)
+}
+
+/// The right to make a thread be a certain core.
+pub(crate) struct Claim(&'static Core);
+
+impl Claim {
+    pub(crate) fn take(number: usize) -> Option<Self> {
+        let core = CORES.get(number)?;
+        // Acquire: sees what the thread that was this core before has left.
+        // Lazily: a claim that is made and dropped would give up the other's.
+        (!core.claimed.swap(true, Ordering::Acquire)).then(|| Self(core))
+    }
+
+    /// Any core that is free, from the top, to stay out of the way of those that programs start by
+    /// their number.
+    pub(crate) fn any() -> Option<Self> {
+        (0..MAX_CORES).rev().find_map(Self::take)
+    }
+
+    pub(crate) fn core(&self) -> &'static Core {
+        self.0
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.0.claimed.store(false, Ordering::Release);
+    }
+}
+
+impl Core {
+    const fn new() -> Self {
+        Self {
+            claimed: AtomicBool::new(false),
+            slot: CoreSlot::new(),
+            thread: AtomicI32::new(0),
+            rest: AtomicU32::new(RUNNING),
+            in_flight: AtomicU32::new(0),
+            timer: AtomicPtr::new(ptr::null_mut()),
+            masked: AtomicBool::new(false),
+            noted: AtomicU32::new(0),
+            handling: AtomicBool::new(false),
+            in_foreign: AtomicBool::new(false),
+            signal_mask: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn number(&self) -> usize {
+        (ptr::from_ref(self).addr() - CORES.as_ptr().addr()) / size_of::<Core>()
+    }
+
+    /// Makes the calling thread be this core. Called by who has the claim.
+    ///
+    /// # Errors
+    ///
+    /// What Linux says when it has no timer for us.
+    pub(crate) fn attach(&self) -> Result<(), i32> {
+        install_handlers();
+        // SAFETY: gettid has no conditions.
+        let thread = unsafe { libc::gettid() };
+        // SAFETY: all-zero is a value of this C structure.
+        let mut event = unsafe { zeroed::<libc::sigevent>() };
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = number_of(ALARM);
+        event.sigev_notify_thread_id = thread;
+        let mut timer = MaybeUninit::uninit();
+        // SAFETY: both point to what timer_create wants, and it writes the timer if it succeeds.
+        if unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, timer.as_mut_ptr()) } != 0
+        {
+            return Err(errno());
+        }
+        // SAFETY: it succeeded.
+        self.timer.store(unsafe { timer.assume_init() }, Ordering::Relaxed);
+        self.masked.store(false, Ordering::Relaxed);
+        self.noted.store(0, Ordering::Relaxed);
+        self.handling.store(false, Ordering::Relaxed);
+        self.in_foreign.store(false, Ordering::Relaxed);
+        self.rest.store(RUNNING, Ordering::Relaxed);
+        self.signal_mask.store(set_blocked(libc::SIG_UNBLOCK), Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+        HERE.set(self.number());
+        self.thread.store(thread, Ordering::Relaxed);
+        // After the thread, and releasing it: who sets a bit after this sees the thread, and sends
+        // the signal to it. A bit from before, whose signal went to the core's last thread, is
+        // gone.
+        self.in_flight.swap(0, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// The calling thread is this core no longer. Signals on their way here find no core, and a
+    /// wake for it does nothing.
+    pub(crate) fn detach(&self) {
+        HERE.set(usize::MAX);
+        self.thread.store(0, Ordering::Relaxed);
+        let timer = self.timer.swap(ptr::null_mut(), Ordering::Relaxed);
+        // SAFETY: `attach` created it, and nobody else deletes it.
+        unsafe { libc::timer_delete(timer) };
+    }
+
+    /// Own. Sets the alarm to `at` nanoseconds, or to never.
+    pub(crate) fn set_alarm(&self, at: Option<u64>) {
+        // Zero would disarm it.
+        let at = at.map_or(0, |at| at.max(1));
+        let none = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let value = libc::timespec {
+            tv_sec: (at / 1_000_000_000) as libc::time_t,
+            tv_nsec: (at % 1_000_000_000) as libc::c_long,
+        };
+        let setting = libc::itimerspec { it_interval: none, it_value: value };
+        let timer = self.timer.load(Ordering::Relaxed);
+        // It can only fail for arguments that are wrong, and these are not.
+        // SAFETY: the timer is this core's, and lives until the core detaches.
+        unsafe { libc::timer_settime(timer, libc::TIMER_ABSTIME, &setting, ptr::null_mut()) };
+    }
+
+    /// Own. Masks, and tells whether it was masked.
+    pub(crate) fn mask(&self) -> bool {
+        // Not a read-modify-write: a signal between the two leaves the flag as it found it.
+        let was = self.masked.load(Ordering::Relaxed);
+        self.masked.store(true, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+        was
+    }
+
+    /// Own. Unmasks, in task context, and handles what was noted meanwhile.
+    pub(crate) fn unmask(&self) {
+        loop {
+            compiler_fence(Ordering::SeqCst);
+            self.masked.store(false, Ordering::Relaxed);
+            compiler_fence(Ordering::SeqCst);
+            // A signal that comes now handles all notes itself.
+            if self.noted.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            self.mask();
+            self.handle_notes();
+        }
+    }
+
+    /// Own. As `unmask`, where a handler that has left its stack doesn't do it.
+    pub(crate) fn unmask_after_leaving_handler(&self) {
+        self.handling.store(false, Ordering::Relaxed);
+        self.unmask();
+    }
+
+    /// Own. Whether a signal is being handled.
+    pub(crate) fn is_handling(&self) -> bool {
+        self.handling.load(Ordering::Relaxed)
+    }
+
+    /// Own. Whether the code that a signal has interrupted is the program's and not a handler.
+    pub(crate) fn may_preempt(&self) -> bool {
+        !self.in_foreign.load(Ordering::Relaxed)
+    }
+
+    /// Own, in a handler or masked.
+    fn note(&self, signal: u32) {
+        // Acquire: what the sender wrote before is seen by the handling. Before the note, so that
+        // what is sent from here on leads to another.
+        self.in_flight.fetch_and(!signal, Ordering::AcqRel);
+        // In one instruction: another signal's handler may come in between two.
+        self.noted.fetch_or(signal, Ordering::Relaxed);
+        // If this core is parked or about to, then no longer. A swap, so that what an earlier wake
+        // has released stays visible to whoever acquires this.
+        self.rest.swap(NOTIFIED, Ordering::AcqRel);
+    }
+
+    /// Own, masked. May leave the stack, and returns masked.
+    fn handle_notes(&self) {
+        loop {
+            let noted = self.noted.swap(0, Ordering::Relaxed);
+            if noted == 0 {
+                break;
+            }
+            // Acquire: what was written before a wake is seen by the runtime's look at its inbox;
+            // for a wake that comes from here on, there will be another signal.
+            self.rest.swap(RUNNING, Ordering::AcqRel);
+            self.handling.store(true, Ordering::Relaxed);
+            if noted & SOFT != 0 {
+                interrupt::handle();
+            }
+            // Each may leave the stack, so what must not wait for its return is done by now. Both,
+            // as one does not look for what the other does. SAFETY: this is a core, in the handler
+            // of its signals or where one was put off to, and all that remains is to return, or to
+            // end the other interrupt; signals are masked; Linux has saved all registers on the
+            // interrupted stack, and the caller errno, or this is an ordinary call; no handler was
+            // interrupted, as handlers are masked while they handle, and one of the program's own
+            // makes `may_preempt` false.
+            unsafe {
+                if noted & ALARM != 0 {
+                    preempt::on_timer();
+                }
+                if noted & (WAKE | SOFT) != 0 {
+                    self.handling.store(true, Ordering::Relaxed);
+                    preempt::on_interrupt();
+                }
+            }
+            self.handling.store(false, Ordering::Relaxed);
+            // For those that are handled without a signal, later.
+            self.in_foreign.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Own, masked. Waits for a signal or a wake, and returns masked.
+    pub(crate) fn park(&self) {
+        // Notes are handled when the caller unmasks.
+        if self.noted.load(Ordering::Relaxed) == 0
+            && self
+                .rest
+                .compare_exchange(RUNNING, PARKED, Ordering::AcqRel, Ordering::Acquire)
+                .is_ok()
+        {
+            // A signal or a wake that comes before the kernel looks has changed the value, and it
+            // returns at once. A signal while it waits changes the value too, so that it doesn't
+            // wait again.
+            futex(&self.rest, libc::FUTEX_WAIT, PARKED);
+        }
+        // Acquire: what was written before the wake is seen by the caller.
+        self.rest.swap(RUNNING, Ordering::AcqRel);
+    }
+
+    /// Gets this core's attention. Any thread, any context.
+    pub(crate) fn wake(&self) {
+        // Release: what was written before is seen by the core when it finds the value.
+        match self.rest.swap(NOTIFIED, Ordering::AcqRel) {
+            PARKED => futex(&self.rest, libc::FUTEX_WAKE, 1),
+            RUNNING => self.send(WAKE),
+            // The signal of an earlier wake is on its way, or what it noted waits to be handled.
+            _ => {}
+        }
+    }
+
+    /// Sends WAKE or SOFT, if it isn't on its way already.
+    fn send(&self, signal: u32) {
+        // Acquire: sees the thread that `attach` wrote before it cleared the bits.
+        if self.in_flight.fetch_or(signal, Ordering::AcqRel) & signal != 0 {
+            return;
+        }
+        let thread = self.thread.load(Ordering::Relaxed);
+        if thread != 0 {
+            let errno = errno();
+            // It fails if the thread has just ended, and then nobody waits for the signal.
+            // SAFETY: a system call without pointers. If the number is another thread's by now, its
+            // handler finds that it is no core, or one that is disturbed for nothing.
+            unsafe {
+                libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, number_of(signal));
+            }
+            set_errno(errno);
+        }
+    }
+}
+
+/// Raises the software interrupt on this core.
+pub(crate) fn raise() {
+    if let Some(core) = here() {
+        core.send(SOFT);
+    }
+}
+
+fn futex(word: &AtomicU32, operation: c_int, value: u32) {
+    let errno = errno();
+    // SAFETY: the word lives in a static. There is no timeout.
+    unsafe {
+        let operation = operation | libc::FUTEX_PRIVATE_FLAG;
+        let forever = ptr::null::<libc::timespec>();
+        libc::syscall(libc::SYS_futex, word.as_ptr(), operation, value, forever);
+    }
+    set_errno(errno);
+}
+
+/// The handler of our three signals.
+extern "C" fn on_signal(number: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
+    // What is interrupted may be about to look at it, and other tasks run before we return.
+    let errno = errno();
+    // A signal that was sent to a core that this thread no longer is: nobody waits for it.
+    if let Some(core) = here() {
+        core.note(1 << (number - libc::SIGRTMIN()));
+        // SAFETY: Linux gives a handler that was installed with SA_SIGINFO its context.
+        let interrupted_mask = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_sigmask };
+        if bits_of(interrupted_mask) != core.signal_mask.load(Ordering::Relaxed) {
+            core.in_foreign.store(true, Ordering::Relaxed);
+        }
+        if !core.mask() {
+            loop {
+                core.handle_notes();
+                // From here on the thread gets none of our signals until the kernel has taken this
+                // handler's frame down and with it restored the signal mask.
+                set_blocked(libc::SIG_BLOCK);
+                if core.noted.load(Ordering::Relaxed) == 0 {
+                    break;
+                }
+                set_blocked(libc::SIG_UNBLOCK);
+            }
+            core.masked.store(false, Ordering::Relaxed);
+        }
+    }
+    set_errno(errno);
+}
+
+fn install_handlers() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for signal in SIGNALS {
+            // SAFETY: all-zero is a value of this C structure, with an empty mask.
+            let mut action = unsafe { zeroed::<libc::sigaction>() };
+            action.sa_sigaction = on_signal as *const () as usize;
+            // SA_NODEFER: when a handler leaves its stack, the thread goes on getting signals. No
+            // SA_ONSTACK: the handler's frame has to stay where the interrupted code's are.
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_NODEFER;
+            // SAFETY: the handler does only what a signal handler may, and what the program has
+            // promised not to be in the way of.
+            let result = unsafe { libc::sigaction(number_of(signal), &action, ptr::null_mut()) };
+            assert_eq!(result, 0, "real-time signals can have handlers");
+        }
+    });
+}
+
+/// Blocks or unblocks our signals for this thread and returns the mask that it has then.
+fn set_blocked(how: c_int) -> u64 {
+    let mut ours = MaybeUninit::uninit();
+    let mut before = MaybeUninit::uninit();
+    // SAFETY: sigemptyset and pthread_sigmask initialize the sets, and the arguments are valid.
+    let (ours, before) = unsafe {
+        libc::sigemptyset(ours.as_mut_ptr());
+        for signal in SIGNALS {
+            libc::sigaddset(ours.as_mut_ptr(), number_of(signal));
+        }
+        libc::pthread_sigmask(how, ours.as_ptr(), before.as_mut_ptr());
+        (ours.assume_init(), before.assume_init())
+    };
+    if how == libc::SIG_BLOCK {
+        bits_of(&before) | bits_of(&ours)
+    } else {
+        bits_of(&before) & !bits_of(&ours)
+    }
+}
+
+/// The 64 signals that Linux has, of a set that the C library made larger.
+fn bits_of(set: &libc::sigset_t) -> u64 {
+    const { assert!(size_of::<libc::sigset_t>() >= size_of::<u64>()) };
+    // SAFETY: the set is at least as large, and plain bits.
+    unsafe { ptr::from_ref(set).cast::<u64>().read_unaligned() }
+}
+
+pub(crate) fn errno() -> c_int {
+    // SAFETY: a thread's errno can be read any time.
+    unsafe { *libc::__errno_location() }
+}
+
+pub(crate) fn set_errno(value: c_int) {
+    // SAFETY: a thread's errno can be written any time.
+    unsafe { *libc::__errno_location() = value }
+}

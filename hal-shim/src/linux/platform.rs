@@ -1,0 +1,144 @@
+//! What Trapline asks of a kernel, answered by Linux.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::{self, NonNull};
+
+use trapline::arch::Native;
+use trapline::platform::{CoreSlot, InInterrupt, PanicPayload, Platform};
+
+use super::cores::{self, Core};
+use super::fail;
+
+/// The hosted platform.
+pub(crate) struct Machine;
+
+trapline::bind_platform!(static MACHINE: Machine = Machine);
+
+/// The core that calls, where only a core has business.
+fn here() -> &'static Core {
+    cores::here().unwrap_or_else(|| {
+        fail(
+            "a thread that is no core would enter a runtime or block: \
+             use `hal_shim::start_core` or `isolated`",
+        )
+    })
+}
+
+/// How much memory a stack of `size` bytes takes, with its guard page, and how large that is.
+fn extent(size: usize) -> Option<(usize, usize)> {
+    // SAFETY: sysconf has no conditions.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
+    Some((size.checked_next_multiple_of(page)?.checked_add(page)?, page))
+}
+
+// SAFETY: the trait's list, in its order.
+// - slot, core: of a static table, by a thread-local number. A thread that is no core has a slot of
+//   its own, in which no runtime gets to wait for anything: `here` ends the process.
+// - now: CLOCK_MONOTONIC, the same on all processors.
+// - The alarm is a timer whose signal goes to the thread that is the core; its handler calls
+//   `on_timer`.
+// - Masking, park and wake: see the head of `cores.rs`.
+// - in_interrupt says Yes or Perhaps.
+// - may_preempt: not while the thread panics, and not in the program's own signal handlers.
+// - allocate_stack: anonymous memory of its own.
+// - Thread-local data in stackful tasks: promised by who wrote `entry!(unsafe …)`.
+// - No handler of ours lets others in before it ends, but by leaving its stack.
+unsafe impl Platform for Machine {
+    type Backend = Native;
+
+    fn slot(&self) -> &'static CoreSlot {
+        thread_local! {
+            static NO_CORE: CoreSlot = const { CoreSlot::new() };
+        }
+        match cores::here() {
+            Some(core) => &core.slot,
+            // SAFETY: it has no destructor, so it lives as long as the thread. Nothing keeps it
+            // longer: what would have to be woken never gets to wait.
+            None => NO_CORE.with(|slot| unsafe { &*ptr::from_ref(slot) }),
+        }
+    }
+
+    fn core(&self) -> usize {
+        cores::here().map_or(usize::MAX, Core::number)
+    }
+
+    fn now(&self) -> u64 {
+        let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `now` is writable, and this clock exists on every Linux.
+        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+        now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    }
+
+    fn set_alarm(&self, at: u64) {
+        here().set_alarm((at != u64::MAX).then_some(at));
+    }
+
+    fn park(&self) {
+        here().park();
+    }
+
+    fn wake(&self, core: usize) {
+        if let Some(core) = cores::at(core) {
+            core.wake();
+        }
+    }
+
+    fn mask_interrupts(&self) -> usize {
+        cores::here().is_some_and(Core::mask).into()
+    }
+
+    unsafe fn restore_interrupts(&self, was_masked: usize) {
+        if was_masked == 0
+            && let Some(core) = cores::here()
+        {
+            core.unmask();
+        }
+    }
+
+    unsafe fn enable_interrupts(&self) {
+        here().unmask_after_leaving_handler();
+    }
+
+    fn in_interrupt(&self) -> InInterrupt {
+        match cores::here() {
+            Some(core) if core.is_handling() => InInterrupt::Yes,
+            // A signal handler of the program's own may be running.
+            _ => InInterrupt::Perhaps,
+        }
+    }
+
+    fn may_preempt(&self) -> bool {
+        !std::thread::panicking() && cores::here().is_some_and(Core::may_preempt)
+    }
+
+    fn catch_unwind(&self, body: &mut dyn FnMut()) -> Result<(), PanicPayload> {
+        catch_unwind(AssertUnwindSafe(body))
+    }
+
+    fn allocate_stack(&self, size: usize) -> Option<NonNull<u8>> {
+        let (total, page) = extent(size)?;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping, wherever there is room.
+        let memory = unsafe { libc::mmap(ptr::null_mut(), total, protection, flags, -1, 0) };
+        if memory == libc::MAP_FAILED {
+            return None;
+        }
+        // The guard: stacks grow downwards.
+        // SAFETY: the mapping's first page; nobody uses it yet.
+        if unsafe { libc::mprotect(memory, page, libc::PROT_NONE) } != 0 {
+            // SAFETY: as it was mapped; nobody uses it.
+            unsafe { libc::munmap(memory, total) };
+            return None;
+        }
+        // The end of the stack is the mapping's.
+        NonNull::new(memory.cast::<u8>().wrapping_byte_add(total - size))
+    }
+
+    unsafe fn free_stack(&self, base: NonNull<u8>, size: usize) {
+        let Some((total, _)) = extent(size) else { return };
+        // SAFETY: the caller gives back what `allocate_stack` mapped and then moved forward by so
+        // much.
+        unsafe { libc::munmap(base.as_ptr().byte_sub(total - size).cast(), total) };
+    }
+}

@@ -1,0 +1,234 @@
+//! From the firmware to Rust code, on the first hart and on the others.
+//!
+//! OpenSBI jumps to `_start` on one hart, chosen at random, in S-mode, with interrupts and paging
+//! off: a0 is its number, a1 the device tree. The others wait in the firmware until [`start_core`]
+//! asks for them: then they begin at `_start_other`, a1 being the address of their [`Core`]. From
+//! there on `tp` is the address of the hart's `Core`, for ever.
+
+use core::alloc::Layout;
+use core::arch::naked_asm;
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+use fdt::Fdt;
+use fdt::standard_nodes::Cpu;
+use riscv::register::sie;
+use trapline::arch::riscv64::install_trap_entry;
+use trapline::platform::Platform as _;
+
+use super::platform::{CORES, Core, Machine, on_trap, set_clock};
+use super::{HEAP, exit, fail, init_console};
+use crate::StartError;
+
+/// Where the ABI has FP registers, they are on from the beginning (FS is Initial), else off.
+const FS: usize = if cfg!(target_feature = "d") { 1 << 13 } else { 0 };
+const FS_MASK: usize = 3 << 13;
+/// `sstatus.SIE`.
+const SIE: usize = 1 << 1;
+/// How large a core's stack is, as the linker script says for core 0.
+const STACK: usize = 64 * 1024;
+
+/// The firmware's numbers for what a hart does.
+const STARTED: usize = 0;
+const STOP_PENDING: usize = 3;
+
+static DEVICE_TREE: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
+static HOW_MANY: AtomicUsize = AtomicUsize::new(1);
+
+unsafe extern "C" {
+    /// The linker script's: not data, but where the free memory begins.
+    static __heap_start: [u8; 0];
+}
+
+unsafe extern "Rust" {
+    /// What `entry!` defines.
+    safe fn __hal_shim_program();
+}
+
+/// a0: this hart's number; a1: the device tree; no stack yet.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".text.entry")]
+unsafe extern "C" fn _start() -> ! {
+    naked_asm!(
+        "li t0, {fs_mask} | {sie}",
+        "csrc sstatus, t0",
+        "li t0, {fs}",
+        "csrs sstatus, t0",
+        "csrw sie, zero",
+        ".option push",
+        // Relaxed, the linker would express gp by gp.
+        ".option norelax",
+        "la gp, __global_pointer$",
+        ".option pop",
+        "la t0, __bss_start",
+        "la t1, __bss_end",
+        "2:",
+        "bgeu t0, t1, 3f",
+        "sd zero, (t0)",
+        "addi t0, t0, 8",
+        "j 2b",
+        "3:",
+        "la sp, __boot_stack_top",
+        // Core 0.
+        "la tp, {cores}",
+        "li s0, 0",
+        "call {main}",
+        fs_mask = const FS_MASK,
+        fs = const FS,
+        sie = const SIE,
+        cores = sym CORES,
+        main = sym main,
+    )
+}
+
+/// a1: the address of this hart's `Core`; no stack yet.
+#[unsafe(naked)]
+unsafe extern "C" fn _start_other() -> ! {
+    naked_asm!(
+        "li t0, {fs_mask} | {sie}",
+        "csrc sstatus, t0",
+        "li t0, {fs}",
+        "csrs sstatus, t0",
+        "csrw sie, zero",
+        ".option push",
+        ".option norelax",
+        "la gp, __global_pointer$",
+        ".option pop",
+        "mv tp, a1",
+        "ld sp, {stack_top}(tp)",
+        "li s0, 0",
+        "call {main_other}",
+        fs_mask = const FS_MASK,
+        fs = const FS,
+        sie = const SIE,
+        stack_top = const offset_of!(Core, stack_top),
+        main_other = sym main_other,
+    )
+}
+
+extern "C" fn main(hart: usize, device_tree: *mut u8) -> ! {
+    init_console();
+    DEVICE_TREE.store(device_tree, Ordering::Relaxed);
+    let tree = tree();
+    // The boot hart is core 0, the others follow in the tree's order.
+    CORES[0].hart.store(hart, Ordering::Relaxed);
+    let others = tree.cpus().map(|cpu| cpu.ids().first()).filter(|&other| other != hart);
+    let mut number = 1;
+    for (core, other) in CORES.iter().skip(1).zip(others) {
+        core.hart.store(other, Ordering::Relaxed);
+        number += 1;
+    }
+    HOW_MANY.store(number, Ordering::Relaxed);
+    let Some(cpu) = tree.cpus().next() else { fail(format_args!("the device tree has no cpu")) };
+    set_clock(cpu.timebase_frequency() as u64, has_sstc(cpu));
+    let start = (&raw const __heap_start).addr();
+    // SAFETY: once, and the linker script puts nothing from there on.
+    unsafe { HEAP.init(start, end_of_memory(&tree, start)) };
+    init_core();
+    __hal_shim_program();
+    exit(0)
+}
+
+extern "C" fn main_other() -> ! {
+    init_core();
+    let core = Core::here();
+    // SAFETY: `start_core` stored a `fn()` there before it asked for this hart.
+    let program =
+        unsafe { core::mem::transmute::<*mut (), fn()>(core.program.load(Ordering::Acquire)) };
+    program();
+    let _ = Machine.mask_interrupts();
+    core.is_started.store(false, Ordering::Release);
+    let error = sbi_rt::hart_stop();
+    fail(format_args!("core {} does not stop: {error:?}", core.number()))
+}
+
+/// Sets up the calling hart's traps and enables interrupts.
+fn init_core() {
+    // One may be pending from before we came.
+    Machine.set_alarm(u64::MAX);
+    // SAFETY: this is S-mode, where the firmware started us, and nothing here runs in user mode.
+    // Stacks are 64 KiB or hold at least `LEAST_STACK`. `on_trap` returns with interrupts masked.
+    unsafe { install_trap_entry(on_trap) };
+    // The firmware drops an IPI that came before it started this hart.
+    Core::here().is_notified.store(false, Ordering::Relaxed);
+    // SAFETY: its handler is there.
+    unsafe { sie::set_ssoft() };
+    // SAFETY: nothing is masked on purpose yet.
+    unsafe { Machine.enable_interrupts() };
+}
+
+fn tree() -> Fdt<'static> {
+    // SAFETY: the firmware gave it to us; it lies beyond the heap and is never written.
+    match unsafe { Fdt::from_ptr(DEVICE_TREE.load(Ordering::Relaxed)) } {
+        Ok(tree) => tree,
+        Err(error) => fail(format_args!("the firmware's device tree: {error:?}")),
+    }
+}
+
+/// Whether the harts have a timer of their own for S-mode.
+fn has_sstc(cpu: Cpu<'_, '_>) -> bool {
+    let isa = cpu.property("riscv,isa").and_then(|isa| isa.as_str());
+    let extensions = cpu.property("riscv,isa-extensions").map_or(&[][..], |list| list.value);
+    isa.is_some_and(|isa| isa.split('_').any(|extension| extension == "sstc"))
+        || extensions.split(|&byte| byte == 0).any(|extension| extension == b"sstc")
+}
+
+/// Where the memory ends that begins at `start`, or the device tree begins in it.
+fn end_of_memory(tree: &Fdt<'_>, start: usize) -> usize {
+    let tree_start = DEVICE_TREE.load(Ordering::Relaxed).addr();
+    let end = tree.memory().regions().find_map(|region| {
+        let (from, size) = (region.starting_address.addr(), region.size?);
+        (from..from + size).contains(&start).then_some(from + size)
+    });
+    match end {
+        Some(end) if (start..end).contains(&tree_start) => tree_start,
+        Some(end) => end,
+        None => fail(format_args!("the kernel does not lie in memory that the device tree knows")),
+    }
+}
+
+pub(crate) fn words() -> impl Iterator<Item = &'static str> {
+    tree().chosen().bootargs().unwrap_or("").split_ascii_whitespace()
+}
+
+pub(crate) fn cores() -> usize {
+    HOW_MANY.load(Ordering::Relaxed)
+}
+
+pub(crate) fn start_core(number: usize, program: fn()) -> Result<(), StartError> {
+    let core = CORES.get(..cores()).and_then(|cores| cores.get(number));
+    let core = core.ok_or(StartError::NoSuchCore)?;
+    if number == 0 || core.is_started.swap(true, Ordering::Acquire) {
+        return Err(StartError::Running);
+    }
+    if core.stack_top.load(Ordering::Relaxed) == 0 {
+        // Kept for ever: the hart may be started again.
+        const LAYOUT: Layout = match Layout::from_size_align(STACK, 16) {
+            Ok(layout) => layout,
+            Err(_) => panic!("a size and an alignment that are valid"),
+        };
+        // SAFETY: its size is not zero.
+        let stack = unsafe { alloc::alloc::alloc(LAYOUT) };
+        if stack.is_null() {
+            core.is_started.store(false, Ordering::Release);
+            return Err(StartError::OutOfMemory);
+        }
+        core.stack_top.store(stack.expose_provenance() + STACK, Ordering::Relaxed);
+    }
+    core.program.store(program as *mut (), Ordering::Release);
+    let hart = core.hart.load(Ordering::Relaxed);
+    let entry = _start_other as *const () as usize;
+    let argument = core::ptr::from_ref(core).expose_provenance();
+    // It has said that it stops, and may still be on its way.
+    while matches!(sbi_rt::hart_get_status(hart).into_result(), Ok(STARTED | STOP_PENDING)) {
+        core::hint::spin_loop();
+    }
+    // The firmware's call is a fence: the hart sees what was stored.
+    let answer = sbi_rt::hart_start(hart, entry, argument);
+    if answer.is_err() {
+        core.is_started.store(false, Ordering::Release);
+        return Err(StartError::Refused(answer.error as isize));
+    }
+    Ok(())
+}

@@ -1,0 +1,43 @@
+//! A test harness for test kernels and the host alike (`harness = false`).
+//!
+//! ```no_run
+//! # fn two_and_two() {}
+//! hal_shim::entry!(unsafe program);
+//!
+//! fn program() {
+//!     hal_shim::test::run(&[("two_and_two", two_and_two)])
+//! }
+//! ```
+
+use crate::{arg, exit, machine, print, println};
+
+/// A test: its name, and what panics if it fails.
+pub type Test = (&'static str, fn());
+
+/// Runs tests one after the other and ends the program: exit code 0 if all passed, else not.
+///
+/// Prints `test NAME ... ok` for each, and as the last line `N passed, N failed`. Words of the
+/// command line:
+///
+/// - `filter=TEXT` runs the tests whose name contains it;
+/// - `limit=SECONDS` is how long one test may take (Linux; 60 unless told).
+///
+/// On Linux each test runs on a core of its own ([`isolated`](crate::isolated)), a panic fails the
+/// test and the next one follows; a test over its limit ends the run with exit code 1. Where panics
+/// cannot be caught, the first ends the run with 101.
+pub fn run(tests: &[Test]) -> ! {
+    let filter = arg("filter").unwrap_or("");
+    let (mut passed, mut failed) = (0, 0);
+    for (name, test) in tests.iter().filter(|(name, _)| name.contains(filter)) {
+        print!("test {name} ... ");
+        if machine::passes(name, *test) {
+            println!("ok");
+            passed += 1;
+        } else {
+            println!("FAILED");
+            failed += 1;
+        }
+    }
+    println!("{passed} passed, {failed} failed");
+    exit(if failed == 0 { 0 } else { 1 })
+}

@@ -1,0 +1,56 @@
+//! `cargo xtask lint`: all that must be clean, and the compiler that it was checked with.
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::build::{self, Arch, Cargo, Program};
+use crate::setup::{self, Consent};
+use crate::shell::step;
+
+const DENY: [&str; 3] = ["--", "-D", "warnings"];
+
+pub fn run(consent: Consent) -> Result<()> {
+    let host = Cargo::host();
+    let format = host.command("fmt", &["--all", "--check"]);
+    step("rustfmt", &format).context("`cargo fmt --all` puts it right")?;
+    msrv(&host)?;
+    let all = ["--workspace", "--exclude", "loom-tests", "--all-targets"];
+    step("clippy for the host", &host.command("clippy", &[&all[..], &DENY].concat()))?;
+    let loom = Cargo::host_with(&["--cfg", "loom"], "loom")?;
+    let models = ["--package", "loom-tests", "--all-targets"];
+    step("clippy for the models", &loom.command("clippy", &[&models[..], &DENY].concat()))?;
+
+    let kernels = Program::test_kernels()?;
+    for &arch in Arch::value_variants() {
+        let Some(target) = arch.target() else { continue };
+        setup::ensure(&[arch], consent)?;
+        setup::ensure_clippy(target, consent)?;
+        let mut arguments = vec!["--package", "trapline", "--package", "hal-shim", "--lib"];
+        arguments.push("--examples");
+        arguments.extend(kernels.iter().flat_map(|kernel| ["--test", &*kernel.name]));
+        arguments.extend(DENY);
+        let command = Cargo::for_arch(arch)?.command("clippy", &arguments);
+        step(&format!("clippy for {}", arch.name()), &command)?;
+    }
+
+    let documentation = ["--workspace", "--exclude", "loom-tests", "--no-deps"];
+    let command = host.command("doc", &documentation).env("RUSTDOCFLAGS", "-D warnings");
+    step("documentation", &command)?;
+    println!("clean");
+    Ok(())
+}
+
+/// The MSRV is checked if it is what all the rest is checked with; a newer compiler cannot say.
+fn msrv(host: &Cargo) -> Result<()> {
+    let declared = build::metadata()?.rust_version()?;
+    let in_use = String::from_utf8(step("MSRV", &host.command("--version", &[]))?.stdout)?;
+    let (declared_minor, minor) = (setup::minor(declared), setup::minor(&in_use));
+    if minor.is_none() || minor != declared_minor {
+        bail!(
+            "Cargo.toml declares rust-version {declared}, but this is {}: it shows nothing about \
+             {declared}. Declare what is in use, or use what is declared.",
+            in_use.trim()
+        );
+    }
+    Ok(())
+}

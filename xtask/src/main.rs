@@ -1,0 +1,166 @@
+//! `cargo xtask`: everything that is done with Trapline beside compiling it.
+//!
+//! This file is the command line. How a program is built is in `build`, how it runs in QEMU in
+//! `qemu`; `setup`, `demo`, `suites` and `mutants` are the commands.
+
+mod build;
+mod demo;
+mod lint;
+mod mutants;
+mod qemu;
+mod setup;
+mod shell;
+mod suites;
+mod threads;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::build::{Arch, Program};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Set-up, demo, QEMU runner and tests of Trapline")]
+struct Cli {
+    /// Install what is missing without asking (so does CI=true, and so does no terminal)
+    #[arg(long, global = true)]
+    yes: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Find what is missing for building and running on target (QEMU, `core`), and install it
+    Setup {
+        /// Only for this architecture; may be repeated
+        #[arg(long)]
+        arch: Vec<Arch>,
+    },
+    /// A task that is due every millisecond, beside tasks that compute without end
+    ///
+    /// On the host it is compared, in the same run, with the same load on plain Linux threads.
+    Demo {
+        /// Where to run it
+        #[arg(long, default_value = "host")]
+        arch: DemoArch,
+        /// How many tasks compute without end
+        #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        hogs: u32,
+        /// For how long, in seconds
+        #[arg(long, default_value_t = 5.0, value_parser = seconds)]
+        seconds: f64,
+        /// Print only one JSON line an architecture on standard output
+        #[arg(long)]
+        json: bool,
+    },
+    /// Build one example and run it in QEMU; its exit code becomes ours (Ctrl-A X ends QEMU)
+    Qemu {
+        /// The machine
+        arch: qemu::Machine,
+        /// The example's name
+        example: String,
+        /// How many cores the machine has
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+        smp: u32,
+        /// Features to build with, separated by commas
+        #[arg(long, value_delimiter = ',')]
+        features: Vec<String>,
+        /// Build with optimization
+        #[arg(long)]
+        release: bool,
+        /// Let the guest's clock count instructions: the same in every run
+        #[arg(long)]
+        icount: bool,
+        /// Seconds after which a guest that has not ended is ended, and has failed
+        #[arg(long, default_value_t = 120)]
+        timeout: u64,
+        /// Words for the example, as `key=value`
+        #[arg(last = true, value_parser = key_value)]
+        words: Vec<String>,
+    },
+    /// Run the tests; the last line is `N passed, N failed`
+    Test {
+        /// Only this suite; may be repeated
+        #[arg(long)]
+        arch: Vec<suites::Suite>,
+    },
+    /// Break the code on purpose, as loom-tests/mutants.toml says: each time a model must fail
+    Mutants {
+        /// Only the mutant of this name
+        #[arg(long)]
+        only: Option<String>,
+    },
+    /// Formatting, clippy and documentation, on the host and for the targets, and the MSRV
+    Lint,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DemoArch {
+    Host,
+    Riscv64,
+    All,
+}
+
+impl DemoArch {
+    fn list(self) -> &'static [Arch] {
+        match self {
+            Self::Host => &[Arch::Host],
+            Self::Riscv64 => &[Arch::Riscv64],
+            Self::All => Arch::value_variants(),
+        }
+    }
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("not a number from 0.1 to 3600".to_owned()),
+    }
+}
+
+fn key_value(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((key, _)) if !key.is_empty() && !text.contains(char::is_whitespace) => {
+            Ok(text.to_owned())
+        }
+        _ => Err("not of the form key=value, without blanks".to_owned()),
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let consent = setup::Consent::from_flag(cli.yes);
+    match cli.command {
+        Command::Setup { arch } => {
+            let archs = if arch.is_empty() { Arch::value_variants() } else { &arch[..] };
+            setup::run(archs, consent)?;
+        }
+        Command::Demo { arch, hogs, seconds, json } => {
+            demo::run(arch.list(), threads::Load { hogs, seconds }, json, consent)?;
+        }
+        Command::Qemu { arch, example, smp, features, release, icount, timeout, words } => {
+            let program = Program::example(&example)?;
+            setup::ensure(&[arch.arch()], consent)?;
+            let options = build::Options { release, features };
+            let kernel = build::build(arch.arch(), &program, &options)?;
+            let guest = qemu::Guest { machine: arch, kernel, smp, icount, words };
+            return guest.on_terminal(Duration::from_secs(timeout)).map(ExitCode::from);
+        }
+        Command::Test { arch } => {
+            let all = suites::Suite::value_variants();
+            let suites = if arch.is_empty() { all } else { &arch[..] };
+            return Ok(suites::run(suites, consent));
+        }
+        Command::Mutants { only } => return suites::run_mutants(only.as_deref()),
+        Command::Lint => lint::run(consent)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn main() -> ExitCode {
+    run(Cli::parse()).unwrap_or_else(|error| {
+        eprintln!("{} {error:#}", console::style("error:").red().bold().for_stderr());
+        ExitCode::FAILURE
+    })
+}

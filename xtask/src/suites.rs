@@ -1,0 +1,277 @@
+//! `cargo xtask test`: the suites, and how their results are counted.
+
+use std::fmt;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use duct::Expression;
+
+use crate::build::{self, Cargo, Options, Program};
+use crate::mutants;
+use crate::qemu::{Guest, Machine};
+use crate::setup::{self, Consent};
+use crate::shell::{self, End, step};
+
+/// A set of tests that `--arch` names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Suite {
+    /// Unit, integration and documentation tests on this Linux
+    Host,
+    /// The model-checked interleavings, and the mutants that they must catch
+    Loom,
+    /// The test kernels on QEMU's RISC-V machine
+    Riscv64,
+}
+
+/// After this long a suite hangs.
+const SUITE_LIMIT: Duration = Duration::from_secs(20 * 60);
+/// After this long a test kernel hangs.
+const KERNEL_LIMIT: Duration = Duration::from_secs(5 * 60);
+
+/// With how many cores each test kernel runs.
+const CORES: [u32; 2] = [1, 4];
+
+/// What passed and what failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    pub passed: u64,
+    pub failed: u64,
+}
+
+impl Count {
+    pub const PASSED: Self = Self { passed: 1, failed: 0 };
+    pub const FAILED: Self = Self { passed: 0, failed: 1 };
+
+    /// The result that `line` closes a program's tests with: ours (`2 passed, 0 failed`) or
+    /// libtest's (`test result: ok. 2 passed; 0 failed; 0 ignored; ...`).
+    pub fn of_line(line: &str) -> Option<Self> {
+        let line = line.trim();
+        let libtest = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "));
+        let (passed, rest) = match libtest {
+            Some((_, counts)) => counts.split_once(" passed; ")?,
+            None => line.split_once(" passed, ")?,
+        };
+        let failed = match libtest {
+            Some(_) => rest.split_once(" failed;")?.0,
+            None => rest.strip_suffix(" failed")?,
+        };
+        Some(Self { passed: passed.parse().ok()?, failed: failed.parse().ok()? })
+    }
+
+    pub fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+}
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)
+    }
+}
+
+/// Adds up a program's lines. However it ended, no failure stays uncounted.
+#[derive(Default)]
+struct Tally {
+    lines: u64,
+    count: Count,
+}
+
+impl Tally {
+    fn line(&mut self, line: &str) {
+        if let Some(count) = Count::of_line(line) {
+            self.lines += 1;
+            self.count.add(count);
+        }
+    }
+
+    fn ended(mut self, name: &str, end: End, limit: Duration) -> Count {
+        let trouble = match end {
+            End::TimeUp => Some(format!("had not ended after {} s", limit.as_secs())),
+            End::Exit(0) if self.lines == 0 => Some("ended without saying what passed".to_owned()),
+            End::Exit(0) => None,
+            End::Exit(code) => Some(format!("ended with exit code {code}")),
+        };
+        if let Some(trouble) = trouble {
+            eprintln!("{name}: {trouble}");
+            self.count.failed = self.count.failed.max(1);
+        }
+        self.count
+    }
+}
+
+/// `cargo xtask test`.
+pub fn run(suites: &[Suite], consent: Consent) -> ExitCode {
+    let mut counts = Vec::new();
+    for &suite in suites {
+        counts.push(match suite {
+            Suite::Host => ("host", or_failed(host())),
+            Suite::Loom => ("loom", or_failed(models(None))),
+            Suite::Riscv64 => ("riscv64", or_failed(kernels(Machine::Riscv64, consent))),
+        });
+        if suite == Suite::Loom {
+            counts.push(("mutants", or_failed(mutants::run(None))));
+        }
+    }
+    finish(&counts)
+}
+
+/// `cargo xtask mutants`.
+pub fn run_mutants(only: Option<&str>) -> Result<ExitCode> {
+    // A model that fails already would catch anything.
+    let model = only.map(mutants::model_of).transpose()?;
+    let unbroken = or_failed(models(model.as_deref()));
+    if unbroken.failed > 0 {
+        anyhow::bail!("the models must pass before anything is broken on purpose");
+    }
+    Ok(finish(&[("mutants", or_failed(mutants::run(only)))]))
+}
+
+fn finish(counts: &[(&str, Count)]) -> ExitCode {
+    let mut total = Count::default();
+    println!();
+    for (name, count) in counts {
+        println!("{name:<8} {count}");
+        total.add(*count);
+    }
+    println!("{total}");
+    if total.failed == 0 && total.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A suite that cannot run has failed.
+fn or_failed(result: Result<Count>) -> Count {
+    result.unwrap_or_else(|error| {
+        eprintln!("{} {error:#}", console::style("error:").red().bold().for_stderr());
+        Count::FAILED
+    })
+}
+
+/// Runs a program that prints results, showing what it prints.
+fn counted(name: &str, command: &Expression) -> Result<Count> {
+    let mut tally = Tally::default();
+    let end = shell::lines(command, SUITE_LIMIT, |line| {
+        println!("{line}");
+        tally.line(line);
+    })?;
+    Ok(tally.ended(name, end, SUITE_LIMIT))
+}
+
+/// Both ways of compiling: races show with optimization, broken assumptions without.
+fn host() -> Result<Count> {
+    let cargo = Cargo::host();
+    let mut count = Count::default();
+    for (name, arguments) in [
+        ("the host's tests", &["--workspace", "--exclude", "loom-tests"][..]),
+        ("the host's tests, optimized", &["--package", "trapline", "--release", "--tests"]),
+    ] {
+        let build = [arguments, &["--no-run"]].concat();
+        step(&format!("building {name}"), &cargo.command("test", &build))?;
+        let run = [arguments, &["--no-fail-fast"]].concat();
+        count.add(counted(name, &cargo.command("test", &run))?);
+    }
+    Ok(count)
+}
+
+/// The models, or those whose name contains `only`.
+fn models(only: Option<&str>) -> Result<Count> {
+    let cargo = Cargo::host_with(&["--cfg", "loom"], "loom")?;
+    let arguments = ["--package", "loom-tests", "--release"];
+    let build = [&arguments[..], &["--no-run"]].concat();
+    step("building the models", &cargo.command("test", &build))?;
+    let run = [&arguments[..], &["--no-fail-fast"], only.as_slice()].concat();
+    counted("the models", &cargo.command("test", &run))
+}
+
+fn kernels(machine: Machine, consent: Consent) -> Result<Count> {
+    setup::ensure(&[machine.arch()], consent)?;
+    let mut total = Count::default();
+    for program in Program::test_kernels()? {
+        total.add(or_failed(kernel(machine, &program)));
+    }
+    Ok(total)
+}
+
+fn kernel(machine: Machine, program: &Program) -> Result<Count> {
+    let options = Options { release: true, ..Options::default() };
+    let kernel = build::build(machine.arch(), program, &options)?;
+    let mut total = Count::default();
+    for smp in CORES {
+        let name = format!("{} on {}, cores: {smp}", program.name, machine.arch().name());
+        println!("\n     Running {name}");
+        // Counted instructions: a failure comes again in the next run.
+        let guest = Guest { machine, kernel: kernel.clone(), smp, icount: true, words: vec![] };
+        let mut tally = Tally::default();
+        let end = guest.lines(KERNEL_LIMIT, |line| {
+            println!("{line}");
+            tally.line(line);
+        })?;
+        total.add(tally.ended(&name, end, KERNEL_LIMIT));
+    }
+    Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(1);
+
+    fn tally(lines: &[&str], end: End) -> Count {
+        let mut tally = Tally::default();
+        lines.iter().for_each(|line| tally.line(line));
+        tally.ended("a test", end, LIMIT)
+    }
+
+    #[test]
+    fn both_closing_lines_are_read() {
+        let ours = Count { passed: 12, failed: 3 };
+        assert_eq!(Count::of_line("12 passed, 3 failed"), Some(ours));
+        assert_eq!(Count::of_line("  12 passed, 3 failed\r"), Some(ours));
+        let libtest = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 \
+                       filtered out; finished in 0.00s";
+        assert_eq!(Count::of_line(libtest), Some(ours));
+    }
+
+    #[test]
+    fn other_lines_are_not_counted() {
+        for line in [
+            "",
+            "test result: ok.",
+            "test result: ok. many passed; 0 failed; 0 ignored",
+            "12 passed",
+            "12 passed, 3 failed, perhaps",
+            "we say: 12 passed, 3 failed",
+            "-1 passed, 0 failed",
+            "passed, failed",
+        ] {
+            assert_eq!(Count::of_line(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn counts_are_read_as_they_are_written() {
+        let count = Count { passed: 7, failed: 2 };
+        assert_eq!(Count::of_line(&count.to_string()), Some(count));
+    }
+
+    #[test]
+    fn no_failure_stays_uncounted() {
+        let good = "3 passed, 0 failed";
+        assert_eq!(tally(&[good, good], End::Exit(0)), Count { passed: 6, failed: 0 });
+        // It says that all is well and then falls over.
+        assert_eq!(tally(&[good], End::Exit(1)), Count { passed: 3, failed: 1 });
+        assert_eq!(tally(&[good], End::TimeUp), Count { passed: 3, failed: 1 });
+        // It ends well and says nothing: a reset of the machine looks like that.
+        assert_eq!(tally(&[], End::Exit(0)), Count { passed: 0, failed: 1 });
+        // Its own failures are not counted twice, and are not forgotten over an exit code of 0.
+        assert_eq!(tally(&["1 passed, 2 failed"], End::Exit(1)), Count { passed: 1, failed: 2 });
+        assert_eq!(tally(&["1 passed, 2 failed"], End::Exit(0)), Count { passed: 1, failed: 2 });
+    }
+
+    #[test]
+    fn a_suite_that_cannot_run_has_failed() {
+        assert_eq!(or_failed(Err(anyhow::anyhow!("no QEMU"))), Count::FAILED);
+    }
+}
