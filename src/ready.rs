@@ -101,6 +101,71 @@ impl Fifo {
     }
 }
 
+/// So many polls of others a queue waits before it goes first.
+pub(crate) const PATIENCE: u32 = 32;
+
+/// A queue that others may go before, but not for ever. Owning core's loop only.
+#[derive(Debug)]
+pub(crate) struct PatientFifo {
+    fifo: Fifo,
+    /// Polls of others since its first task is waiting.
+    waited: Cell<u32>,
+}
+
+impl PatientFifo {
+    pub(crate) const fn new() -> Self {
+        Self { fifo: Fifo::new(), waited: Cell::new(0) }
+    }
+
+    /// Notes a poll, of whomever.
+    pub(crate) fn wait_one_poll(&self) {
+        self.waited.set(self.waited.get().saturating_add(1));
+    }
+
+    /// Whether it has waited for too long.
+    pub(crate) fn is_impatient(&self) -> bool {
+        self.waited.get() >= PATIENCE && !self.fifo.is_empty()
+    }
+
+    /// # Safety
+    ///
+    /// As [`Fifo::push_back`].
+    pub(crate) unsafe fn push_back(&self, task: NonNull<Header>) {
+        self.before_push();
+        // SAFETY: passed on.
+        unsafe { self.fifo.push_back(task) };
+    }
+
+    /// # Safety
+    ///
+    /// As [`Fifo::push_back`].
+    pub(crate) unsafe fn push_front(&self, task: NonNull<Header>) {
+        self.before_push();
+        // SAFETY: passed on.
+        unsafe { self.fifo.push_front(task) };
+    }
+
+    /// There was nothing to be had for it: it waits anew.
+    pub(crate) fn wait_again(&self) {
+        self.waited.set(0);
+    }
+
+    fn before_push(&self) {
+        if self.fifo.is_empty() {
+            self.waited.set(0);
+        }
+    }
+
+    pub(crate) fn pop(&self) -> Link {
+        self.waited.set(0);
+        self.fifo.pop()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.fifo.is_empty()
+    }
+}
+
 /// # Safety
 ///
 /// `task` is alive and its link is the caller's.

@@ -4,9 +4,13 @@
 //!
 //! 1. If the alarm fired: wake the timers that are due.
 //! 2. One relaxed look at the inbox: move what was pushed there to the end of the FIFO.
-//! 3. Poll the first task of the FIFO; a stackful one on a stack.
-//! 4. If there is none, or it is their turn: let a preempted task go on.
-//! 5. If there is none either: park the core.
+//! 3. Poll the first plain task of the FIFO.
+//! 4. If there is none: give a stack to the first stackful task that is READY.
+//! 5. If there is none: let the first preempted task go on.
+//! 6. If there is none: park the core.
+//!
+//! So a task that was woken never waits for those that compute. Those do not wait for ever either:
+//! after [`PATIENCE`](crate::ready::PATIENCE) polls of others, 4 or 5 comes before 3.
 
 use core::cell::Cell;
 use core::convert::Infallible;
@@ -31,9 +35,6 @@ use crate::task::join::{JoinError, JoinHandle, panic_message, take_waker};
 use crate::task::state::{Pending, Start, State, Wake};
 use crate::task::{self, Header, Link, TaskId};
 use crate::time::{Alarm, Timers, nanoseconds};
-
-/// A preempted task goes on after at most this many polls of tasks that hold no stack.
-const POLLS_BEFORE_PREEMPTED: u32 = 32;
 
 /// What runs the tasks of one core.
 ///
@@ -68,8 +69,8 @@ struct Own {
     tasks: Cell<Link>,
     /// The task whose code has the core. Interrupts look at it.
     current: AtomicPtr<Header>,
-    /// Polls since a preempted task went on.
-    polls: Cell<u32>,
+    /// The last that had the core was on a stack.
+    after_stack: Cell<bool>,
     closed: Cell<bool>,
     root: Cell<Root>,
 }
@@ -153,7 +154,7 @@ impl Runtime {
                     stacks: Stacks::new(),
                     tasks: Cell::new(None),
                     current: AtomicPtr::new(core::ptr::null_mut()),
-                    polls: Cell::new(0),
+                    after_stack: Cell::new(false),
                     closed: Cell::new(false),
                     root: Cell::new(Root::None),
                 },
@@ -335,11 +336,10 @@ impl Runtime {
         let mut report = Shutdown { dropped: 0, stacks_with_frames: 0 };
         loop {
             self.inbox.close(&self.own.ready);
-            while let Some(task) = self.own.stacks.waiting.pop() {
-                // SAFETY: it was in `waiting` alone, and is READY, hence alive.
-                unsafe { self.own.ready.push_back(task) };
-            }
-            if let Some(task) = self.own.ready.pop() {
+            let queued = (self.own.ready.pop())
+                .or_else(|| self.own.stacks.ready.pop())
+                .or_else(|| self.own.stacks.waiting.pop());
+            if let Some(task) = queued {
                 report.dropped += usize::from(self.shut_down_queued(task));
             } else if let Some(task) = self.first_without_frames() {
                 // SAFETY: a task in the list is alive, and this one in no queue of ours.
@@ -465,58 +465,77 @@ impl Runtime {
         self.gate.settle();
         if self.alarm.is_due() {
             self.alarm.clear_due();
+            self.alarm.forget();
             self.timers.fire(bound::now());
-            self.alarm.set_for_timers(self.timers.next());
         }
         if !self.inbox.is_empty() {
             self.inbox.take(&self.own.ready, false);
         }
-        let own = &self.own;
-        if !own.stacks.waiting.is_empty() {
-            if self.aborted_in_queue.swap(false, Ordering::Acquire) {
-                self.stop_waiting();
-            }
-            // Before those in the FIFO, from which they were taken when there was no stack.
-            if let Some(stack) = self.take_stack() {
-                match own.stacks.waiting.pop() {
-                    Some(task) => return self.start(task, Some(stack)),
-                    // SAFETY: taken above, and not entered.
-                    None => unsafe { own.stacks.pool.give(stack) },
-                }
-            }
-        }
-        let ready_first =
-            own.polls.get() < POLLS_BEFORE_PREEMPTED || own.stacks.preempted.is_empty();
-        if ready_first && let Some(task) = own.ready.pop() {
-            own.polls.set(own.polls.get().wrapping_add(1));
-            self.run_queued(task);
-            return;
-        }
-        own.polls.set(0);
-        if let Some(task) = own.stacks.preempted.pop() {
-            self.resume_preempted(task);
-        } else {
+        // Who has waited for too many polls goes first, but not twice running: a stack was perhaps
+        // left for somebody in the FIFO.
+        let patient = !self.own.after_stack.replace(false);
+        let [ready, waiting, preempted] =
+            self.own.stacks.queues().map(|queue| patient && queue.is_impatient());
+        let ran = (preempted && self.resume_preempted())
+            || ((ready || waiting) && self.run_stackful())
+            || self.run_plain()
+            || self.run_stackful()
+            || self.resume_preempted();
+        if !ran {
             self.park();
         }
     }
 
-    /// Gives the core to a task that was taken from the FIFO.
-    fn run_queued(&'static self, task: NonNull<Header>) {
-        // SAFETY: a task in the FIFO is alive: it is READY and not DONE, or it is ours to bury.
-        let header = unsafe { task.as_ref() };
-        let stack = match header.stack.get() {
-            HeldStack::PLAIN => None,
-            HeldStack::NONE if !header.state.is_done() && !header.state.is_aborted() => {
-                let Some(stack) = self.take_stack() else {
-                    // SAFETY: still READY, and in no queue now.
-                    unsafe { self.own.stacks.waiting.push_back(task) };
-                    return;
-                };
-                Some(stack)
+    /// Polls the first plain task of the FIFO. On the way to it, stackful ones move to their own queue.
+    fn run_plain(&'static self) -> bool {
+        while let Some(task) = self.own.ready.pop() {
+            // SAFETY: a task in the FIFO is alive: it is READY and not DONE, or it is ours to bury.
+            if unsafe { task.as_ref() }.stack.get() == HeldStack::PLAIN {
+                self.alarm.set_by(self.timers.next());
+                self.start(task, None);
+                return true;
             }
-            held => held.get(),
-        };
-        self.start(task, stack);
+            // SAFETY: still READY (or ours to bury), and in no queue now.
+            unsafe { self.own.stacks.ready.push_back(task) };
+        }
+        false
+    }
+
+    /// Gives a stack, or its own, to the first stackful task that is READY and can have one.
+    fn run_stackful(&'static self) -> bool {
+        let stacks = &self.own.stacks;
+        if !stacks.waiting.is_empty() {
+            if self.aborted_in_queue.swap(false, Ordering::Acquire) {
+                self.stop_waiting();
+            }
+            // Before those that are queued, from among which they were taken.
+            if let Some(stack) = self.take_stack() {
+                match stacks.waiting.pop() {
+                    Some(task) => {
+                        self.start(task, Some(stack));
+                        return true;
+                    }
+                    // SAFETY: taken above, and not entered.
+                    None => unsafe { stacks.pool.give(stack) },
+                }
+            } else {
+                stacks.waiting.wait_again();
+            }
+        }
+        while let Some(task) = stacks.ready.pop() {
+            // SAFETY: as in `run_plain`.
+            let header = unsafe { task.as_ref() };
+            let held = header.stack.get().get();
+            let needs_none = held.is_some() || header.state.is_done() || header.state.is_aborted();
+            let stack = if needs_none { held } else { self.take_stack() };
+            if needs_none || stack.is_some() {
+                self.start(task, stack);
+                return true;
+            }
+            // SAFETY: still READY, and in no queue now.
+            unsafe { stacks.waiting.push_back(task) };
+        }
+        false
     }
 
     /// Gives the core, and perhaps `stack`, to a task that was in a queue.
@@ -539,14 +558,16 @@ impl Runtime {
         self.settle(task, outcome);
     }
 
-    fn resume_preempted(&'static self, task: NonNull<Header>) {
+    /// Lets the preempted task go on that is first in turn.
+    fn resume_preempted(&'static self) -> bool {
+        let Some(task) = self.own.stacks.preempted.pop() else { return false };
         // SAFETY: preempted tasks are RUNNING, hence alive.
-        let header = unsafe { task.as_ref() };
-        let Some(stack) = header.stack.get().get() else {
-            unreachable!("preempted without a stack")
+        let Some(stack) = unsafe { task.as_ref() }.stack.get().get() else {
+            unreachable!("a preempted task has a stack")
         };
         let outcome = self.enter_stack(task, stack);
         self.settle(task, outcome);
+        true
     }
 
     fn enter_stack(&'static self, task: NonNull<Header>, stack: NonNull<Stack>) -> Outcome {
@@ -555,7 +576,8 @@ impl Runtime {
             self.inbox.take(&self.own.ready, false);
             self.gate.owe();
         }
-        count(&self.counters.polls);
+        self.count_poll();
+        self.own.after_stack.set(true);
         // SAFETY: RUNNING, hence alive.
         if unsafe { task.as_ref() }.state.is_aborted() {
             count(&self.counters.aborted_in_poll);
@@ -565,7 +587,7 @@ impl Runtime {
 
     /// Polls a plain task.
     fn poll(&'static self, task: NonNull<Header>) -> Poll<()> {
-        count(&self.counters.polls);
+        self.count_poll();
         self.set_current(Some(task));
         let poll = if task == NonNull::from(&self.root) {
             self.poll_root()
@@ -576,6 +598,13 @@ impl Runtime {
         self.check_guards(1, task, poll);
         self.set_current(None);
         poll
+    }
+
+    fn count_poll(&self) {
+        count(&self.counters.polls);
+        for queue in self.own.stacks.queues() {
+            queue.wait_one_poll();
+        }
     }
 
     /// Polls what `run_until` waits for. The root task itself is never ready.
@@ -719,7 +748,11 @@ impl Runtime {
             // SAFETY: READY, hence alive, and in no queue now.
             unsafe {
                 let aborted = task.as_ref().state.is_aborted();
-                if aborted { &self.own.ready } else { &waiting }.push_back(task);
+                if aborted {
+                    self.own.stacks.ready.push_back(task);
+                } else {
+                    waiting.push_back(task);
+                }
             }
         }
         while let Some(task) = waiting.pop() {
@@ -739,6 +772,7 @@ impl Runtime {
         {
             on_stall(&Stall { runtime: self });
         }
+        self.alarm.set_by(self.timers.next());
         let interrupts = bound::mask_interrupts();
         // From here on neither an interrupt nor another core can slip in: the alarm's interrupt is
         // masked, and a push either made the announcement fail or finds it and wakes us.

@@ -38,7 +38,7 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use core::task::Poll;
 
 use crate::platform::{PanicPayload, bound};
-use crate::ready::Fifo;
+use crate::ready::PatientFifo;
 use crate::task::Header;
 use crate::task::join::{JoinError, JoinHandle, panic_message};
 use crate::time::{NEVER, SliceLeft};
@@ -343,10 +343,12 @@ impl Runtime {
 /// The stacks of one core, and what goes back and forth between them and the loop. Owning core only.
 pub(crate) struct Stacks {
     pub(crate) pool: Pool,
+    /// Tasks that are READY and were in the runtime's FIFO.
+    pub(crate) ready: PatientFifo,
     /// Tasks that were preempted, in the order in which they will go on.
-    pub(crate) preempted: Fifo,
-    /// Tasks that are READY and wait for a stack.
-    pub(crate) waiting: Fifo,
+    pub(crate) preempted: PatientFifo,
+    /// Tasks that are READY and wait for a stack: none was left when their turn came.
+    pub(crate) waiting: PatientFifo,
     /// The loop, while a stack has the core.
     loop_context: Cell<Context>,
     /// The stack that has the core. Interrupts look at it.
@@ -360,13 +362,19 @@ impl Stacks {
     pub(crate) const fn new() -> Self {
         Self {
             pool: Pool::new(),
-            preempted: Fifo::new(),
-            waiting: Fifo::new(),
+            ready: PatientFifo::new(),
+            preempted: PatientFifo::new(),
+            waiting: PatientFifo::new(),
             loop_context: Cell::new(Context::NONE),
             running: AtomicPtr::new(core::ptr::null_mut()),
             entered: Cell::new(false),
             reason: Cell::new(Reason::None),
         }
+    }
+
+    /// The queues of tasks that compute: those that are ready, that wait, and that were preempted.
+    pub(crate) fn queues(&self) -> [&PatientFifo; 3] {
+        [&self.ready, &self.waiting, &self.preempted]
     }
 
     /// The stack that has the core.

@@ -11,7 +11,8 @@ pub(crate) const NEVER: u64 = u64::MAX;
 /// Stands for the end of a slice that nobody looked at the clock for.
 const UNKNOWN: u64 = 0;
 
-/// What the alarm is set to. Only the core and its interrupts touch it, so all is relaxed.
+/// What the alarm is set to. Setting it costs a system call or a trap to the firmware on some platforms, so
+/// the loop does that once before it gives the core away, and not for each timer. Only the core and its interrupts touch it, so all is relaxed.
 ///
 /// Reading the clock and setting the alarm for each poll on a stack would cost more than the poll. So
 /// a slice alarm that is set stays set when its task leaves early, and the next one starts its slice
@@ -59,19 +60,17 @@ impl Alarm {
         }
     }
 
-    /// Sets the alarm for the timers alone.
-    pub(crate) fn set_for_timers(&self, next: u64) {
+    /// The loop looks at the timers, after which nothing is relied on that was set before.
+    pub(crate) fn forget(&self) {
         self.at.store(NEVER, Ordering::Relaxed);
         self.covers_slice.store(false, Ordering::Relaxed);
-        if next != NEVER {
-            self.set(next);
-        }
     }
 
     /// Starts a slice of a task that has not run for a part of it.
     pub(crate) fn begin_slice(&self, slice: u64, next_timer: u64) {
         if self.covers_slice.load(Ordering::Relaxed) {
             self.slice_end.store(UNKNOWN, Ordering::Relaxed);
+            self.set_by(next_timer);
         } else {
             self.resume_slice(slice, next_timer);
         }
@@ -87,8 +86,7 @@ impl Alarm {
 
     /// In the alarm's interrupt: it is not set any more.
     pub(crate) fn has_fired(&self) {
-        self.at.store(NEVER, Ordering::Relaxed);
-        self.covers_slice.store(false, Ordering::Relaxed);
+        self.forget();
     }
 
     /// In the alarm's interrupt, on a stack: is it time to leave? If so, what is left of the slice;

@@ -226,7 +226,10 @@ impl Future for Sleep {
             list.insert(node);
         }
         runtime.timers().note(&list);
-        runtime.alarm().set_by(runtime.timers().next());
+        if runtime.is_on_stack() {
+            runtime.alarm().set_by(runtime.timers().next());
+        }
+        // Else the loop will, before it gives the core away again.
         Poll::Pending
     }
 }

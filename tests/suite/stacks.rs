@@ -431,7 +431,7 @@ pub fn dropped_parent_aborts_its_child() {
         turns(6).await;
         parent.abort();
         assert!(matches!(parent.await, Err(JoinError::Aborted)));
-        turns(2).await;
+        sleep(ms(1)).await;
         assert_eq!(drops.get(), 1);
     });
 }
