@@ -80,13 +80,13 @@ impl X86_64 {
     const SIGNAL: usize = 4096;
     /// A handler's frames down to the switch, in a build without optimization.
     const HANDLER: usize = 4096;
-    /// Hosted, one signal frame holds the preempted task; when it is resumed another can be handled
-    /// on top of it, and up to three (alarm, wake, software interrupt) are put off there. Without
-    /// an operating system it is one trap context, far smaller than a signal frame.
+    /// Hosted, one signal frame holds the preempted task, and when it is resumed, one other can come
+    /// to lie on top of it. Without an operating system it is one trap context, far smaller than a
+    /// signal frame.
     const TRAPS: usize = if cfg!(target_os = "none") {
         Self::SIGNAL + Self::HANDLER
     } else {
-        5 * Self::SIGNAL + 2 * Self::HANDLER
+        2 * (Self::SIGNAL + Self::HANDLER)
     };
 }
 

@@ -6,34 +6,36 @@
 //! its handler returns; whoever clears the flag handles what was noted. A core has three signals:
 //! its alarm, a wake from another core, and the software interrupt.
 //!
+//! Our signals are also blocked in the kernel while a handler runs, so that two never lie on one
+//! stack with the lower one not begun: if the upper one left the stack, the lower would be lost
+//! until somebody resumes it. What `sigreturn` does for a handler that stays on its stack, the
+//! runtime's loop does when it was left: it unblocks them.
+//!
 //! ```text
-//!   signal ──► note it ──► masked? ── yes ──► return
-//!                            │ no
+//!   signal ──► note it ──► masked? ── yes ──► return (which unblocks)
+//!   (blocks)                 │ no
 //!                            ▼
-//!                 mask; handle all notes ◄────────────┐
-//!                            │                        │ one was noted: unblock
-//!                            ▼                        │
-//!                 block our signals; any notes? ─ yes ┘
-//!                            │ no
+//!                 mask; handle all notes ◄─────────────────┐
+//!                            │                             │ yes: block our signals; one may
+//!                            ▼                             │ have been noted
+//!                 was the stack left meanwhile? ───────────┘
+//!                            │ no: they have been blocked since before the last look at the notes
 //!                            ▼
 //!                 unmask; return (which unblocks)
 //! ```
 //!
 //! Handling ends in `on_timer` or `on_interrupt`, which may leave the stack there, in the middle of
-//! the handler. The runtime's loop then unmasks, and the next signal finds an ordinary thread: the
-//! kernel keeps nothing about a handler that has not returned but what is on its stack. When the
-//! stack is resumed, all is masked again and the handler goes on.
+//! the handler. The runtime's loop then unblocks and unmasks, and the next signal finds an ordinary
+//! thread: the kernel keeps nothing about a handler that has not returned but what is on its
+//! stack. When the stack is resumed, all is masked again and the handler goes on.
 //!
 //! # How many handlers lie on one stack
 //!
-//! At most two that handle, and at most three that only note. The handlers that handle do so
-//! masked, and between unmasking and the return into the interrupted code none of our signals is
-//! delivered, as they are blocked there until the kernel takes the frame down. The second can come
-//! when the stack is resumed, before the runtime masks again: it leaves the stack no more, and has
-//! returned before the first goes on. And of those that
-//! only note, there is one for each signal: an alarm is set again, and `in_flight` lets another
-//! wake or software interrupt be sent, only after the one before was noted, and each that is sent
-//! by the core itself is noted before the sending returns.
+//! At most two. The first was left in the middle and has been resumed; until it has blocked our
+//! signals again, one more can come. That one doesn't leave the stack (either it finds the flag
+//! set, or the runtime is not yet back in the task), blocks the others, and is gone when they
+//! are unblocked. And whoever unmasks in a handler does so while they are blocked, until the
+//! kernel has taken the handler's frame down.
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
@@ -94,6 +96,8 @@ pub(crate) struct Core {
     noted: AtomicU32,
     /// Own: whether a signal is being handled.
     handling: AtomicBool,
+    /// Own: whether our signals are blocked, for a handler that handles.
+    blocked: AtomicBool,
     /// Own: whether the signal that is handled came in a section of the program's with another
     /// signal mask than the thread had in the beginning, such as a signal handler of its own.
     in_foreign: AtomicBool,
@@ -156,6 +160,7 @@ impl Core {
             masked: AtomicBool::new(false),
             noted: AtomicU32::new(0),
             handling: AtomicBool::new(false),
+            blocked: AtomicBool::new(false),
             in_foreign: AtomicBool::new(false),
             signal_mask: AtomicU64::new(0),
         }
@@ -190,9 +195,11 @@ impl Core {
         self.masked.store(false, Ordering::Relaxed);
         self.noted.store(0, Ordering::Relaxed);
         self.handling.store(false, Ordering::Relaxed);
+        self.blocked.store(false, Ordering::Relaxed);
         self.in_foreign.store(false, Ordering::Relaxed);
         self.rest.store(RUNNING, Ordering::Relaxed);
-        self.signal_mask.store(set_blocked(libc::SIG_UNBLOCK), Ordering::Relaxed);
+        let mask = set_blocked(libc::SIG_UNBLOCK) & !bits_of(&our_signals());
+        self.signal_mask.store(mask, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
         HERE.set(self.number());
         self.thread.store(thread, Ordering::Relaxed);
@@ -256,6 +263,9 @@ impl Core {
     /// Own. As `unmask`, where a handler that has left its stack doesn't do it.
     pub(crate) fn unmask_after_leaving_handler(&self) {
         self.handling.store(false, Ordering::Relaxed);
+        if self.blocked.swap(false, Ordering::Relaxed) {
+            set_blocked(libc::SIG_UNBLOCK);
+        }
         self.unmask();
     }
 
@@ -398,14 +408,12 @@ extern "C" fn on_signal(number: c_int, _: *mut libc::siginfo_t, context: *mut c_
         }
         if !core.mask() {
             loop {
+                core.blocked.store(true, Ordering::Relaxed);
                 core.handle_notes();
-                // From here on the thread gets none of our signals until the kernel has taken this
-                // handler's frame down and with it restored the signal mask.
-                set_blocked(libc::SIG_BLOCK);
-                if core.noted.load(Ordering::Relaxed) == 0 {
+                if core.blocked.swap(false, Ordering::Relaxed) {
                     break;
                 }
-                set_blocked(libc::SIG_UNBLOCK);
+                set_blocked(libc::SIG_BLOCK);
             }
             core.masked.store(false, Ordering::Relaxed);
         }
@@ -417,12 +425,12 @@ fn install_handlers() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         for signal in SIGNALS {
-            // SAFETY: all-zero is a value of this C structure, with an empty mask.
+            // SAFETY: all-zero is a value of this C structure.
             let mut action = unsafe { zeroed::<libc::sigaction>() };
             action.sa_sigaction = on_signal as *const () as usize;
-            // SA_NODEFER: when a handler leaves its stack, the thread goes on getting signals. No
-            // SA_ONSTACK: the handler's frame has to stay where the interrupted code's are.
-            action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_NODEFER;
+            action.sa_mask = our_signals();
+            // No SA_ONSTACK: the handler's frame has to stay where the interrupted code's are.
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
             // SAFETY: the handler does only what a signal handler may, and what the program has
             // promised not to be in the way of.
             let result = unsafe { libc::sigaction(number_of(signal), &action, ptr::null_mut()) };
@@ -431,23 +439,25 @@ fn install_handlers() {
     });
 }
 
-/// Blocks or unblocks our signals for this thread and returns the mask that it has then.
-fn set_blocked(how: c_int) -> u64 {
+fn our_signals() -> libc::sigset_t {
     let mut ours = MaybeUninit::uninit();
-    let mut before = MaybeUninit::uninit();
-    // SAFETY: sigemptyset and pthread_sigmask initialize the sets, and the arguments are valid.
-    let (ours, before) = unsafe {
+    // SAFETY: sigemptyset initializes the set, and the numbers are valid.
+    unsafe {
         libc::sigemptyset(ours.as_mut_ptr());
         for signal in SIGNALS {
             libc::sigaddset(ours.as_mut_ptr(), number_of(signal));
         }
-        libc::pthread_sigmask(how, ours.as_ptr(), before.as_mut_ptr());
-        (ours.assume_init(), before.assume_init())
-    };
-    if how == libc::SIG_BLOCK {
-        bits_of(&before) | bits_of(&ours)
-    } else {
-        bits_of(&before) & !bits_of(&ours)
+        ours.assume_init()
+    }
+}
+
+/// Blocks or unblocks our signals for this thread and returns the mask that it had before.
+fn set_blocked(how: c_int) -> u64 {
+    let mut before = MaybeUninit::uninit();
+    // SAFETY: the arguments are valid, so pthread_sigmask initializes `before`.
+    unsafe {
+        libc::pthread_sigmask(how, &our_signals(), before.as_mut_ptr());
+        bits_of(before.assume_init_ref())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Linux ("hosted"): a core is a thread, a trap is a signal, memory is the process's.
 //!
-//! [`cores`] has the cores and their signals, [`platform`] what Trapline asks of them, and this
+//! [`mod@cores`] has the cores and their signals, [`platform`] what Trapline asks of them, and this
 //! file what programs ask for.
 
 mod cores;

@@ -8,7 +8,7 @@
 use core::alloc::Layout;
 use core::arch::naked_asm;
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use fdt::Fdt;
 use fdt::standard_nodes::Cpu;
@@ -45,12 +45,26 @@ unsafe extern "Rust" {
     safe fn __hal_shim_program();
 }
 
+/// Whether a hart has come through `_start`. Not in .bss, which that hart clears.
+#[unsafe(link_section = ".data")]
+static BOOTED: AtomicU32 = AtomicU32::new(0);
+
 /// a0: this hart's number; a1: the device tree; no stack yet.
+///
+/// Some versions of OpenSBI let a hart go a moment before they have written where to: it comes here
+/// a second time, when its `Core` is all set.
 #[unsafe(naked)]
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".text.entry")]
 unsafe extern "C" fn _start() -> ! {
     naked_asm!(
+        "la t0, {booted}",
+        "li t1, 1",
+        ".option push",
+        ".option arch, +a",
+        "amoswap.w t1, t1, (t0)",
+        ".option pop",
+        "bnez t1, 4f",
         "li t0, {fs_mask} | {sie}",
         "csrc sstatus, t0",
         "li t0, {fs}",
@@ -74,9 +88,23 @@ unsafe extern "C" fn _start() -> ! {
         "la tp, {cores}",
         "li s0, 0",
         "call {main}",
+        // Not the first: to `_start_other`, with the `Core` that has this hart.
+        "4:",
+        "la a1, {cores}",
+        "5:",
+        "ld t0, {hart}(a1)",
+        "beq t0, a0, 6f",
+        "addi a1, a1, {core}",
+        "j 5b",
+        "6:",
+        "j {other}",
         fs_mask = const FS_MASK,
         fs = const FS,
         sie = const SIE,
+        booted = sym BOOTED,
+        hart = const offset_of!(Core, hart),
+        core = const size_of::<Core>(),
+        other = sym _start_other,
         cores = sym CORES,
         main = sym main,
     )
