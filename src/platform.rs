@@ -64,14 +64,15 @@ impl CoreSlot {
     /// Wakes the core that is parked in `block_on`. Any context.
     pub(crate) fn ring(&self) {
         // Release pairs with the acquire in `take_ring`: what was written before the wake is seen.
-        if !self.rung.swap(true, Ordering::AcqRel) {
+        if !self.rung.swap(true, Ordering::Release) {
             bound::wake(self.core.load(Ordering::Relaxed));
         }
     }
 
     /// Whether it was rung since the last time.
     pub(crate) fn take_ring(&self) -> bool {
-        self.rung.swap(false, Ordering::AcqRel)
+        // Acquire pairs with the release in `ring`.
+        self.rung.swap(false, Ordering::Acquire)
     }
 }
 
@@ -105,7 +106,9 @@ pub type PanicPayload = Box<dyn Any + Send + 'static>;
 /// The runtime's soundness rests on these. Check each off:
 ///
 /// - [`slot`](Self::slot) and [`core`](Self::core) answer for the core that calls them, always the
-///   same for one core and different for two, and may be called in any context.
+///   same for one core and different for two, and may be called in any context. A caller that is
+///   no core, such as another thread of a hosted program, gets the number `usize::MAX`, and a slot that
+///   nobody enters a runtime with.
 /// - [`now`](Self::now) never goes backwards, on a core and between cores, and may be called in any context.
 /// - An alarm that fires ends in a call of [`preempt::on_timer`](crate::preempt::on_timer) on the
 ///   core that set it, in interrupt context, after the interrupt has been acknowledged.
@@ -135,7 +138,7 @@ pub unsafe trait Platform: Sync + 'static {
     /// The calling core's slot.
     fn slot(&self) -> &'static CoreSlot;
 
-    /// The calling core's number.
+    /// The calling core's number; `usize::MAX` for a caller that is no core.
     fn core(&self) -> usize;
 
     /// Monotonic time in nanoseconds since any fixed moment.

@@ -276,8 +276,9 @@ fn a_thread_that_is_no_core_cannot_enter() {
         std::thread::spawn(|| RUNTIME.run_until(async {}).map_err(|error| error.to_string()));
     let said = entered.join().unwrap().unwrap_err();
     assert!(said.contains("not a core"), "{said}");
-    // What it can do: wait for something.
-    assert_eq!(block_on(async { 1 }), 1);
+    let blocked = std::thread::spawn(|| block_on(async { 1 })).join();
+    let said = blocked.unwrap_err();
+    assert!(said.downcast_ref::<&str>().is_some_and(|said| said.contains("not a core")));
 }
 
 /// Holds a guard across an await although it isn't `Send`.

@@ -26,7 +26,8 @@ use crate::task::waker::from_header;
 /// # Panics
 ///
 /// In a plain task, which would keep the core from everybody else; under a
-/// [`PreemptGuard`](crate::preempt::PreemptGuard); in an interrupt on a core that is inside of a runtime.
+/// [`PreemptGuard`](crate::preempt::PreemptGuard); while it panics; in an interrupt on a core that is inside
+/// of a runtime; by a caller that is not a core of the platform.
 pub fn block_on<F: Future>(future: F) -> F::Output {
     match bound::slot().runtime() {
         Some(runtime) => suspend_until(runtime, future),
@@ -92,7 +93,12 @@ impl Drop for GiveBack<'_> {
 }
 
 fn park_until<F: Future>(slot: &'static CoreSlot, future: F) -> F::Output {
-    slot.set_core(bound::core());
+    let core = bound::core();
+    assert!(
+        core != usize::MAX,
+        "block_on was called by a thread that is not a core of the platform"
+    );
+    slot.set_core(core);
     let waker = slot.waker();
     let mut future = pin!(future);
     let mut given_back = GiveBack { waker: &waker, waited: false };

@@ -212,8 +212,9 @@ impl State {
     /// Takes a task that is in no queue of the runtime's, and holds no frames, to drop its future.
     /// Owning core, while it shuts down. (Edge 9)
     pub(crate) fn shut_down(&self) -> ShutDown {
-        // With RUNNING set, no wake pushes any more.
-        let before = self.0.fetch_or(RUNNING, Ordering::AcqRel);
+        // With RUNNING set, no wake pushes any more. Relaxed: future and links were last touched by this
+        // core, and a push that is coming synchronizes through the inbox.
+        let before = self.0.fetch_or(RUNNING, Ordering::Relaxed);
         debug_assert_eq!(before & (RUNNING | DONE), 0);
         ShutDown { push_is_coming: before & READY != 0 }
     }
@@ -268,9 +269,9 @@ impl State {
         let gave_up = |word: usize| word & !(JOIN | JOIN_WAKER);
         let before = self
             .0
-            // Acquire: the output, or our own waker's cell. Release: `complete` may drop the output
-            // only after we have stopped looking.
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| Some(gave_up(word)))
+            // Acquire pairs with `complete`: the output. What the handle did with it is released with
+            // its reference.
+            .fetch_update(Ordering::Acquire, Ordering::Relaxed, |word| Some(gave_up(word)))
             .unwrap_or_else(|word| word);
         (before & DONE != 0, before & JOIN_WAKER != 0)
     }
@@ -278,7 +279,7 @@ impl State {
     fn unless_done(&self, step: impl Fn(usize) -> usize) -> bool {
         self.0
             // Release: `complete` reads the waker. Acquire on failure: DONE, and with it the output.
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+            .fetch_update(Ordering::Release, Ordering::Acquire, |word| {
                 (word & DONE == 0).then(|| step(word))
             })
             .is_ok()

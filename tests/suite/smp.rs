@@ -6,7 +6,7 @@ use core::pin::Pin;
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::SeqCst};
 
 use trapline::time::{now, sleep};
-use trapline::{Config, EnterError, Runtime, spawn, stackful};
+use trapline::{Config, EnterError, Runtime, block_on, spawn, stackful};
 
 use crate::support::*;
 
@@ -15,12 +15,12 @@ static JOB: spin::Mutex<Option<Box<dyn FnOnce() + Send>>> = spin::Mutex::new(Non
 /// Runs `theirs` on another core beside `ours` on this one, and waits for both. With one core in the
 /// machine, says so and does nothing.
 fn beside<T>(theirs: impl FnOnce() + Send + 'static, ours: impl FnOnce() -> T) -> Option<T> {
-    static DONE: AtomicUsize = AtomicUsize::new(0);
+    static DONE: Event = Event::constant();
     if hal_shim::cores() < 2 {
         hal_shim::print!("(one core: skipped) ");
         return None;
     }
-    DONE.store(0, SeqCst);
+    DONE.clear();
     *JOB.lock() = Some(Box::new(theirs));
     // A core that was just left may still be on its way out.
     let give_up = now() + ms(5_000);
@@ -30,7 +30,7 @@ fn beside<T>(theirs: impl FnOnce() + Send + 'static, ours: impl FnOnce() -> T) -
             if let Some(job) = job {
                 job();
             }
-            DONE.store(1, SeqCst);
+            DONE.set();
         });
         match started {
             Ok(()) => break,
@@ -39,11 +39,8 @@ fn beside<T>(theirs: impl FnOnce() + Send + 'static, ours: impl FnOnce() -> T) -
         }
     }
     let output = ours();
-    let give_up = now() + ms(20_000);
-    while DONE.load(SeqCst) == 0 {
-        assert!(now() < give_up, "the other core did not end");
-        core::hint::spin_loop();
-    }
+    // Parked: a core that spins keeps the other from running where QEMU counts instructions.
+    block_on(DONE.wait());
     Some(output)
 }
 

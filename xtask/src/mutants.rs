@@ -117,8 +117,8 @@ fn try_one(mutant: &Mutant, tree: &Path) -> Result<()> {
 }
 
 fn must_fail(mutant: &Mutant, tree: &Path) -> Result<()> {
-    // The same target directory as the models': loom itself is compiled once.
-    let cargo = Cargo::host_with(&["--cfg", "loom"], "loom")?;
+    // A target directory of their own: cargo would take a mutant for the real tree's fresh build.
+    let cargo = Cargo::host_with(&["--cfg", "loom"], "loom-mutants")?;
     let message = "--message-format=json-render-diagnostics";
     let arguments = ["--package", "loom-tests", "--release", "--tests", "--no-run", message];
     let command = cargo.command_in(tree, "test", &arguments);

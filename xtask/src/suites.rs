@@ -30,8 +30,10 @@ const SUITE_LIMIT: Duration = Duration::from_secs(20 * 60);
 /// After this long a test kernel hangs.
 const KERNEL_LIMIT: Duration = Duration::from_secs(5 * 60);
 
-/// With how many cores each test kernel runs.
-const CORES: [u32; 2] = [1, 4];
+/// With how many cores each test kernel runs, and whether the guest's clock counts instructions. With one
+/// core it does, and a failure comes again in the next run. With four, each core has a thread of the
+/// host's, and they really race.
+const MACHINES: [(u32, bool); 2] = [(1, true), (4, false)];
 
 /// What passed and what failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -197,11 +199,10 @@ fn kernel(machine: Machine, program: &Program) -> Result<Count> {
     let options = Options { release: true, ..Options::default() };
     let kernel = build::build(machine.arch(), program, &options)?;
     let mut total = Count::default();
-    for smp in CORES {
+    for (smp, icount) in MACHINES {
         let name = format!("{} on {}, cores: {smp}", program.name, machine.arch().name());
         println!("\n     Running {name}");
-        // Counted instructions: a failure comes again in the next run.
-        let guest = Guest { machine, kernel: kernel.clone(), smp, icount: true, words: vec![] };
+        let guest = Guest { machine, kernel: kernel.clone(), smp, icount, words: vec![] };
         let mut tally = Tally::default();
         let end = guest.lines(KERNEL_LIMIT, |line| {
             println!("{line}");

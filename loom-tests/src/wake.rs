@@ -1,0 +1,147 @@
+//! Waking, against whatever the owning core does with the task meanwhile.
+
+use std::future::poll_fn;
+use std::task::Poll;
+
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use trapline::platform::InInterrupt::{self, No, Perhaps};
+
+use crate::harness::{Drops, FireOnDrop, Signal, Threads, bounded, model, runtime};
+
+fn flags() -> [Arc<AtomicBool>; 2] {
+    std::array::from_fn(|_| Arc::new(AtomicBool::new(false)))
+}
+
+/// Two threads each write something and wake; with a wake lost, or what was written before it, the
+/// task would wait for ever. Whichever wake is second finds READY set.
+fn against_poll(in_interrupt: InInterrupt) {
+    // In full it takes many minutes.
+    bounded(3, in_interrupt, || {
+        let runtime = runtime();
+        let flags = flags();
+        let threads = Threads::default();
+        let mut started = false;
+        let both = poll_fn(|context| {
+            if !std::mem::replace(&mut started, true) {
+                for flag in flags.clone() {
+                    let waker = context.waker().clone();
+                    threads.start(move || {
+                        // Relaxed: the wake alone must order it.
+                        flag.store(true, Relaxed);
+                        waker.wake();
+                    });
+                }
+            }
+            let set = flags.iter().all(|flag| flag.load(Relaxed));
+            if set { Poll::Ready(()) } else { Poll::Pending }
+        });
+        runtime.run_until(both).unwrap();
+        threads.join();
+        runtime.shutdown().unwrap();
+    });
+}
+
+#[test]
+fn wake_against_poll() {
+    against_poll(Perhaps);
+}
+
+#[test]
+fn wake_against_poll_short_way() {
+    against_poll(No);
+}
+
+/// As above, for a core that is parked in `block_on` outside of any runtime.
+#[test]
+fn wake_against_block_on() {
+    model(Perhaps, || {
+        let flags = flags();
+        let threads = Threads::default();
+        let mut started = false;
+        trapline::block_on(poll_fn(|context| {
+            if !std::mem::replace(&mut started, true) {
+                for flag in flags.clone() {
+                    let waker = context.waker().clone();
+                    threads.start(move || {
+                        flag.store(true, Relaxed);
+                        waker.wake();
+                    });
+                }
+            }
+            let set = flags.iter().all(|flag| flag.load(Relaxed));
+            if set { Poll::Ready(()) } else { Poll::Pending }
+        }));
+        threads.join();
+    });
+}
+
+/// Two wakers outlive the poll that made them, in which the task is done: they find it running,
+/// done, or theirs alone, and whoever is last sees to it that it is freed. (Nobody joins it: the
+/// handle's reference would outlive all others.)
+fn against_completion(in_interrupt: InInterrupt) {
+    model(in_interrupt, || {
+        let runtime = runtime();
+        let threads = Threads::default();
+        let signal = Signal::default();
+        let (future, output) = (Drops::default(), Drops::default());
+        let handle = runtime.spawn({
+            let parts = (future.payload(), FireOnDrop(signal.clone()));
+            let (threads, output) = (threads.clone(), output.clone());
+            poll_fn(move |context| {
+                let _parts_of_the_future = &parts;
+                let waker = context.waker().clone();
+                threads.start(move || {
+                    waker.wake_by_ref();
+                    drop(waker);
+                });
+                let waker = context.waker().clone();
+                threads.start(move || drop(waker));
+                Poll::Ready(output.payload())
+            })
+        });
+        drop(handle);
+        runtime.run_until(signal.wait(1)).unwrap();
+        threads.join();
+        runtime.shutdown().unwrap();
+        assert_eq!((future.dropped(), output.dropped()), (1, 1));
+    });
+}
+
+#[test]
+fn wake_against_completion() {
+    against_completion(Perhaps);
+}
+
+#[test]
+fn wake_against_completion_short_way() {
+    against_completion(No);
+}
+
+/// The core has nothing to do and parks, for the first time, when a task comes from elsewhere: it is
+/// rung, or it finds the task before it sleeps.
+fn against_park(in_interrupt: InInterrupt) {
+    model(in_interrupt, || {
+        let runtime = runtime();
+        let signal = Signal::default();
+        let spawner = loom::thread::spawn({
+            let signal = signal.clone();
+            move || runtime.spawn(async move { signal.fire() })
+        });
+        runtime.run_until(signal.wait(1)).unwrap();
+        let handle = spawner.join().unwrap();
+        assert!(handle.is_finished());
+        drop(handle);
+        runtime.shutdown().unwrap();
+    });
+}
+
+#[test]
+fn wake_against_park() {
+    against_park(Perhaps);
+}
+
+#[test]
+fn wake_against_park_short_way() {
+    against_park(No);
+}
