@@ -103,7 +103,8 @@ pub fn run(archs: &[Arch], load: Load, json: bool, consent: Consent) -> Result<(
                 // A guest's second may take ten and more of ours: every instruction is counted.
                 let limit = Duration::from_secs_f64(120.0 + 60.0 * load.seconds);
                 let machine = Machine::Riscv64;
-                let guest = Guest { machine, kernel: executable, smp: 1, icount: true, words };
+                let guest =
+                    Guest { machine, kernel: executable, smp: 1, icount: true, cpu: None, words };
                 (results(|line| guest.lines(limit, line))?, None)
             }
         };

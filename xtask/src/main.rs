@@ -144,7 +144,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             setup::ensure(&[arch.arch()], consent)?;
             let options = build::Options { release, features };
             let kernel = build::build(arch.arch(), &program, &options)?;
-            let guest = qemu::Guest { machine: arch, kernel, smp, icount, words };
+            let guest = qemu::Guest { machine: arch, kernel, smp, icount, cpu: None, words };
             return guest.on_terminal(Duration::from_secs(timeout)).map(ExitCode::from);
         }
         Command::Test { arch } => {

@@ -45,6 +45,8 @@ pub struct Guest {
     /// Whether the guest's clock counts instructions (one is a nanosecond) and skips idle time:
     /// whatever the host is doing, the same run again.
     pub icount: bool,
+    /// The processor, if not the machine's usual one.
+    pub cpu: Option<&'static str>,
     /// Handed to the guest: `hal_shim::arg` finds them.
     pub words: Vec<String>,
 }
@@ -56,6 +58,9 @@ impl Guest {
         // `-no-reboot`: a guest that resets itself has ended.
         words.extend(["-nographic", "-no-reboot", "-smp"].map(str::to_owned));
         words.push(self.smp.to_string());
+        if let Some(cpu) = self.cpu {
+            words.extend(["-cpu", cpu].map(str::to_owned));
+        }
         if self.icount {
             words.extend(["-icount", "shift=0,sleep=off"].map(str::to_owned));
         }

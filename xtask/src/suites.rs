@@ -30,10 +30,29 @@ const SUITE_LIMIT: Duration = Duration::from_secs(20 * 60);
 /// After this long a test kernel hangs.
 const KERNEL_LIMIT: Duration = Duration::from_secs(5 * 60);
 
-/// With how many cores each test kernel runs, and whether the guest's clock counts instructions. With one
-/// core it does, and a failure comes again in the next run. With four, each core has a thread of the
-/// host's, and they really race.
-const MACHINES: [(u32, bool); 2] = [(1, true), (4, false)];
+/// A machine that each test kernel runs on.
+struct Board {
+    name: &'static str,
+    smp: u32,
+    /// Whether the guest's clock counts instructions: then a failure comes again in the next run.
+    icount: bool,
+    cpu: Option<&'static str>,
+    words: &'static [&'static str],
+}
+
+const BOARDS: [Board; 3] = [
+    Board { name: "1 core", smp: 1, icount: true, cpu: None, words: &[] },
+    // Each core has a thread of the host's, and they really race.
+    Board { name: "4 cores", smp: 4, icount: false, cpu: None, words: &[] },
+    // The timer by way of the firmware, which only preemption and sleeping can tell.
+    Board {
+        name: "1 core without sstc",
+        smp: 1,
+        icount: true,
+        cpu: Some("rv64,sstc=false"),
+        words: &["filter=stacks"],
+    },
+];
 
 /// What passed and what failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -199,10 +218,12 @@ fn kernel(machine: Machine, program: &Program) -> Result<Count> {
     let options = Options { release: true, ..Options::default() };
     let kernel = build::build(machine.arch(), program, &options)?;
     let mut total = Count::default();
-    for (smp, icount) in MACHINES {
-        let name = format!("{} on {}, cores: {smp}", program.name, machine.arch().name());
+    for board in BOARDS {
+        let name = format!("{} on {}, {}", program.name, machine.arch().name(), board.name);
         println!("\n     Running {name}");
-        let guest = Guest { machine, kernel: kernel.clone(), smp, icount, words: vec![] };
+        let Board { smp, icount, cpu, words, .. } = board;
+        let words = words.iter().map(|&word| word.to_owned()).collect();
+        let guest = Guest { machine, kernel: kernel.clone(), smp, icount, cpu, words };
         let mut tally = Tally::default();
         let end = guest.lines(KERNEL_LIMIT, |line| {
             println!("{line}");

@@ -1,0 +1,153 @@
+//! Entering a runtime: whose it is, and until when.
+
+use core::convert::Infallible;
+use core::fmt;
+use core::future::Future;
+use core::pin::pin;
+use core::ptr::NonNull;
+use core::task::{Context, Poll};
+
+use super::{Root, Runtime};
+use crate::config::ConfigError;
+use crate::platform::{PanicPayload, bound};
+use crate::sync::atomic::Ordering;
+use crate::task::join::panic_message;
+use crate::task::state::Wake;
+
+impl Runtime {
+    /// Runs the core's tasks for ever.
+    ///
+    /// # Errors
+    ///
+    /// See [`EnterError`]; [`Panicked`](EnterError::Panicked) if a panic was caught that no task can
+    /// be blamed for (a waker of the kernel's own panicked in the loop).
+    pub fn enter(&'static self) -> Result<Infallible, EnterError> {
+        let _entered = self.claim()?;
+        loop {
+            if let Err(payload) = self.run(&mut || false) {
+                return Err(EnterError::Panicked(payload));
+            }
+        }
+    }
+
+    /// Runs the core's tasks until `future` is done, which is polled among them as a plain task. It
+    /// may borrow from the caller and need not be `Send`. What else was spawned stays where it
+    /// is until the core enters again.
+    ///
+    /// # Errors
+    ///
+    /// See [`EnterError`]; [`Panicked`](EnterError::Panicked) if `future` panicked.
+    pub fn run_until<F: Future>(&'static self, future: F) -> Result<F::Output, EnterError> {
+        let _entered = self.claim()?;
+        let mut future = pin!(future);
+        let mut output = None;
+        let mut poll = |context: &mut Context<'_>| match future.as_mut().poll(context) {
+            Poll::Ready(value) => {
+                output = Some(value);
+                true
+            }
+            Poll::Pending => false,
+        };
+        {
+            let poll: NonNull<dyn FnMut(&mut Context<'_>) -> bool + '_> = NonNull::from(&mut poll);
+            // SAFETY: only the lifetime changes. `Reset` takes the pointer back before the frame
+            // that it points into is left, in whichever way.
+            let poll: NonNull<dyn FnMut(&mut Context<'_>) -> bool> =
+                unsafe { core::mem::transmute(poll) };
+            self.own.root.set(Root::Polls(poll));
+        }
+        struct Reset(&'static Runtime);
+        impl Drop for Reset {
+            fn drop(&mut self) {
+                self.0.own.root.set(Root::None);
+            }
+        }
+        let reset = Reset(self);
+        if self.root.state.wake() == Wake::Push {
+            // SAFETY: the loop's own, and BLOCKED until now. It lives in the runtime.
+            unsafe { self.own.ready.push_back(NonNull::from(&self.root)) };
+        }
+        let ran = self.run(&mut || matches!(self.own.root.get(), Root::None));
+        drop(reset);
+        match (ran, output) {
+            (Err(payload), _) => Err(EnterError::Panicked(payload)),
+            (Ok(()), Some(output)) => Ok(output),
+            (Ok(()), None) => unreachable!("run_until left its loop before its future was done"),
+        }
+    }
+
+    fn claim(&'static self) -> Result<Entered, EnterError> {
+        self.config.check().map_err(EnterError::Config)?;
+        let entered = self.claim_for_shutdown()?;
+        if self.own.closed.get() {
+            return Err(EnterError::ShutDown);
+        }
+        Ok(entered)
+    }
+
+    pub(super) fn claim_for_shutdown(&'static self) -> Result<Entered, EnterError> {
+        let slot = bound::slot();
+        if slot.runtime().is_some() {
+            return Err(EnterError::Nested);
+        }
+        let Some(core) = bound::core().checked_add(1) else { return Err(EnterError::NoCore) };
+        // Acquire and release: a runtime that was built up on one core may be entered on another.
+        match self.owner.compare_exchange(0, core, Ordering::AcqRel, Ordering::Acquire) {
+            // SAFETY: the first time, and nobody has a waker of the root task before it is polled.
+            Ok(_) => unsafe { self.root.set_runtime(self) },
+            Err(owner) if owner == core => {}
+            Err(owner) => return Err(EnterError::OtherCore { owner: owner - 1 }),
+        }
+        self.gate.set_depth(1);
+        // Whatever the alarm did while nobody was inside: look at the timers.
+        self.alarm.set_due();
+        slot.set_runtime(Some(self));
+        Ok(Entered)
+    }
+}
+
+/// The core is inside of its runtime until this drops.
+pub(super) struct Entered;
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        bound::slot().set_runtime(None);
+    }
+}
+
+/// Why a runtime was not entered, or was left.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum EnterError {
+    /// The calling core is inside of a runtime already.
+    Nested,
+    /// Another core entered this runtime first. It is that core's until the end, since its stacks'
+    /// frames are.
+    OtherCore {
+        /// The number of that core.
+        owner: usize,
+    },
+    /// The platform says that the caller is no core: its number is `usize::MAX`.
+    NoCore,
+    /// The runtime has been shut down.
+    ShutDown,
+    /// What was chosen for the runtime cannot be.
+    Config(ConfigError),
+    /// The future that was waited for panicked. Comes only from platforms that can catch a panic.
+    Panicked(PanicPayload),
+}
+
+impl fmt::Display for EnterError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nested => f.write_str("this core is inside of a runtime already"),
+            Self::OtherCore { owner } => write!(f, "the runtime belongs to core {owner}"),
+            Self::NoCore => f.write_str("the caller is not a core of the platform"),
+            Self::ShutDown => f.write_str("the runtime has been shut down"),
+            Self::Config(error) => error.fmt(f),
+            Self::Panicked(payload) => write!(f, "panicked: {}", panic_message(payload)),
+        }
+    }
+}
+
+impl core::error::Error for EnterError {}

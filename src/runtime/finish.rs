@@ -1,0 +1,167 @@
+//! What becomes of a task after it had the core, and its end.
+
+use core::ptr::NonNull;
+use core::task::Poll;
+
+use super::Runtime;
+use crate::platform::{PanicPayload, bound};
+use crate::stackful::Outcome;
+use crate::task::Header;
+use crate::task::join::{JoinError, take_waker};
+use crate::task::state::{Pending, Start};
+
+impl Runtime {
+    /// Acts on what became of a task.
+    pub(super) fn settle(&'static self, task: NonNull<Header>, outcome: Outcome) {
+        // SAFETY: the task is RUNNING, hence alive.
+        let state = unsafe { &task.as_ref().state };
+        match outcome {
+            Outcome::Polled(Poll::Ready(())) => self.complete(task, true),
+            Outcome::Panicked(payload) => self.panicked(task, payload),
+            Outcome::Preempted { first } => {
+                self.link(task);
+                let preempted = &self.own.stacks.preempted;
+                // SAFETY: RUNNING tasks are in no queue, and this one is until it goes on.
+                unsafe {
+                    if first { preempted.push_front(task) } else { preempted.push_back(task) }
+                }
+            }
+            Outcome::Polled(Poll::Pending) | Outcome::Suspended => {
+                self.link(task);
+                match state.pending() {
+                    Pending::Blocked => {}
+                    // If it was aborted as well, `run_queued` acts on it.
+                    Pending::Ready => {
+                        // SAFETY: READY, and whoever set it while it was RUNNING did not push it.
+                        unsafe { self.own.ready.push_back(task) };
+                    }
+                }
+            }
+        }
+    }
+
+    /// A task whose poll panicked.
+    pub(super) fn panicked(&'static self, task: NonNull<Header>, payload: PanicPayload) {
+        // SAFETY: RUNNING, hence alive.
+        if unsafe { task.as_ref() }.state.is_stored() {
+            self.discard(payload);
+            self.complete(task, true);
+        } else {
+            self.fail(task, JoinError::Panicked(payload), true);
+        }
+        // Guards that the task had leaked are void.
+        self.gate.set_depth(1);
+    }
+
+    /// Drops a task's future and finishes the task with `error`. It is RUNNING and no stack holds
+    /// frames of it.
+    pub(super) fn fail(&'static self, task: NonNull<Header>, error: JoinError, release: bool) {
+        self.set_current(Some(task));
+        let mut error = Some(error);
+        self.guarded(|| {
+            if let Some(error) = error.take() {
+                // SAFETY: RUNNING, on its core, and no frame is in the middle of a poll.
+                unsafe { Header::fail(task, error) }
+            }
+        });
+        self.set_current(None);
+        self.complete(task, release);
+    }
+
+    /// Finishes a task whose output is stored, and with `release` drops the runtime's reference.
+    fn complete(&'static self, task: NonNull<Header>, release: bool) {
+        self.unlink(task);
+        // SAFETY: RUNNING, hence alive, until the reference is released below.
+        let header = unsafe { task.as_ref() };
+        let completed = header.state.complete();
+        if completed.wake_joiner {
+            // SAFETY: rule 7: `complete` set DONE and said so.
+            let waker = unsafe { take_waker(header) };
+            self.guarded(|| waker.wake());
+        }
+        if completed.drop_output {
+            // SAFETY: rule 6: there was no join handle when DONE was set.
+            self.guarded(|| unsafe { Header::drop_output(task) });
+        }
+        if release {
+            self.release(task);
+        }
+    }
+
+    /// A task from a queue that is not to be polled any more.
+    pub(super) fn bury(&'static self, task: NonNull<Header>, start: Start) {
+        match start {
+            // SAFETY: no references are left, and future and output went before the last.
+            Start::Free => unsafe { Header::free(task) },
+            Start::Finished => self.release(task),
+            Start::Abandoned | Start::Run { .. } => {}
+        }
+    }
+
+    /// Drops the runtime's reference, in its own loop, where it may free.
+    fn release(&'static self, task: NonNull<Header>) {
+        // SAFETY: the runtime has the reference that it drops; it was the last, so the task is ours.
+        unsafe {
+            if task.as_ref().state.release() {
+                Header::free(task);
+            }
+        }
+    }
+
+    /// Runs code of a user's that belongs to no poll; its panic ends here.
+    pub(super) fn guarded(&self, code: impl FnOnce()) {
+        let mut code = Some(code);
+        let caught = bound::catch_unwind(&mut || {
+            if let Some(code) = code.take() {
+                code();
+            }
+        });
+        if let Err(payload) = caught {
+            self.discard(payload);
+        }
+    }
+
+    /// Drops what a panic carried when there is nobody to hand it to.
+    fn discard(&self, payload: PanicPayload) {
+        let mut payload = Some(payload);
+        if let Err(again) = bound::catch_unwind(&mut || drop(payload.take())) {
+            // A payload whose drop panics: enough.
+            core::mem::forget(again);
+        }
+    }
+
+    pub(super) fn link(&self, task: NonNull<Header>) {
+        // SAFETY: alive, and its links are the loop's (rule 4).
+        let siblings = unsafe { &task.as_ref().siblings };
+        let first = self.own.tasks.get();
+        if siblings.previous.get().is_some() || first == Some(task) {
+            return;
+        }
+        if task == NonNull::from(&self.root) {
+            return;
+        }
+        siblings.next.set(first);
+        if let Some(first) = first {
+            // SAFETY: tasks in the list are alive, and their links the loop's.
+            unsafe { first.as_ref() }.siblings.previous.set(Some(task));
+        }
+        self.own.tasks.set(Some(task));
+    }
+
+    pub(super) fn unlink(&self, task: NonNull<Header>) {
+        // SAFETY: as `link`.
+        let siblings = unsafe { &task.as_ref().siblings };
+        let (previous, next) = (siblings.previous.take(), siblings.next.take());
+        match previous {
+            // SAFETY: tasks in the list are alive, and their links the loop's.
+            Some(previous) => unsafe { previous.as_ref() }.siblings.next.set(next),
+            None if self.own.tasks.get() == Some(task) => self.own.tasks.set(next),
+            // It was never linked.
+            None => return,
+        }
+        if let Some(next) = next {
+            // SAFETY: as above.
+            unsafe { next.as_ref() }.siblings.previous.set(previous);
+        }
+    }
+}

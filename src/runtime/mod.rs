@@ -1,0 +1,305 @@
+//! The runtime of a core: how tasks come into it, its loop, and how it ends.
+
+mod enter;
+mod finish;
+mod shutdown;
+mod spawn;
+mod turn;
+
+pub use enter::EnterError;
+pub use shutdown::Shutdown;
+pub use spawn::{SpawnError, SpawnErrorReason, spawn, try_spawn};
+
+use core::cell::Cell;
+use core::fmt;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicPtr, AtomicU64};
+use core::task::{Context, Poll};
+
+use crossbeam_utils::CachePadded;
+
+use crate::config::Config;
+use crate::platform::bound;
+use crate::preempt::Gate;
+use crate::ready::{self, Fifo, Inbox};
+use crate::stackful::Stacks;
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::const_fn;
+use crate::task::state::{State, Wake};
+use crate::task::{self, Header, Link, TaskId};
+use crate::time::{Alarm, Timers, nanoseconds};
+
+/// What runs the tasks of one core.
+///
+/// There is one for each core, in a static array or the kernel's per-core area. A core enters its own
+/// with [`enter`](Self::enter) or [`run_until`](Self::run_until); any core may spawn on it.
+///
+/// ```ignore
+/// static RUNTIMES: [Runtime; CORES] = [const { Runtime::new() }; CORES];
+/// ```
+pub struct Runtime {
+    /// What other cores write to, on a cache line of its own.
+    inbox: CachePadded<Inbox>,
+    /// The core that entered first, plus one. It is the owning core until the shutdown.
+    owner: AtomicUsize,
+    /// A task was aborted in a queue, so look among those that wait for a stack.
+    aborted_in_queue: AtomicBool,
+    config: Config,
+    gate: Gate,
+    alarm: Alarm,
+    timers: Timers,
+    counters: Counters,
+    /// The future that `run_until` waits for, as a task.
+    root: Header,
+    own: Own,
+}
+
+/// What only the owning core touches, with its gate shut.
+struct Own {
+    ready: Fifo,
+    stacks: Stacks,
+    /// All tasks that have been polled and are not done.
+    tasks: Cell<Link>,
+    /// The task whose code has the core. Interrupts look at it.
+    current: AtomicPtr<Header>,
+    /// The last that had the core was on a stack.
+    after_stack: Cell<bool>,
+    closed: Cell<bool>,
+    root: Cell<Root>,
+}
+
+/// What `run_until` has the loop poll.
+#[derive(Clone, Copy)]
+enum Root {
+    /// Nobody is in `run_until`, or its future is done.
+    None,
+    /// A closure in the frame of `run_until`, which says whether its future is done. The lifetime is
+    /// that frame's.
+    Polls(NonNull<dyn FnMut(&mut Context<'_>) -> bool>),
+}
+
+// SAFETY: `own`, `root`'s plain fields and the cells in them are touched only by the owning core in
+// task context with its gate shut; all else is atomic or behind a lock. A stackful task on its own
+// stack reads `current` and `running` of its core alone, and its preemption is over before they
+// change.
+unsafe impl Sync for Runtime {}
+// SAFETY: a runtime moves only before its first use, since all use is through `&'static`.
+unsafe impl Send for Runtime {}
+
+/// What a runtime has counted, in [`Runtime::stats`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Polls of tasks, each stretch on a stack counting as one.
+    pub polls: u64,
+    /// How often a stackful task was preempted.
+    pub preemptions: u64,
+    /// How often the core parked.
+    pub parks: u64,
+    /// How often a task got the core after it was aborted, since a stack holds frames of it: it runs on
+    /// to the end of its poll.
+    pub aborted_in_poll: u64,
+    /// How many stacks there are.
+    pub stacks: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Counters {
+    polls: AtomicU64,
+    pub(crate) preemptions: AtomicU64,
+    parks: AtomicU64,
+    aborted_in_poll: AtomicU64,
+}
+
+/// Counts one. Owning core, so a load and a store do.
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+}
+
+impl Runtime {
+    const_fn! {
+        /// A runtime with the default [`Config`].
+        pub fn new() -> Self {
+            Self::with_config(Config::new())
+        }
+    }
+
+    const_fn! {
+        /// A runtime with what was chosen in `config`, which is checked when it is entered.
+        pub fn with_config(config: Config) -> Self {
+            Self {
+                inbox: CachePadded::new(Inbox::new()),
+                owner: AtomicUsize::new(0),
+                aborted_in_queue: AtomicBool::new(false),
+                config,
+                gate: Gate::new(),
+                alarm: Alarm::new(),
+                timers: Timers::new(),
+                counters: Counters {
+                    polls: AtomicU64::new(0),
+                    preemptions: AtomicU64::new(0),
+                    parks: AtomicU64::new(0),
+                    aborted_in_poll: AtomicU64::new(0),
+                },
+                root: Header::new(State::immortal(), &task::ROOT, None),
+                own: Own {
+                    ready: Fifo::new(),
+                    stacks: Stacks::new(),
+                    tasks: Cell::new(None),
+                    current: AtomicPtr::new(core::ptr::null_mut()),
+                    after_stack: Cell::new(false),
+                    closed: Cell::new(false),
+                    root: Cell::new(Root::None),
+                },
+            }
+        }
+    }
+
+    /// The runtime that the calling core is inside of. Any context.
+    pub fn current() -> Option<&'static Self> {
+        bound::slot().runtime()
+    }
+
+    /// What the runtime has counted. Any context; on another core the figures may be of slightly
+    /// different moments.
+    pub fn stats(&self) -> Stats {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            polls: get(&self.counters.polls),
+            preemptions: get(&self.counters.preemptions),
+            parks: get(&self.counters.parks),
+            aborted_in_poll: get(&self.counters.aborted_in_poll),
+            stacks: self.own.stacks.pool.total() as u64,
+        }
+    }
+
+    pub(crate) fn inbox(&self) -> &Inbox {
+        &self.inbox
+    }
+
+    /// The loop's FIFO. For whom [`ready`] allows it.
+    pub(crate) fn ready(&self) -> &Fifo {
+        &self.own.ready
+    }
+
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    pub(crate) fn alarm(&self) -> &Alarm {
+        &self.alarm
+    }
+
+    pub(crate) fn timers(&self) -> &Timers {
+        &self.timers
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    pub(crate) fn stacks(&self) -> &Stacks {
+        &self.own.stacks
+    }
+
+    /// The slice in nanoseconds.
+    pub(crate) fn slice(&self) -> u64 {
+        nanoseconds(self.config.slice)
+    }
+
+    pub(crate) fn current_task(&self) -> Link {
+        NonNull::new(self.own.current.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_current(&self, task: Link) {
+        let task = task.map_or(core::ptr::null_mut(), NonNull::as_ptr);
+        self.own.current.store(task, Ordering::Relaxed);
+    }
+
+    /// Whether a stack has the core.
+    pub(crate) fn is_on_stack(&self) -> bool {
+        self.own.stacks.running().is_some()
+    }
+
+    /// Makes the loop look for the aborted among those that wait for a stack. Any context, with
+    /// preemption off.
+    pub(crate) fn aborted_in_queue(&self) {
+        // Release, and the wake after it: a loop that has parked or is about to comes round once more.
+        self.aborted_in_queue.store(true, Ordering::Release);
+        if self.root.state.wake() == Wake::Push {
+            // SAFETY: the state word said so.
+            unsafe { ready::push(self, NonNull::from(&self.root)) };
+        }
+    }
+
+    /// Gets the owning core's attention.
+    pub(crate) fn wake_core(&self) {
+        // Relaxed: the tag that the caller acquired was announced by the owner.
+        let owner = self.owner.load(Ordering::Relaxed);
+        if owner != 0 {
+            bound::wake(owner - 1);
+        }
+    }
+
+    /// Whether there is somebody to leave a stack for: a push that came meanwhile, or a debt.
+    pub(crate) fn is_wanted(&self) -> bool {
+        !self.inbox.is_empty() || self.gate.owes()
+    }
+
+    /// Panics if the poll that has just returned left a guard.
+    pub(crate) fn check_guards(&self, expected: usize, task: NonNull<Header>, poll: Poll<()>) {
+        if self.gate.depth() != expected {
+            if poll.is_ready() {
+                // SAFETY: RUNNING, hence alive.
+                unsafe { task.as_ref() }.state.set_stored();
+            }
+            panic!(
+                "{} held or forgot a PreemptGuard when its poll returned: drop it before the await",
+                TaskId::of(task)
+            );
+        }
+    }
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Runtime")
+            .field("config", &self.config)
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The task that the calling code is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Current {
+    id: TaskId,
+    stackful: bool,
+}
+
+/// The task that the calling code is part of; in an interrupt, the interrupted one. `None` in the
+/// runtime's own context and outside of any.
+pub fn current() -> Option<Current> {
+    let _guard = crate::preempt::PreemptGuard::new();
+    let runtime = Runtime::current()?;
+    let task = runtime.current_task()?;
+    Some(Current { id: TaskId::of(task), stackful: runtime.is_on_stack() })
+}
+
+impl Current {
+    /// Which task.
+    pub fn id(&self) -> TaskId {
+        self.id
+    }
+
+    /// Whether it runs on a stack of its own and may be preempted.
+    pub fn is_stackful(&self) -> bool {
+        self.stackful
+    }
+}

@@ -1,0 +1,107 @@
+//! Dropping all tasks, for good.
+
+use core::ptr::NonNull;
+
+use super::Runtime;
+use super::enter::EnterError;
+use crate::task::join::{JoinError, take_waker};
+use crate::task::state::Start;
+use crate::task::{Header, Link};
+
+impl Runtime {
+    /// Drops every task's future and refuses new ones, for good.
+    ///
+    /// Join handles say [`JoinError::Aborted`]. A task of which a stack holds frames (preempted, or
+    /// inside of [`block_on`](crate::block_on)) cannot be dropped: frames may hold or point at
+    /// anything. It is left as it is, its handle says [`JoinError::Abandoned`], and its stack is
+    /// leaked and reported.
+    ///
+    /// Tasks' memory goes with their last wakers. What is handed back after the shutdown is freed by
+    /// calling this again, which does nothing else then.
+    ///
+    /// On the owning core, in task context, outside of [`enter`](Self::enter).
+    ///
+    /// # Errors
+    ///
+    /// Called inside of a runtime, or on another core than the owning one.
+    pub fn shutdown(&'static self) -> Result<Shutdown, EnterError> {
+        let _entered = self.claim_for_shutdown()?;
+        self.own.closed.set(true);
+        let mut report = Shutdown { dropped: 0, stacks_with_frames: 0 };
+        loop {
+            self.inbox.close(&self.own.ready);
+            let queued = (self.own.ready.pop())
+                .or_else(|| self.own.stacks.ready.pop())
+                .or_else(|| self.own.stacks.waiting.pop());
+            if let Some(task) = queued {
+                report.dropped += usize::from(self.shut_down_queued(task));
+            } else if let Some(task) = self.first_without_frames() {
+                // SAFETY: a task in the list is alive, and this one in no queue of ours.
+                let shut = unsafe { task.as_ref() }.state.shut_down();
+                self.fail(task, JoinError::Aborted, !shut.push_is_coming);
+                report.dropped += 1;
+            } else {
+                break;
+            }
+        }
+        // What is left in the list has frames on stacks.
+        while let Some(task) = self.own.tasks.get() {
+            // SAFETY: as above. Its reference is never released: frames may point into it.
+            let header = unsafe { task.as_ref() };
+            self.unlink(task);
+            if header.state.abandon().wake_joiner {
+                // SAFETY: rule 7: `abandon` set DONE and said so.
+                let waker = unsafe { take_waker(header) };
+                self.guarded(|| waker.wake());
+            }
+        }
+        while self.own.stacks.preempted.pop().is_some() {}
+        report.stacks_with_frames = self.own.stacks.pool.free_idle();
+        Ok(report)
+    }
+
+    /// A task from the queue of a runtime that shuts down. Returns whether a future was dropped.
+    fn shut_down_queued(&'static self, task: NonNull<Header>) -> bool {
+        // SAFETY: a task in the queue is alive.
+        let header = unsafe { task.as_ref() };
+        match header.state.start() {
+            // The runtime's own, whose future has gone with the frame of `run_until`.
+            Start::Run { .. } if task == NonNull::from(&self.root) => {
+                let _ = header.state.pending();
+                false
+            }
+            Start::Run { .. } if header.stack.get().get().is_some() => false,
+            Start::Run { .. } => {
+                self.fail(task, JoinError::Aborted, true);
+                true
+            }
+            other => {
+                self.bury(task, other);
+                false
+            }
+        }
+    }
+
+    fn first_without_frames(&self) -> Link {
+        let mut rest = self.own.tasks.get();
+        while let Some(task) = rest {
+            // SAFETY: tasks in the list are alive, and their links ours (rule 4).
+            let header = unsafe { task.as_ref() };
+            if header.stack.get().get().is_none() {
+                return Some(task);
+            }
+            rest = header.siblings.next.get();
+        }
+        None
+    }
+}
+
+/// What [`Runtime::shutdown`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Shutdown {
+    /// Tasks whose futures were dropped.
+    pub dropped: usize,
+    /// Stacks that hold frames of tasks. They and the tasks' futures are leaked.
+    pub stacks_with_frames: usize,
+}
