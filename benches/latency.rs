@@ -38,7 +38,7 @@ async fn yield_for(rounds: u64) {
 }
 
 /// Spawns what `make` makes, `tasks` times, and waits for all.
-fn all_of<F>(tasks: usize, make: impl Fn() -> F + Send) -> Duration
+fn all_of<F>(tasks: usize, make: impl Fn() -> F + Sync) -> Duration
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -56,7 +56,7 @@ where
 }
 
 /// Spawns what `make` makes and waits for it, `tasks` times.
-fn each_of<F>(tasks: u64, make: impl Fn() -> F + Send) -> Duration
+fn each_of<F>(tasks: u64, make: impl Fn() -> F + Sync) -> Duration
 where
     F: Future<Output = ()> + Send + 'static,
 {
