@@ -15,7 +15,8 @@ pub const LEAST_SLICE: Duration = Duration::from_micros(10);
 /// platform.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// How long a stackful task keeps the core while others want it, at least [`LEAST_SLICE`].
+    /// How long a stackful task keeps the core while others want it (if something urgent comes in the
+    /// last eighth, a little less), at least [`LEAST_SLICE`].
     /// Default: 1 ms.
     pub slice: Duration,
     /// The size of a stack in bytes; it is rounded up to a multiple of 16. Default: 16 KiB on a

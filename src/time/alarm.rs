@@ -101,7 +101,7 @@ impl Alarm {
             return Some(SliceLeft::Nothing);
         }
         if now >= next_timer {
-            return Some(SliceLeft::Nanoseconds(end - now));
+            return Some(SliceLeft::of(end - now, slice));
         }
         self.resume_slice(end - now, next_timer);
         None
@@ -111,10 +111,7 @@ impl Alarm {
     pub(crate) fn slice_left(&self, slice: u64) -> SliceLeft {
         match self.slice_end.load(Ordering::Relaxed) {
             UNKNOWN => SliceLeft::Nanoseconds(slice),
-            end => match end.saturating_sub(bound::now()) {
-                0 => SliceLeft::Nothing,
-                left => SliceLeft::Nanoseconds(left),
-            },
+            end => SliceLeft::of(end.saturating_sub(bound::now()), slice),
         }
     }
 
@@ -142,4 +139,12 @@ pub(crate) enum SliceLeft {
     Nothing,
     /// Something more urgent came: it goes on before the others.
     Nanoseconds(u64),
+}
+
+impl SliceLeft {
+    /// An eighth of a slice or less counts as nothing: it isn't worth an alarm of its own. So where a
+    /// task is due as often as slices end, both soon fall together, and cost one alarm.
+    fn of(left: u64, slice: u64) -> Self {
+        if left <= slice / 8 { Self::Nothing } else { Self::Nanoseconds(left) }
+    }
 }
