@@ -40,16 +40,21 @@ pub fn run(consent: Consent) -> Result<()> {
     Ok(())
 }
 
-/// The MSRV is checked if it is what all the rest is checked with; a newer compiler cannot say.
+/// The MSRV is checked by all the rest where that compiler is in use. A newer one has only clippy's word for
+/// it (`incompatible_msrv`), so that much is said; an older one is an error.
 fn msrv(host: &Cargo) -> Result<()> {
     let declared = build::metadata()?.rust_version()?;
     let in_use = String::from_utf8(step("MSRV", &host.command("--version", &[]))?.stdout)?;
-    let (declared_minor, minor) = (setup::minor(declared), setup::minor(&in_use));
-    if minor.is_none() || minor != declared_minor {
-        bail!(
-            "Cargo.toml declares rust-version {declared}, but this is {}: it shows nothing about \
-             {declared}. Declare what is in use, or use what is declared.",
-            in_use.trim()
+    let in_use = in_use.trim();
+    let minors = setup::minor(declared).zip(setup::minor(in_use));
+    let (declared_minor, minor) = minors.context("no version to be found")?;
+    if minor < declared_minor {
+        bail!("this is {in_use}, but Cargo.toml wants rust-version {declared}: update Rust");
+    }
+    if minor > declared_minor {
+        println!(
+            "MSRV: declared {declared}, but this is {in_use}: only what clippy knows of older \
+             versions is checked here"
         );
     }
     Ok(())
