@@ -13,7 +13,7 @@ impl Runtime {
     /// Spawns a task on this runtime. Any core, task context or with the allocator usable.
     ///
     /// After a [`shutdown`](Self::shutdown) the future is dropped by the caller, and the handle says
-    /// [`JoinError::Aborted`].
+    /// [`JoinError::Aborted`](crate::JoinError::Aborted).
     ///
     /// # Panics
     ///
