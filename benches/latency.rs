@@ -1,4 +1,4 @@
-//! Scheduling latency, side by side in one run: what a yield, a wake and a spawn cost.
+//! Scheduling latency, side by side in one run: what a yield costs, and a spawn that is awaited.
 //!
 //! The peer is `async-task` with a `VecDeque`, the least that one would write with what there is. `floor`
 //! is no peer: a queue of boxed futures that are polled in turn, without wakers, states or reference counts,

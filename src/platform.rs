@@ -123,10 +123,10 @@ pub type PanicPayload = Box<dyn Any + Send + 'static>;
 ///   whose handler calls [`preempt::on_interrupt`](crate::preempt::on_interrupt) or `on_timer`.
 ///   Several may melt into one; what was written before `wake` is seen after it.
 /// - [`in_interrupt`](Self::in_interrupt) never says [`No`](InInterrupt::No) in a handler.
-/// - [`may_preempt`](Self::may_preempt) says `false` wherever the interrupted code must not be left:
-///   while it panics, in particular.
-/// - [`allocate_stack`](Self::allocate_stack) gives memory that nobody else uses until
-///   [`free_stack`](Self::free_stack) gets it back.
+/// - [`may_preempt`](Self::may_preempt) says `false` wherever the interrupted (or, in task context, the
+///   calling) code must not be left: while it panics, in particular.
+/// - [`allocate_stack`](Self::allocate_stack) gives writable memory of the size that was asked
+///   for, aligned to 16, that nobody else uses until [`free_stack`](Self::free_stack) gets it back.
 /// - Code that runs on a stackful stack touches per-core or thread-local data of the kernel's only
 ///   under a [`PreemptGuard`](crate::preempt::PreemptGuard). `Send` cannot say that, so you do.
 /// - If an interrupt handler enables interrupts again before it ends, it holds an
@@ -147,7 +147,8 @@ pub unsafe trait Platform: Sync + 'static {
     /// Sets this core's one alarm to `at` (absolute, nanoseconds of [`now`](Self::now)), in place
     /// of the one that was set. A time that has passed fires at once, `u64::MAX` sets none.
     ///
-    /// Called in task context with preemption off, and in [`on_timer`](crate::preempt::on_timer).
+    /// Called in task context with preemption off, and in [`on_timer`](crate::preempt::on_timer) and
+    /// [`on_interrupt`](crate::preempt::on_interrupt).
     fn set_alarm(&self, at: u64);
 
     /// Waits until there is an interrupt to be handled or a [`wake`](Self::wake) for this core. It
@@ -184,7 +185,8 @@ pub unsafe trait Platform: Sync + 'static {
     }
 
     /// Whether the code that was just interrupted may be left for a while. Called in `on_timer` and
-    /// `on_interrupt`.
+    /// `on_interrupt`, and in task context before a debt is paid and in
+    /// [`block_on`](crate::block_on), where it is asked of the caller.
     fn may_preempt(&self) -> bool {
         true
     }

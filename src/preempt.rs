@@ -24,11 +24,20 @@ pub(crate) struct Gate {
     shut: AtomicUsize,
     /// A preemption was due while the gate was shut. Set only while it is shut.
     owed: AtomicBool,
+    /// How often all guards were declared void.
+    epoch: AtomicUsize,
 }
 
 impl Gate {
     pub(crate) const fn new() -> Self {
-        Self { shut: AtomicUsize::new(0), owed: AtomicBool::new(false) }
+        Self { shut: AtomicUsize::new(0), owed: AtomicBool::new(false), epoch: AtomicUsize::new(0) }
+    }
+
+    /// Shuts it for the runtime's own code alone. Guards that somebody still has count no longer, and
+    /// their drops do nothing.
+    pub(crate) fn void_guards(&self) {
+        self.epoch.store(self.epoch.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        self.set_depth(1);
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -170,7 +179,7 @@ impl Drop for PreemptGuard {
     fn drop(&mut self) {
         let Some(runtime) = self.shut.runtime else { return };
         let gate = runtime.gate();
-        if self.pays && gate.depth() == 1 && runtime.is_on_stack() {
+        if self.pays && !self.shut.is_void() && gate.depth() == 1 && runtime.is_on_stack() {
             self.shut.runtime = None;
             // Opens the gate, and leaves first if something is owed.
             runtime.enter_task();
@@ -205,6 +214,7 @@ impl InterruptGuard {
 #[derive(Debug)]
 struct Shut {
     runtime: Option<&'static Runtime>,
+    epoch: usize,
     /// The gate is this core's.
     not_send: PhantomData<*mut ()>,
 }
@@ -218,17 +228,22 @@ impl Shut {
             let gate = runtime.gate();
             gate.set_depth(gate.depth() + 1);
         }
-        Self { runtime, not_send: PhantomData }
+        let epoch = runtime.map_or(0, |r| r.gate().epoch.load(Ordering::Relaxed));
+        Self { runtime, epoch, not_send: PhantomData }
+    }
+
+    fn is_void(&self) -> bool {
+        self.runtime.is_none_or(|r| r.gate().epoch.load(Ordering::Relaxed) != self.epoch)
     }
 }
 
 impl Drop for Shut {
     #[inline]
     fn drop(&mut self) {
-        if let Some(runtime) = self.runtime {
-            let gate = runtime.gate();
-            // Saturating: a guard that outlived its poll and was declared void may drop late.
-            gate.set_depth(gate.depth().saturating_sub(1));
+        if let Some(runtime) = self.runtime
+            && !self.is_void()
+        {
+            runtime.gate().set_depth(runtime.gate().depth() - 1);
         }
     }
 }

@@ -213,6 +213,122 @@ fn block_on_under_a_guard_is_refused() {
     });
 }
 
+#[test]
+fn a_signal_handler_of_the_programs_own_is_not_preempted() {
+    static WOKEN: AtomicWaker = AtomicWaker::new();
+    static IN_HANDLER: AtomicUsize = AtomicUsize::new(0);
+    static OTHERS: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn on_usr2(_: libc::c_int) {
+        let guard = PreemptGuard::new();
+        let before = OTHERS.load(SeqCst);
+        // Several slices end here.
+        let until = trapline::time::now() + Duration::from_millis(5);
+        while trapline::time::now() < until {}
+        drop(guard);
+        WOKEN.wake();
+        let until = trapline::time::now() + Duration::from_millis(5);
+        while trapline::time::now() < until {}
+        IN_HANDLER.store(1 + OTHERS.load(SeqCst) - before, SeqCst);
+    }
+    with_runtime(|runtime| {
+        // SAFETY: the handler does atomic operations, looks at the clock, and wakes.
+        unsafe { libc::signal(libc::SIGUSR2, on_usr2 as *const () as libc::sighandler_t) };
+        runtime
+            .run_until(async {
+                let other = spawn(stackful(async {
+                    while IN_HANDLER.load(SeqCst) == 0 {
+                        OTHERS.fetch_add(1, SeqCst);
+                    }
+                }));
+                let hog = spawn(stackful(async {
+                    // SAFETY: no conditions.
+                    unsafe { libc::raise(libc::SIGUSR2) };
+                    assert_eq!(
+                        IN_HANDLER.load(SeqCst),
+                        1,
+                        "others ran in the middle of the handler"
+                    );
+                }));
+                hog.await.unwrap();
+                other.await.unwrap();
+                // And hogs are preempted as before.
+                let stop = Arc::new(AtomicUsize::new(0));
+                let sees = stop.clone();
+                let hog = spawn(stackful(async move { while sees.load(SeqCst) == 0 {} }));
+                sleep(Duration::from_millis(3)).await;
+                stop.store(1, SeqCst);
+                hog.await.unwrap();
+            })
+            .unwrap();
+    });
+}
+
+#[test]
+fn a_guard_that_was_declared_void_does_nothing_more() {
+    thread_local! {
+        static KEPT: std::cell::RefCell<Option<PreemptGuard>> = const { std::cell::RefCell::new(None) };
+    }
+    with_runtime(|runtime| {
+        runtime
+            .run_until(async {
+                // In plain tasks, where thread-locals are allowed.
+                let keeps = spawn(async { KEPT.set(Some(PreemptGuard::new())) });
+                // It had its output before it was caught.
+                keeps.await.unwrap();
+                drop(KEPT.take());
+                for _ in 0..5 {
+                    sleep(Duration::from_millis(1)).await;
+                    let until = trapline::time::now() + Duration::from_millis(2);
+                    while trapline::time::now() < until {}
+                }
+                let hog = spawn(stackful(async {
+                    let until = trapline::time::now() + Duration::from_millis(5);
+                    while trapline::time::now() < until {}
+                }));
+                hog.await.unwrap();
+            })
+            .unwrap();
+    });
+}
+
+#[test]
+fn a_debt_that_falls_due_in_a_panic_is_not_forgotten() {
+    // The alarm falls between every two steps of paying a debt while panicking, sooner or later.
+    with_runtime(|_| {
+        let runtime: &'static Runtime = Box::leak(Box::new(Runtime::with_config(Config {
+            slice: trapline::LEAST_SLICE,
+            ..Config::new()
+        })));
+        for _ in 0..200 {
+            runtime
+                .run_until(async {
+                    let stop = Arc::new(AtomicUsize::new(0));
+                    let sees = stop.clone();
+                    let hog = spawn(stackful(async move {
+                        struct Guards;
+                        impl Drop for Guards {
+                            fn drop(&mut self) {
+                                let until = trapline::time::now() + Duration::from_micros(100);
+                                while trapline::time::now() < until {
+                                    drop(PreemptGuard::new());
+                                }
+                            }
+                        }
+                        let _ = std::panic::catch_unwind(|| {
+                            let _guards = Guards;
+                            std::panic::resume_unwind(Box::new(()));
+                        });
+                        while sees.load(SeqCst) == 0 {}
+                    }));
+                    sleep(Duration::from_micros(500)).await;
+                    stop.store(1, SeqCst);
+                    hog.await.unwrap();
+                })
+                .unwrap();
+        }
+    });
+}
+
 struct CountDrop(Arc<AtomicUsize>);
 impl Drop for CountDrop {
     fn drop(&mut self) {

@@ -35,9 +35,15 @@
 //! - it takes no lock that another task of this thread takes, std's and libc's own included:
 //!   those in `getenv`, the time zone, the name resolver, the dynamic linker. (The allocator is
 //!   guarded.)
-//! - it doesn't change the thread's signal mask, or its alternate signal stack;
-//! - and nowhere does the program use the first three real-time signals (`SIGRTMIN`, +1, +2), nor
-//!   fork and then go on in the child.
+//!
+//! And for all code of a thread that is a core:
+//!
+//! - it doesn't change the thread's signal mask or its alternate signal stack: a mask that isn't the
+//!   one that the core began with is taken for a signal handler's, which isn't preempted;
+//! - nowhere does the program use the signals `SIGRTMIN`, `SIGRTMIN + 1` and `SIGURG`, nor fork and
+//!   then go on in the child;
+//! - a core's number isn't given to another thread (by [`start_core`] or [`isolated`]) while a runtime
+//!   that was entered under that number has stacks that hold frames, and is entered again.
 //!
 //! A signal handler of the program's own may wake tasks. It isn't preempted as long as it runs with
 //! its signal masked, as handlers do unless they were installed with `SA_NODEFER`.

@@ -98,7 +98,7 @@ impl Runtime {
             Err(owner) if owner == core => {}
             Err(owner) => return Err(EnterError::OtherCore { owner: owner - 1 }),
         }
-        self.gate.set_depth(1);
+        self.gate.void_guards();
         // Whatever the alarm did while nobody was inside: look at the timers.
         self.alarm.set_due();
         slot.set_runtime(Some(self));

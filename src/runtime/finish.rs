@@ -30,7 +30,7 @@ impl Runtime {
                 self.link(task);
                 match state.pending() {
                     Pending::Blocked => {}
-                    // If it was aborted as well, `run_queued` acts on it.
+                    // If it was aborted as well, `start` acts on it.
                     Pending::Ready => {
                         // SAFETY: READY, and whoever set it while it was RUNNING did not push it.
                         unsafe { self.own.ready.push_back(task) };
@@ -49,8 +49,8 @@ impl Runtime {
         } else {
             self.fail(task, JoinError::Panicked(payload), true);
         }
-        // Guards that the task had leaked are void.
-        self.gate.set_depth(1);
+        // Guards that the task had leaked.
+        self.gate.void_guards();
     }
 
     /// Drops a task's future and finishes the task with `error`. It is RUNNING and no stack holds

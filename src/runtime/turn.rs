@@ -71,6 +71,8 @@ impl Runtime {
         let ran = (preempted && self.resume_preempted())
             || ((ready || waiting) && self.run_stackful())
             || self.run_plain()
+            // Without this, stackful tasks that only yield would keep a preempted one waiting.
+            || (self.own.stacks.preempted.is_impatient() && self.resume_preempted())
             || self.run_stackful()
             || self.resume_preempted();
         if !ran {
@@ -132,7 +134,7 @@ impl Runtime {
 
     /// Gives the core, and perhaps `stack`, to a task that was in a queue.
     fn start(&'static self, task: NonNull<Header>, stack: Option<NonNull<Stack>>) {
-        // SAFETY: as in `run_queued`.
+        // SAFETY: a task that was queued is alive: it is READY and not DONE, or it is ours to bury.
         let header = unsafe { task.as_ref() };
         let holds_frames = header.stack.get().get().is_some();
         let outcome = match (header.state.start(), stack) {

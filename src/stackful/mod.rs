@@ -287,10 +287,14 @@ impl Runtime {
         self.open_gate();
         if self.gate().owes() {
             if !bound::may_preempt() {
-                // It panics; what is due will be found due after a slice.
-                self.put_off();
+                // It panics, for one; what is due will be found due after a slice. Masked, so that an
+                // alarm that fires meanwhile finds the gate open, and is put off in its turn.
+                let interrupts = bound::mask_interrupts();
                 self.gate().settle();
+                self.put_off();
                 self.open_gate();
+                // SAFETY: what `mask_interrupts` has just returned.
+                unsafe { bound::restore_interrupts(interrupts) };
                 return;
             }
             let left = self.alarm().slice_left(self.slice());

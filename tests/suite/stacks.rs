@@ -193,7 +193,8 @@ pub fn timeout_around_a_hog() {
 }
 
 pub fn select_beside_block_on_loses_nothing() {
-    run(async {
+    let runtime = runtime();
+    run_on(runtime, async {
         let (first, second) = (Event::new(), Event::new());
         let (a, b) = (first.clone(), second.clone());
         let task = spawn(stackful(async move {
@@ -210,11 +211,15 @@ pub fn select_beside_block_on_loses_nothing() {
             })
             .await
         }));
-        turns(3).await;
+        let polls = runtime.stats().polls;
+        sleep(ms(2)).await;
+        // It has been on its stack, and waits there.
+        assert_eq!(runtime.stats().stacks, 1);
         // This wake is for the left arm, but `block_on` gets it.
         first.set();
-        turns(3).await;
+        sleep(ms(2)).await;
         assert!(!task.is_finished());
+        assert!(runtime.stats().polls >= polls + 3, "`block_on` did not get it");
         second.set();
         assert_eq!(task.await.unwrap(), "left");
     });
@@ -260,19 +265,24 @@ pub fn ten_thousand_blocked_tasks_hold_no_stack() {
     let done = Count::new();
     run_on(runtime, async {
         let events: Vec<_> = (0..TASKS).map(|_| Event::new()).collect();
+        let polled = Count::new();
         let handles: Vec<_> = events
             .iter()
             .map(|event| {
-                let (event, done) = (event.clone(), done.clone());
+                let (event, done, polled) = (event.clone(), done.clone(), polled.clone());
                 spawn(stackful(async move {
+                    polled.add();
                     event.wait().await;
                     done.add();
                 }))
             })
             .collect();
-        turns(4).await;
+        while polled.get() < TASKS {
+            sleep(ms(1)).await;
+        }
+        sleep(ms(1)).await;
         assert_eq!(done.get(), 0);
-        assert!(runtime.stats().stacks <= 8);
+        assert!((1..=8).contains(&runtime.stats().stacks));
         for event in &events {
             event.set();
         }
@@ -361,6 +371,40 @@ pub fn preempted_task_gets_its_turn_among_busy_ones() {
     assert!(runtime.stats().preemptions >= 1000 / 40, "{:?}", runtime.stats());
 }
 
+pub fn preempted_task_gets_its_turn_among_stackful_ones() {
+    let runtime = runtime();
+    run_on(runtime, async {
+        let stop = Event::new();
+        let yields = stop.clone();
+        // Never preempted, and always ready.
+        let busy = spawn(stackful(async move {
+            while !yields.is_set() {
+                yield_now().await;
+            }
+        }));
+        let until = now() + ms(10);
+        spawn(stackful(async move { while now() < until {} })).await.unwrap();
+        // It was preempted several times, and came back each time.
+        stop.set();
+        busy.await.unwrap();
+    });
+    assert!(runtime.stats().preemptions >= 3, "{:?}", runtime.stats());
+}
+
+pub fn sleep_in_a_stackful_task_is_its_only_alarm() {
+    run(async {
+        let started = now();
+        spawn(stackful(async {
+            // Polled on the stack, awaited, and suspended on.
+            sleep(ms(3)).await;
+            block_on(sleep(ms(3)));
+        }))
+        .await
+        .unwrap();
+        assert!(now().saturating_since(started) >= ms(6));
+    });
+}
+
 pub fn guard_owes_the_slice() {
     let trace = Trace::new();
     run(async {
@@ -419,16 +463,19 @@ pub fn stackful_inside_of_stackful() {
 pub fn dropped_parent_aborts_its_child() {
     let drops = Count::new();
     run(async {
-        let dropped = drops.on_drop();
+        let (dropped, polled) = (drops.on_drop(), Count::new());
+        let polls = polled.clone();
         let child = stackful(async move {
             let _dropped = dropped;
+            polls.add();
             never().await
         });
         let parent = spawn(async move {
             yield_now().await;
             child.await
         });
-        turns(6).await;
+        sleep(ms(2)).await;
+        assert_eq!(polled.get(), 1);
         parent.abort();
         assert!(matches!(parent.await, Err(JoinError::Aborted)));
         sleep(ms(1)).await;
@@ -591,10 +638,12 @@ pub fn an_aborted_waiter_does_not_keep_the_next_from_its_stack() {
         let event = Event::new();
         let waits = event.clone();
         let holder = spawn(stackful(async move { block_on(waits.wait()) }));
-        turns(2).await;
+        sleep(ms(1)).await;
+        assert_eq!(runtime.stats().stacks, 1);
         let aborted = spawn(stackful(async {}));
         let next = spawn(stackful(async { 6 }));
-        turns(3).await;
+        sleep(ms(1)).await;
+        assert!(!aborted.is_finished() && !next.is_finished(), "the stack is held");
         aborted.abort();
         assert!(matches!(aborted.await, Err(JoinError::Aborted)), "before there is a stack");
         event.set();

@@ -80,6 +80,20 @@ pub fn dropped_sleep_wakes_nobody() {
     });
 }
 
+pub fn timer_that_comes_due_outside_fires_inside() {
+    let runtime = runtime();
+    let sleeper = run_on(runtime, async {
+        let sleeper = spawn(async { sleep(ms(3)).await });
+        // Polled once, so that its timer is set.
+        turns(2).await;
+        [sleeper]
+    });
+    let until = now() + ms(6);
+    while now() < until {}
+    let [sleeper] = sleeper;
+    run_on(runtime, sleeper).unwrap();
+}
+
 pub fn many_sleepers() {
     let seed = 0x9e37_79b9_7f4a_7c15_u64;
     hal_shim::print!("(seed {seed:#x}) ");

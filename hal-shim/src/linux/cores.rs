@@ -70,8 +70,15 @@ const SOFT: u32 = 1 << 2;
 const SIGNALS: [u32; 3] = [ALARM, WAKE, SOFT];
 
 /// The number that Linux knows a signal by.
+///
+/// The wake is not a real-time signal: those are queued, and sending one fails when the user's queue
+/// is full. A wake must not fail, and need not be queued.
 fn number_of(signal: u32) -> c_int {
-    libc::SIGRTMIN() + signal.trailing_zeros() as c_int
+    match signal {
+        ALARM => libc::SIGRTMIN(),
+        WAKE => libc::SIGURG,
+        _ => libc::SIGRTMIN() + 1,
+    }
 }
 
 /// A core: what was a hardware thread's.
@@ -207,6 +214,8 @@ impl Core {
         // the signal to it. A bit from before, whose signal went to the core's last thread, is
         // gone.
         self.in_flight.swap(0, Ordering::AcqRel);
+        // A wake that came before the thread was there has left its mark and sent nothing.
+        self.rest.swap(RUNNING, Ordering::AcqRel);
         Ok(())
     }
 
@@ -274,9 +283,14 @@ impl Core {
         self.handling.load(Ordering::Relaxed)
     }
 
-    /// Own. Whether the code that a signal has interrupted is the program's and not a handler.
+    /// Own. Whether the code that a signal has interrupted, or outside of our handlers the calling code,
+    /// is the program's and not a handler of its own.
     pub(crate) fn may_preempt(&self) -> bool {
-        !self.in_foreign.load(Ordering::Relaxed)
+        if self.is_handling() {
+            !self.in_foreign.load(Ordering::Relaxed)
+        } else {
+            signal_mask() & !bits_of(&our_signals()) == self.signal_mask.load(Ordering::Relaxed)
+        }
     }
 
     /// Own, in a handler or masked.
@@ -365,13 +379,17 @@ impl Core {
         let thread = self.thread.load(Ordering::Relaxed);
         if thread != 0 {
             let errno = errno();
-            // It fails if the thread has just ended, and then nobody waits for the signal.
             // SAFETY: a system call without pointers. If the number is another thread's by now, its
             // handler finds that it is no core, or one that is disturbed for nothing.
-            unsafe {
-                libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, number_of(signal));
-            }
+            let sent = unsafe {
+                libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, number_of(signal))
+            };
             set_errno(errno);
+            if sent != 0 {
+                // The thread has just ended, or there was no room in the queue for SOFT: nothing is on
+                // its way.
+                self.in_flight.fetch_and(!signal, Ordering::AcqRel);
+            }
         }
     }
 }
@@ -400,10 +418,14 @@ extern "C" fn on_signal(number: c_int, _: *mut libc::siginfo_t, context: *mut c_
     let errno = errno();
     // A signal that was sent to a core that this thread no longer is: nobody waits for it.
     if let Some(core) = here() {
-        core.note(1 << (number - libc::SIGRTMIN()));
+        if let Some(signal) = SIGNALS.into_iter().find(|&signal| number_of(signal) == number) {
+            core.note(signal);
+        }
         // SAFETY: Linux gives a handler that was installed with SA_SIGINFO its context.
         let interrupted_mask = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_sigmask };
-        if bits_of(interrupted_mask) != core.signal_mask.load(Ordering::Relaxed) {
+        if bits_of(interrupted_mask) & !bits_of(&our_signals())
+            != core.signal_mask.load(Ordering::Relaxed)
+        {
             core.in_foreign.store(true, Ordering::Relaxed);
         }
         if !core.mask() {
@@ -458,6 +480,16 @@ fn set_blocked(how: c_int) -> u64 {
     unsafe {
         libc::pthread_sigmask(how, &our_signals(), before.as_mut_ptr());
         bits_of(before.assume_init_ref())
+    }
+}
+
+/// The signals that this thread blocks.
+fn signal_mask() -> u64 {
+    let mut mask = MaybeUninit::uninit();
+    // SAFETY: the arguments are valid, so pthread_sigmask initializes `mask` and changes nothing.
+    unsafe {
+        libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), mask.as_mut_ptr());
+        bits_of(mask.assume_init_ref())
     }
 }
 
