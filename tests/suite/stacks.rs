@@ -373,22 +373,31 @@ pub fn preempted_task_gets_its_turn_among_busy_ones() {
 
 pub fn preempted_task_gets_its_turn_among_stackful_ones() {
     let runtime = runtime();
-    run_on(runtime, async {
-        let stop = Event::new();
-        let yields = stop.clone();
-        // Never preempted, and always ready.
+    let gap = run_on(runtime, async {
+        let (stop, polls) = (Event::new(), Count::new());
+        let (yields, counts) = (stop.clone(), polls.clone());
+        // Always ready, and gone before a slice is over.
         let busy = spawn(stackful(async move {
             while !yields.is_set() {
+                counts.add();
                 yield_now().await;
             }
         }));
-        let until = now() + ms(10);
-        spawn(stackful(async move { while now() < until {} })).await.unwrap();
-        // It was preempted several times, and came back each time.
+        let hog = spawn(stackful(async move {
+            let (until, mut seen, mut gap) = (now() + ms(20), polls.get(), 0);
+            while now() < until {
+                let polls = polls.get();
+                gap = gap.max(polls - core::mem::replace(&mut seen, polls));
+            }
+            gap
+        }));
+        let gap = hog.await.unwrap();
         stop.set();
         busy.await.unwrap();
+        gap
     });
-    assert!(runtime.stats().preemptions >= 3, "{:?}", runtime.stats());
+    // Polls of the other while it was preempted.
+    assert!((1..=40).contains(&gap), "{gap}");
 }
 
 pub fn sleep_in_a_stackful_task_is_its_only_alarm() {
