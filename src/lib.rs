@@ -12,7 +12,8 @@
 //! # A first program
 //!
 //! A kernel implements [`Platform`](platform::Platform) (its clock, its alarm, how a core waits),
-//! binds it once with [`bind_platform!`], and ends its timer interrupt with one call:
+//! binds it once with [`bind_platform!`], wraps its allocator in [`NoPreempt`](preempt::NoPreempt), and ends
+//! each interrupt with one call:
 //!
 //! ```ignore
 //! static RUNTIMES: [Runtime; CORES] = [const { Runtime::new() }; CORES];
@@ -34,6 +35,11 @@
 //!     acknowledge();
 //!     // SAFETY: last in the handler, all registers saved on this stack, interrupts masked.
 //!     unsafe { trapline::preempt::on_timer() }
+//! }
+//!
+//! fn ipi_or_device_interrupt() {
+//!     // SAFETY: as above. Somebody may have been woken who is in a hurry.
+//!     unsafe { trapline::preempt::on_interrupt() }
 //! }
 //! ```
 //!

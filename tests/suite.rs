@@ -53,7 +53,7 @@ fn program() {
         tasks::wake_in_an_interrupt,
         tasks::a_task_spawned_after_an_interrupts_wake_runs,
         stacks::hog_is_preempted,
-        stacks::hogs_share_the_core_equally,
+        stacks::hogs_take_turns,
         stacks::slice_of_a_hog_is_kept,
         stacks::interrupts_wake_preempts_at_once,
         stacks::timer_preempts_at_once,

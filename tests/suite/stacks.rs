@@ -34,17 +34,21 @@ pub fn hog_is_preempted() {
     assert!(runtime.stats().preemptions >= 3);
 }
 
-pub fn hogs_share_the_core_equally() {
+pub fn hogs_take_turns() {
     const HOGS: usize = 4;
-    static WORK: [AtomicUsize; HOGS] = [const { AtomicUsize::new(0) }; HOGS];
+    static STRETCHES: [AtomicUsize; HOGS] = [const { AtomicUsize::new(0) }; HOGS];
+    static RUNNING: AtomicUsize = AtomicUsize::new(HOGS);
     let stop = Event::new();
     run(async {
-        for work in &WORK {
-            work.store(0, SeqCst);
+        for (me, stretches) in STRETCHES.iter().enumerate() {
+            stretches.store(0, SeqCst);
             let stop = stop.clone();
             spawn(stackful(async move {
                 while !stop.is_set() {
-                    work.fetch_add(1, SeqCst);
+                    // Another was on the core since it last looked.
+                    if RUNNING.swap(me, SeqCst) != me {
+                        stretches.fetch_add(1, SeqCst);
+                    }
                 }
             }));
         }
@@ -52,10 +56,10 @@ pub fn hogs_share_the_core_equally() {
         stop.set();
         sleep(ms(10)).await;
     });
-    let work: Vec<usize> = WORK.iter().map(|work| work.load(SeqCst)).collect();
-    let (least, most) = (work.iter().min().unwrap(), work.iter().max().unwrap());
-    // 50 slices each; a host may be disturbed.
-    assert!(least * 10 >= most * 7, "{work:?}");
+    // Counted in turns and not in work, which a busy host deals out unequally.
+    let stretches: Vec<usize> = STRETCHES.iter().map(|stretches| stretches.load(SeqCst)).collect();
+    let (least, most) = (stretches.iter().min().unwrap(), stretches.iter().max().unwrap());
+    assert!(*least >= 5 && most - least <= 2, "{stretches:?}");
 }
 
 pub fn slice_of_a_hog_is_kept() {
