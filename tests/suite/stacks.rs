@@ -21,8 +21,14 @@ pub fn hog_is_preempted() {
     let seen = count.clone();
     run_on(runtime, async {
         // The hog ends only if the other task runs, and that is on the same core.
-        let hog = spawn(stackful(async move { seen.spin_until(3) }));
+        let started = Count::new();
+        let starts = started.clone();
+        let hog = spawn(stackful(async move {
+            starts.add();
+            seen.spin_until(3);
+        }));
         let other = spawn(async move {
+            started.reaches(1).await;
             for _ in 0..3 {
                 sleep(ms(1)).await;
                 count.add();
@@ -56,10 +62,10 @@ pub fn hogs_take_turns() {
         stop.set();
         sleep(ms(10)).await;
     });
-    // Counted in turns and not in work, which a busy host deals out unequally.
+    // Counted in turns, of which a busy host may take some away, and not in work, of which it takes more.
     let stretches: Vec<usize> = STRETCHES.iter().map(|stretches| stretches.load(SeqCst)).collect();
     let (least, most) = (stretches.iter().min().unwrap(), stretches.iter().max().unwrap());
-    assert!(*least >= 5 && most - least <= 2, "{stretches:?}");
+    assert!(*least >= 5 && least * 2 >= *most, "{stretches:?}");
 }
 
 pub fn slice_of_a_hog_is_kept() {
@@ -113,17 +119,25 @@ pub fn timer_preempts_at_once() {
     run_on(runtime, async {
         let count = Count::new();
         let counts = count.clone();
+        let started = Count::new();
+        let starts = started.clone();
         let sleeper = spawn(async move {
+            started.reaches(1).await;
             for _ in 0..3 {
                 sleep(ms(2)).await;
                 counts.add();
             }
         });
-        turns(2).await;
-        spawn(stackful(async move { count.spin_until(3) })).await.unwrap();
+        // The hog's slice never ends, so only the timers can let the other one run.
+        spawn(stackful(async move {
+            starts.add();
+            count.spin_until(3);
+        }))
+        .await
+        .unwrap();
         sleeper.await.unwrap();
     });
-    assert_eq!(runtime.stats().preemptions, 3);
+    assert!(runtime.stats().preemptions >= 3);
 }
 
 pub fn own_wake_preempts_nobody() {
@@ -167,7 +181,7 @@ pub fn wake_while_preempted_is_kept() {
             }
         });
         let handle = spawn(stackful(future));
-        sleep(ms(3)).await;
+        polls.reaches(1).await;
         assert_eq!(polls.get(), 1);
         receiver.take().wake();
         count.add();
@@ -197,14 +211,18 @@ pub fn timeout_around_a_hog() {
 }
 
 pub fn select_beside_block_on_loses_nothing() {
-    let runtime = runtime();
-    run_on(runtime, async {
+    run(async {
         let (first, second) = (Event::new(), Event::new());
         let (a, b) = (first.clone(), second.clone());
+        let polled = Count::new();
+        let polls = polled.clone();
         let task = spawn(stackful(async move {
             let mut left = pin!(a.wait());
             let mut right = pin!(async {
-                block_on(b.wait());
+                block_on(poll_fn(|context| {
+                    polls.add();
+                    pin!(b.wait()).poll(context)
+                }));
                 never().await;
             });
             poll_fn(|context| {
@@ -215,15 +233,12 @@ pub fn select_beside_block_on_loses_nothing() {
             })
             .await
         }));
-        let polls = runtime.stats().polls;
-        sleep(ms(2)).await;
-        // It has been on its stack, and waits there.
-        assert_eq!(runtime.stats().stacks, 1);
+        // It waits in `block_on`.
+        polled.reaches(1).await;
         // This wake is for the left arm, but `block_on` gets it.
         first.set();
-        sleep(ms(2)).await;
+        polled.reaches(2).await;
         assert!(!task.is_finished());
-        assert!(runtime.stats().polls >= polls + 3, "`block_on` did not get it");
         second.set();
         assert_eq!(task.await.unwrap(), "left");
     });
@@ -235,21 +250,26 @@ pub fn abort_in_mid_poll_ends_with_the_poll() {
     run_on(runtime, async {
         // Preempted.
         let (dropped, sees) = (drops.on_drop(), stop.clone());
+        let started = Count::new();
+        let starts = started.clone();
         let hog = spawn(stackful(async move {
             let _dropped = dropped;
+            starts.add();
             while !sees.is_set() {}
             yield_now().await;
             unreachable!("the abort comes at the end of the poll");
         }));
         // Suspended.
         let (dropped, sees) = (drops.on_drop(), stop.clone());
+        let starts = started.clone();
         let waiting = spawn(stackful(async move {
             let _dropped = dropped;
+            starts.add();
             block_on(sees.wait());
             yield_now().await;
             unreachable!("the abort comes at the end of the poll");
         }));
-        sleep(ms(3)).await;
+        started.reaches(2).await;
         hog.abort();
         waiting.abort();
         sleep(ms(3)).await;
@@ -331,7 +351,9 @@ pub fn exhausted_pool_makes_tasks_wait_and_reports() {
             })
             .into_iter()
             .collect();
-        sleep(ms(5)).await;
+        while STALLS.lock().is_empty() {
+            sleep(ms(1)).await;
+        }
         assert!(trace.events().is_empty(), "they need a stack");
         event.set();
         for handle in waiting {
@@ -419,18 +441,23 @@ pub fn sleep_in_a_stackful_task_is_its_only_alarm() {
 }
 
 pub fn guard_owes_the_slice() {
+    static SOFT: Event = Event::constant();
+    SOFT.clear();
+    interrupt::on_soft(|| SOFT.set());
     let trace = Trace::new();
     run(async {
         let (notes, others) = (trace.clone(), trace.clone());
-        let sleeper = spawn(async move {
-            sleep(ms(2)).await;
-            others.note("sleeper");
+        let woken = spawn(async move {
+            SOFT.wait().await;
+            others.note("woken");
         });
         turns(2).await;
         spawn(stackful(async move {
             let outer = PreemptGuard::new();
             let inner = PreemptGuard::new();
-            let until = now() + ms(6);
+            // Something urgent comes, and the slice ends.
+            interrupt::raise();
+            let until = now() + ms(3);
             while now() < until {}
             drop(outer);
             notes.note("inner guard lives");
@@ -440,9 +467,9 @@ pub fn guard_owes_the_slice() {
         }))
         .await
         .unwrap();
-        sleeper.await.unwrap();
+        woken.await.unwrap();
     });
-    assert_eq!(trace.events(), ["inner guard lives", "sleeper", "no guard"]);
+    assert_eq!(trace.events(), ["inner guard lives", "woken", "no guard"]);
 }
 
 pub fn stackful_inside_of_stackful() {
@@ -487,12 +514,10 @@ pub fn dropped_parent_aborts_its_child() {
             yield_now().await;
             child.await
         });
-        sleep(ms(2)).await;
-        assert_eq!(polled.get(), 1);
+        polled.reaches(1).await;
         parent.abort();
         assert!(matches!(parent.await, Err(JoinError::Aborted)));
-        sleep(ms(1)).await;
-        assert_eq!(drops.get(), 1);
+        drops.reaches(1).await;
     });
 }
 
@@ -651,8 +676,9 @@ pub fn an_aborted_waiter_does_not_keep_the_next_from_its_stack() {
         let event = Event::new();
         let waits = event.clone();
         let holder = spawn(stackful(async move { block_on(waits.wait()) }));
-        sleep(ms(1)).await;
-        assert_eq!(runtime.stats().stacks, 1);
+        while runtime.stats().stacks == 0 {
+            sleep(ms(1)).await;
+        }
         let aborted = spawn(stackful(async {}));
         let next = spawn(stackful(async { 6 }));
         sleep(ms(1)).await;

@@ -65,6 +65,13 @@ impl Count {
         }
     }
 
+    /// Waits until the number is `n`, and lets the others run.
+    pub async fn reaches(&self, n: usize) {
+        while self.get() < n {
+            trapline::time::sleep(Duration::from_micros(100)).await;
+        }
+    }
+
     /// Something that counts when it is dropped.
     pub fn on_drop(&self) -> OnDrop {
         OnDrop(self.clone())

@@ -11,7 +11,7 @@ use crate::support::*;
 pub fn sleepers_wake_in_the_order_of_their_deadlines() {
     let trace = Trace::new();
     run(async {
-        let start = now() + ms(5);
+        let start = now() + ms(50);
         // Equal deadlines in the order in which they were set.
         let sleepers: Vec<_> = [("c", 3), ("a", 1), ("b", 2), ("b again", 2), ("past", 0)]
             .map(|(name, after)| {
