@@ -170,9 +170,12 @@ pub fn wake_while_preempted_is_kept() {
         let count = Count::new();
         let (waker, receiver) = crate::tasks::waker_channel();
         let (seen, counts) = (count.clone(), polls.clone());
+        let sent = Count::new();
+        let sends = sent.clone();
         let future = poll_fn(move |context| {
             if counts.add() == 1 {
                 waker.send(context.waker().clone());
+                sends.add();
                 // Preempted in here, until the wake has happened.
                 seen.spin_until(1);
                 Poll::Pending
@@ -181,7 +184,7 @@ pub fn wake_while_preempted_is_kept() {
             }
         });
         let handle = spawn(stackful(future));
-        polls.reaches(1).await;
+        sent.reaches(1).await;
         assert_eq!(polls.get(), 1);
         receiver.take().wake();
         count.add();
