@@ -58,14 +58,15 @@ pub fn hogs_take_turns() {
                 }
             }));
         }
-        sleep(ms(200)).await;
+        let least = || STRETCHES.iter().map(|stretches| stretches.load(SeqCst)).min();
+        while least() < Some(25) {
+            sleep(ms(10)).await;
+        }
         stop.set();
-        sleep(ms(10)).await;
     });
     // Counted in turns, of which a busy host may take some away, and not in work, of which it takes more.
     let stretches: Vec<usize> = STRETCHES.iter().map(|stretches| stretches.load(SeqCst)).collect();
-    let (least, most) = (stretches.iter().min().unwrap(), stretches.iter().max().unwrap());
-    assert!(*least >= 5 && least * 2 >= *most, "{stretches:?}");
+    assert!(stretches.iter().all(|stretches| *stretches <= 50), "{stretches:?}");
 }
 
 pub fn slice_of_a_hog_is_kept() {
@@ -425,8 +426,9 @@ pub fn preempted_task_gets_its_turn_among_stackful_ones() {
         busy.await.unwrap();
         gap
     });
-    // Polls of the other while it was preempted.
-    assert!((1..=40).contains(&gap), "{gap}");
+    // Polls of the other while it was preempted: 32, and as many again each time that the next alarm came
+    // before the hog was back.
+    assert!((1..=320).contains(&gap), "{gap}");
 }
 
 pub fn sleep_in_a_stackful_task_is_its_only_alarm() {
