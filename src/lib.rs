@@ -15,14 +15,36 @@
 //! binds it once with [`bind_platform!`], wraps its allocator in [`NoPreempt`](preempt::NoPreempt), and ends
 //! each interrupt with one call:
 //!
-//! ```ignore
+//! ```no_run
+//! # use core::time::Duration;
+//! # use trapline::platform::{CoreSlot, Platform};
+//! # use trapline::{Runtime, stackful, time};
+//! # const CORES: usize = 4;
+//! # struct MyKernel;
+//! # static SLOTS: [CoreSlot; CORES] = [const { CoreSlot::new() }; CORES];
+//! # // SAFETY: never run, only compiled.
+//! # unsafe impl Platform for MyKernel {
+//! #     type Backend = trapline::arch::Native;
+//! #     fn slot(&self) -> &'static CoreSlot { &SLOTS[0] }
+//! #     fn core(&self) -> usize { 0 }
+//! #     fn now(&self) -> u64 { 0 }
+//! #     fn set_alarm(&self, _at: u64) {}
+//! #     fn park(&self) {}
+//! #     fn wake(&self, _core: usize) {}
+//! #     fn mask_interrupts(&self) -> usize { 0 }
+//! #     unsafe fn restore_interrupts(&self, _state: usize) {}
+//! #     unsafe fn enable_interrupts(&self) {}
+//! # }
+//! # fn acknowledge() {}
+//! # async fn long_computation() -> u32 { 0 }
+//! # async fn send(_: u32) {}
 //! static RUNTIMES: [Runtime; CORES] = [const { Runtime::new() }; CORES];
 //!
 //! trapline::bind_platform!(static KERNEL: MyKernel = MyKernel);
 //!
 //! fn core_main(core: usize) -> ! {
 //!     RUNTIMES[core].spawn(async {
-//!         let checksum = stackful(async { long_computation() }).await;
+//!         let checksum = stackful(long_computation()).await;
 //!         time::sleep(Duration::from_millis(10)).await;
 //!         send(checksum).await;
 //!     });

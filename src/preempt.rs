@@ -89,7 +89,7 @@ impl Gate {
 pub unsafe fn on_timer() {
     let Some(runtime) = bound::slot().runtime() else { return };
     let alarm = runtime.alarm();
-    alarm.has_fired();
+    alarm.forget();
     if !runtime.gate().is_open() {
         alarm.set_due();
         runtime.gate().owe();

@@ -21,6 +21,20 @@ fn with_runtime(test: impl FnOnce(&'static Runtime) + Send) {
     unsafe { hal_shim::isolated(|| test(runtime)) }
 }
 
+/// Computes, and lets slices end.
+fn compute_for(duration: Duration) {
+    let until = trapline::time::now() + duration;
+    while trapline::time::now() < until {}
+}
+
+/// Something whose drop takes several slices, also while a panic unwinds.
+struct Slow;
+impl Drop for Slow {
+    fn drop(&mut self) {
+        compute_for(Duration::from_millis(5));
+    }
+}
+
 fn message(error: JoinError) -> String {
     match error {
         JoinError::Panicked(payload) => payload
@@ -124,14 +138,6 @@ fn panics_in_drops_end_with_the_task() {
 
 #[test]
 fn a_panicking_task_is_not_preempted_and_a_preempted_one_may_panic() {
-    struct Slow;
-    impl Drop for Slow {
-        fn drop(&mut self) {
-            // While the panic unwinds, for several slices.
-            let until = trapline::time::now() + Duration::from_millis(5);
-            while trapline::time::now() < until {}
-        }
-    }
     with_runtime(|runtime| {
         runtime
             .run_until(async {
@@ -140,8 +146,7 @@ fn a_panicking_task_is_not_preempted_and_a_preempted_one_may_panic() {
                     panic!("slowly");
                 }));
                 let hog = spawn(stackful(async {
-                    let until = trapline::time::now() + Duration::from_millis(10);
-                    while trapline::time::now() < until {}
+                    compute_for(Duration::from_millis(10));
                     panic!("after preemptions");
                 }));
                 assert_eq!(message(task.await.unwrap_err()), "slowly");
@@ -161,13 +166,6 @@ fn a_hog_that_caught_a_panic_is_preempted_again() {
             .run_until(async {
                 let hog = spawn(stackful(async move {
                     let _ = std::panic::catch_unwind(|| {
-                        struct Slow;
-                        impl Drop for Slow {
-                            fn drop(&mut self) {
-                                let until = trapline::time::now() + Duration::from_millis(5);
-                                while trapline::time::now() < until {}
-                            }
-                        }
                         let _slow = Slow;
                         panic!("caught by the task itself");
                     });
@@ -222,12 +220,10 @@ fn a_signal_handler_of_the_programs_own_is_not_preempted() {
         let guard = PreemptGuard::new();
         let before = OTHERS.load(SeqCst);
         // Several slices end here.
-        let until = trapline::time::now() + Duration::from_millis(5);
-        while trapline::time::now() < until {}
+        compute_for(Duration::from_millis(5));
         drop(guard);
         WOKEN.wake();
-        let until = trapline::time::now() + Duration::from_millis(5);
-        while trapline::time::now() < until {}
+        compute_for(Duration::from_millis(5));
         IN_HANDLER.store(1 + OTHERS.load(SeqCst) - before, SeqCst);
     }
     with_runtime(|runtime| {
@@ -278,12 +274,10 @@ fn a_guard_that_was_declared_void_does_nothing_more() {
                 drop(KEPT.take());
                 for _ in 0..5 {
                     sleep(Duration::from_millis(1)).await;
-                    let until = trapline::time::now() + Duration::from_millis(2);
-                    while trapline::time::now() < until {}
+                    compute_for(Duration::from_millis(2));
                 }
                 let hog = spawn(stackful(async {
-                    let until = trapline::time::now() + Duration::from_millis(5);
-                    while trapline::time::now() < until {}
+                    compute_for(Duration::from_millis(5));
                 }));
                 hog.await.unwrap();
             })

@@ -34,7 +34,9 @@ use crate::time::{Alarm, Timers, nanoseconds};
 /// There is one for each core, in a static array or the kernel's per-core area. A core enters its own
 /// with [`enter`](Self::enter) or [`run_until`](Self::run_until); any core may spawn on it.
 ///
-/// ```ignore
+/// ```no_run
+/// # use trapline::Runtime;
+/// # const CORES: usize = 4;
 /// static RUNTIMES: [Runtime; CORES] = [const { Runtime::new() }; CORES];
 /// ```
 pub struct Runtime {

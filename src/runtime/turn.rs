@@ -216,7 +216,7 @@ impl Runtime {
         Poll::Pending
     }
 
-    /// Moves the aborted among those that wait for a stack to the FIFO: they need none.
+    /// Moves the aborted among those that wait for a stack to the others: they need none.
     fn stop_waiting(&'static self) {
         let waiting = Fifo::new();
         while let Some(task) = self.own.stacks.waiting.pop() {

@@ -11,8 +11,10 @@ pub(crate) const NEVER: u64 = u64::MAX;
 /// Stands for the end of a slice that nobody looked at the clock for.
 const UNKNOWN: u64 = 0;
 
-/// What the alarm is set to. Setting it costs a system call or a trap to the firmware on some platforms, so
-/// the loop does that once before it gives the core away, and not for each timer. Only the core and its interrupts touch it, so all is relaxed.
+/// What the alarm is set to. Only the core and its interrupts touch it, so all is relaxed.
+///
+/// Setting it costs a system call or a trap to the firmware on some platforms, so the loop does that
+/// once before it gives the core away, and not for each timer.
 ///
 /// Reading the clock and setting the alarm for each poll on a stack would cost more than the poll. So
 /// a slice alarm that is set stays set when its task leaves early, and the next one starts its slice
@@ -60,7 +62,7 @@ impl Alarm {
         }
     }
 
-    /// The loop looks at the timers, after which nothing is relied on that was set before.
+    /// It fired, or the loop looks at the timers: what was set before is not relied on any more.
     pub(crate) fn forget(&self) {
         self.at.store(NEVER, Ordering::Relaxed);
         self.covers_slice.store(false, Ordering::Relaxed);
@@ -82,11 +84,6 @@ impl Alarm {
         self.slice_end.store(end, Ordering::Relaxed);
         self.covers_slice.store(true, Ordering::Relaxed);
         self.set(end.min(next_timer));
-    }
-
-    /// In the alarm's interrupt: it is not set any more.
-    pub(crate) fn has_fired(&self) {
-        self.forget();
     }
 
     /// In the alarm's interrupt, on a stack: is it time to leave? If so, what is left of the slice;
