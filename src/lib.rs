@@ -71,9 +71,11 @@
 //! |---|---|
 //! | [`Runtime`], [`spawn`], [`JoinHandle`] | tasks: how they come, run and go |
 //! | [`stackful`](mod@stackful), [`block_on`] | futures that compute, and waiting in the middle of one |
+//! | [`contexted()`] | hooks around each stretch on the core: an address space, the current thread |
 //! | [`preempt`] | when a core may be taken from a task; what a trap handler calls |
 //! | [`time`] | sleeping, and giving up after a while |
 //! | [`platform`] | what a kernel tells the runtime about its cores |
+//! | [`trap`] | traps as values, user programs |
 //! | [`arch`] | registers: the switch of each architecture, trap contexts, trap entry |
 //!
 //! # What holds
@@ -93,6 +95,7 @@ extern crate alloc;
 
 pub mod arch;
 mod config;
+mod contexted;
 mod fatal;
 pub mod platform;
 pub mod preempt;
@@ -102,9 +105,12 @@ pub mod stackful;
 mod sync;
 mod task;
 pub mod time;
+#[cfg(any(target_os = "none", doc))]
+pub mod trap;
 mod yield_now;
 
 pub use config::{Config, ConfigError, LEAST_SLICE};
+pub use contexted::{Contexted, Hooks, contexted};
 pub use runtime::{
     Current, EnterError, Runtime, Shutdown, SpawnError, SpawnErrorReason, Stats, current, spawn,
     try_spawn,

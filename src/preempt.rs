@@ -136,6 +136,27 @@ pub unsafe fn on_interrupt() {
     }
 }
 
+/// Ends the running stackful task in the handler of a fault that it has caused, and gives the core to the
+/// others: it doesn't return. If there is nothing to be ended, it does: the fault is not a task's, or the task
+/// is a plain one, or preemption was off and the fault may have left something half done.
+///
+/// The task's frames die without their drops, and others may point at them and at its future. So both are
+/// leaked, and its stack too; [`Stats::ended`](crate::Stats) counts them. The join handle says
+/// [`JoinError::Abandoned`](crate::JoinError::Abandoned).
+///
+/// # Safety
+///
+/// - Called in the handler of a fault (on any stack), with interrupts masked, which had
+///   interrupted task context.
+/// - The handler holds no lock and no guard. What the task itself holds stays held.
+pub unsafe fn end_task() {
+    let Some(runtime) = bound::slot().runtime() else { return };
+    if runtime.is_on_stack() && runtime.gate().is_open() {
+        // SAFETY: the gate is open, so this is a stackful task's own code, which the caller interrupted.
+        unsafe { runtime.end_stack() }
+    }
+}
+
 /// Forbids preemption on this core while it lives.
 ///
 /// Hold one while a stackful task touches per-core or thread-local data of the kernel's, and shortly:

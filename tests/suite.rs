@@ -4,6 +4,8 @@
 
 extern crate alloc;
 
+#[path = "suite/contexts.rs"]
+mod contexts;
 #[path = "suite/errors.rs"]
 mod errors;
 #[path = "suite/registers.rs"]
@@ -18,6 +20,9 @@ mod support;
 mod tasks;
 #[path = "suite/time.rs"]
 mod time;
+#[cfg(target_os = "none")]
+#[path = "suite/users.rs"]
+mod users;
 
 hal_shim::entry!(unsafe program);
 
@@ -29,7 +34,7 @@ macro_rules! tests {
 }
 
 fn program() {
-    hal_shim::test::run(tests![
+    let everywhere: &[hal_shim::test::Test] = tests![
         tasks::spawned_task_is_polled_dropped_and_freed_once,
         tasks::tasks_run_in_the_order_of_their_wakes,
         tasks::wake_during_the_poll_polls_again,
@@ -77,6 +82,13 @@ fn program() {
         stacks::dropped_parent_aborts_its_child,
         stacks::wakes_from_stacks_arrive,
         stacks::block_on_outside_of_tasks_parks,
+        contexts::hooks_run_around_every_poll_and_the_drop,
+        contexts::hooks_run_around_the_drop_of_an_aborted_future,
+        contexts::hooks_nest,
+        contexts::hooks_run_around_preemption,
+        contexts::hooks_run_around_block_on,
+        contexts::a_stackful_child_inherits_all_hooks,
+        contexts::a_task_that_is_spawned_inside_inherits_nothing,
         registers::survive_a_hundred_thousand_preemptions,
         time::sleepers_wake_in_the_order_of_their_deadlines,
         time::sleep_never_ends_early,
@@ -102,5 +114,35 @@ fn program() {
         errors::shutdown_inside_of_the_runtime,
         errors::shutdown_with_tasks_in_every_state,
         errors::no_such_core,
-    ])
+    ];
+    #[cfg(target_os = "none")]
+    let here: &[hal_shim::test::Test] = tests![
+        users::first_entry_passes_arguments,
+        users::faults_are_values,
+        users::a_program_cannot_reach_the_kernel,
+        users::a_bad_entry_or_stack_is_the_programs_fault,
+        users::a_cause_that_has_no_name_is_raw,
+        users::after_a_breakpoint_the_program_goes_on_behind_it,
+        users::what_is_the_kernels_survives_a_program_that_overwrites_it,
+        users::pages_are_checked,
+        users::spaces_give_their_pages_back,
+        users::a_stackful_tasks_endless_program_starves_nobody,
+        users::a_plain_tasks_endless_program_starves_nobody,
+        users::a_plain_task_whose_time_is_up_is_told_once,
+        users::calls_do_not_keep_the_timer_away,
+        users::the_kernel_part_is_preempted,
+        users::a_program_without_interrupts_is_not_interrupted,
+        users::an_interrupt_in_user_mode_is_a_value,
+        users::runs_nest,
+        users::traps_nest_three_deep_while_a_program_is_loaded,
+        users::preemptions_meet_programs_and_kernel_parts,
+        users::floating_point_costs_nothing_when_it_is_not_used,
+        users::floating_point_of_one_program_is_not_anothers,
+        users::registers_of_programs_survive_preemption,
+        users::an_overflowed_stack_ends_its_task_only,
+        users::cores_have_left_their_boot_stacks,
+    ];
+    #[cfg(not(target_os = "none"))]
+    let here = &[];
+    hal_shim::test::run(&[everywhere, here])
 }

@@ -3,9 +3,9 @@
 use core::alloc::{GlobalAlloc, Layout};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use trapline::platform::Platform as _;
 use trapline::preempt::NoPreempt;
 
+use crate::interrupt::masked;
 use crate::machine;
 
 #[global_allocator]
@@ -63,14 +63,6 @@ fn refused() -> bool {
 struct Counted;
 
 impl Counted {
-    fn masked<R>(f: impl FnOnce() -> R) -> R {
-        let state = machine::Machine.mask_interrupts();
-        let result = f();
-        // SAFETY: the pair of the call above; `f` does not unwind, being an allocator.
-        unsafe { machine::Machine.restore_interrupts(state) };
-        result
-    }
-
     fn granted(pointer: *mut u8, layout: Layout) -> *mut u8 {
         if !pointer.is_null() {
             ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
@@ -83,7 +75,7 @@ impl Counted {
 // SAFETY: every call is passed on to an allocator, or answered with null.
 unsafe impl GlobalAlloc for Counted {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        Self::masked(|| {
+        masked(|| {
             if refused() {
                 return core::ptr::null_mut();
             }
@@ -93,7 +85,7 @@ unsafe impl GlobalAlloc for Counted {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        Self::masked(|| {
+        masked(|| {
             if refused() {
                 return core::ptr::null_mut();
             }
@@ -103,7 +95,7 @@ unsafe impl GlobalAlloc for Counted {
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        Self::masked(|| {
+        masked(|| {
             FREES.fetch_add(1, Ordering::Relaxed);
             BYTES_LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
             // SAFETY: the caller's promise is the same.
@@ -113,7 +105,7 @@ unsafe impl GlobalAlloc for Counted {
 
     /// Counts as one allocation that changes its size.
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        Self::masked(|| {
+        masked(|| {
             if refused() {
                 return core::ptr::null_mut();
             }

@@ -2,7 +2,9 @@
 
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use crate::machine;
+use trapline::platform::Platform as _;
+
+use crate::machine::{self, Machine};
 
 static HANDLER: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
 
@@ -17,6 +19,21 @@ pub fn on_soft(f: fn()) {
 /// longer masked. Callable in any context. On Linux, without effect in a thread that is no core.
 pub fn raise() {
     machine::raise()
+}
+
+/// Calls `f` with this core's interrupts masked: what comes meanwhile is taken right at the end.
+#[inline]
+pub fn masked<R>(f: impl FnOnce() -> R) -> R {
+    struct Restore(usize);
+    impl Drop for Restore {
+        #[inline]
+        fn drop(&mut self) {
+            // SAFETY: the pair of the call below.
+            unsafe { Machine.restore_interrupts(self.0) };
+        }
+    }
+    let _restore = Restore(Machine.mask_interrupts());
+    f()
 }
 
 /// The machine's handler calls this.

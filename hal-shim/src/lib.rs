@@ -1,9 +1,10 @@
 //! What a kernel would otherwise bring, so that an example of Trapline or a test of it is one
 //! source for every machine.
 //!
-//! The same names on Linux ("hosted": a core is a thread, a signal is a trap) and on QEMU's riscv64
-//! `virt` machine (booted by OpenSBI into S-mode). It implements [`trapline::platform::Platform`]
-//! and binds it; depending on this crate is enough.
+//! The same names on Linux ("hosted": a core is a thread, a signal is a trap) and on QEMU's machines: riscv64
+//! `virt` (booted by OpenSBI into S-mode), x86_64 `q35` (booted by PVH) and loongarch64 `virt`. It implements
+//! [`trapline::platform::Platform`] and binds it; depending on this crate is enough. User programs,
+//! address spaces and faults (`user`, `trap`) there are on the machines only.
 //!
 //! ```
 //! // The only lines that know that some machines have no `std`.
@@ -56,6 +57,10 @@ mod console;
 pub mod heap;
 pub mod interrupt;
 pub mod test;
+#[cfg(target_os = "none")]
+pub mod trap;
+#[cfg(target_os = "none")]
+pub mod user;
 
 #[cfg(target_os = "linux")]
 mod linux;
@@ -66,6 +71,16 @@ use linux as machine;
 mod riscv64;
 #[cfg(all(target_os = "none", target_arch = "riscv64"))]
 use riscv64 as machine;
+
+#[cfg(all(target_os = "none", target_arch = "x86_64"))]
+mod x86_64;
+#[cfg(all(target_os = "none", target_arch = "x86_64"))]
+use x86_64 as machine;
+
+#[cfg(all(target_os = "none", target_arch = "loongarch64"))]
+mod loongarch64;
+#[cfg(all(target_os = "none", target_arch = "loongarch64"))]
+use loongarch64 as machine;
 
 #[doc(hidden)]
 pub use console::_print;
@@ -163,6 +178,19 @@ pub fn cores() -> usize {
 pub fn this_core() -> usize {
     use trapline::platform::Platform as _;
     machine::Machine.core()
+}
+
+/// Instructions that this core has executed since some moment, where instructions are counted (QEMU with
+/// `-icount`). loongarch64 tells tens of them, and only now and then: measure long stretches.
+#[cfg(target_os = "none")]
+pub fn instructions() -> u64 {
+    machine::instructions()
+}
+
+/// The stack that the calling core was booted on, which it has left by now.
+#[cfg(target_os = "none")]
+pub fn boot_stack() -> core::ops::Range<usize> {
+    machine::boot_stack()
 }
 
 /// Starts core number `core`, which calls `program` and stops when that returns.

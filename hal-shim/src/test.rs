@@ -5,7 +5,7 @@
 //! hal_shim::entry!(unsafe program);
 //!
 //! fn program() {
-//!     hal_shim::test::run(&[("two_and_two", two_and_two)])
+//!     hal_shim::test::run(&[&[("two_and_two", two_and_two)]])
 //! }
 //! ```
 
@@ -25,10 +25,10 @@ pub type Test = (&'static str, fn());
 /// On Linux each test runs on a core of its own ([`isolated`](crate::isolated)), a panic fails the
 /// test and the next one follows; a test over its limit ends the run with exit code 1. Where panics
 /// cannot be caught, the first ends the run with 101.
-pub fn run(tests: &[Test]) -> ! {
+pub fn run(tests: &[&[Test]]) -> ! {
     let filter = arg("filter").unwrap_or("");
     let (mut passed, mut failed) = (0, 0);
-    for (name, test) in tests.iter().filter(|(name, _)| name.contains(filter)) {
+    for (name, test) in tests.iter().copied().flatten().filter(|(name, _)| name.contains(filter)) {
         print!("test {name} ... ");
         if machine::passes(name, *test) {
             println!("ok");

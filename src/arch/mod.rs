@@ -1,14 +1,29 @@
 //! Registers and stacks: one self-contained file an architecture. Nothing else knows registers.
 //!
-//! Each brings a [`StackfulBackend`](crate::stackful::StackfulBackend), and where a kernel may want
-//! one, a trap context and a trap entry. [`Native`] is the one of the target.
+//! Each brings a [`StackfulBackend`](crate::stackful::StackfulBackend), and for kernels that want them a
+//! trap entry, the [`TrapContext`] that it saves, and the way into user mode and back. [`Native`] is the backend of
+//! the target. What is not in a single architecture's words is in [`trap`](crate::trap).
 
 #[cfg(target_arch = "riscv64")]
 pub mod riscv64;
 #[cfg(target_arch = "riscv64")]
-pub use riscv64::Riscv64 as Native;
+use riscv64 as native;
 
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::X86_64 as Native;
+use x86_64 as native;
+
+#[cfg(target_arch = "loongarch64")]
+pub mod loongarch64;
+#[cfg(target_arch = "loongarch64")]
+use loongarch64 as native;
+
+#[cfg(target_arch = "loongarch64")]
+pub use native::LoongArch64 as Native;
+#[cfg(target_arch = "riscv64")]
+pub use native::Riscv64 as Native;
+#[cfg(target_arch = "x86_64")]
+pub use native::X86_64 as Native;
+#[cfg(any(target_os = "none", doc))]
+pub use native::{LEAST_EMERGENCY_STACK, TrapContext, TrapCore, install_trap_entry};

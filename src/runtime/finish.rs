@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 use core::task::Poll;
 
-use super::Runtime;
+use super::{Runtime, count};
 use crate::platform::{PanicPayload, bound};
 use crate::stackful::Outcome;
 use crate::task::Header;
@@ -25,6 +25,12 @@ impl Runtime {
                 unsafe {
                     if first { preempted.push_front(task) } else { preempted.push_back(task) }
                 }
+            }
+            Outcome::Ended => {
+                count(&self.counters.ended);
+                self.abandon(task);
+                // Guards that the task had leaked.
+                self.gate.void_guards();
             }
             Outcome::Polled(Poll::Pending) | Outcome::Suspended => {
                 self.link(task);
@@ -85,6 +91,19 @@ impl Runtime {
         }
         if release {
             self.release(task);
+        }
+    }
+
+    /// Finishes a task of which frames on a stack remain that will never run again. They may point into
+    /// it, so the runtime's reference is never released.
+    pub(super) fn abandon(&'static self, task: NonNull<Header>) {
+        self.unlink(task);
+        // SAFETY: RUNNING or suspended, hence alive, and for ever.
+        let header = unsafe { task.as_ref() };
+        if header.state.abandon().wake_joiner {
+            // SAFETY: rule 7: `abandon` set DONE and said so.
+            let waker = unsafe { take_waker(header) };
+            self.guarded(|| waker.wake());
         }
     }
 

@@ -19,6 +19,7 @@ use core::task::{Context, Poll};
 use crossbeam_utils::CachePadded;
 
 use crate::config::Config;
+use crate::contexted::ScopeLink;
 use crate::platform::bound;
 use crate::preempt::Gate;
 use crate::ready::{self, Fifo, Inbox};
@@ -64,6 +65,10 @@ struct Own {
     tasks: Cell<Link>,
     /// The task whose code has the core. Interrupts look at it.
     current: AtomicPtr<Header>,
+    /// What hooks that code is inside of.
+    scopes: Cell<ScopeLink>,
+    /// Where in a plain task that consists of hooks around a future that future lies, and its size.
+    inside_of_hooks: Cell<(*const (), usize)>,
     /// The last that had the core was on a stack.
     after_stack: Cell<bool>,
     closed: Cell<bool>,
@@ -103,6 +108,9 @@ pub struct Stats {
     pub aborted_in_poll: u64,
     /// How many stacks there are.
     pub stacks: u64,
+    /// How many tasks were ended by [`preempt::end_task`](crate::preempt::end_task). Their stacks and
+    /// futures are leaked.
+    pub ended: u64,
 }
 
 #[derive(Debug)]
@@ -111,6 +119,7 @@ pub(crate) struct Counters {
     pub(crate) preemptions: AtomicU64,
     parks: AtomicU64,
     aborted_in_poll: AtomicU64,
+    ended: AtomicU64,
 }
 
 /// Counts one. Owning core, so a load and a store do.
@@ -142,6 +151,7 @@ impl Runtime {
                     preemptions: AtomicU64::new(0),
                     parks: AtomicU64::new(0),
                     aborted_in_poll: AtomicU64::new(0),
+                    ended: AtomicU64::new(0),
                 },
                 root: Header::new(State::immortal(), &task::ROOT, None),
                 own: Own {
@@ -149,6 +159,8 @@ impl Runtime {
                     stacks: Stacks::new(),
                     tasks: Cell::new(None),
                     current: AtomicPtr::new(core::ptr::null_mut()),
+                    scopes: Cell::new(None),
+                    inside_of_hooks: Cell::new((core::ptr::null(), 0)),
                     after_stack: Cell::new(false),
                     closed: Cell::new(false),
                     root: Cell::new(Root::None),
@@ -172,6 +184,7 @@ impl Runtime {
             parks: get(&self.counters.parks),
             aborted_in_poll: get(&self.counters.aborted_in_poll),
             stacks: self.own.stacks.pool.total() as u64,
+            ended: get(&self.counters.ended),
         }
     }
 
@@ -218,6 +231,33 @@ impl Runtime {
         self.own.current.store(task, Ordering::Relaxed);
     }
 
+    /// The hooks that the running poll is inside of. That poll's own code, with preemption off, and the loop.
+    pub(crate) fn scopes(&self) -> &Cell<ScopeLink> {
+        &self.own.scopes
+    }
+
+    /// The running task, if it consists of what lies at `place`, perhaps with hooks around it.
+    ///
+    /// Told by address and size. A wrapper of the same size is as good: whatever the task's future is,
+    /// all of it is `Send`.
+    pub(crate) fn task_that_is<F>(&self, place: *const F) -> Link {
+        let is_inside = self.own.inside_of_hooks.get() == (place.cast(), size_of::<F>());
+        self.current_task().filter(|&task| is_inside || Header::is_future(task, place))
+    }
+
+    /// Calls `code`, which polls `inside`, the whole of the running task but for hooks.
+    pub(crate) fn inside_of_hooks<F, R>(&self, inside: *const F, code: impl FnOnce() -> R) -> R {
+        struct Reset<'a>(&'a Cell<(*const (), usize)>);
+        impl Drop for Reset<'_> {
+            fn drop(&mut self) {
+                self.0.set((core::ptr::null(), 0));
+            }
+        }
+        self.own.inside_of_hooks.set((inside.cast(), size_of::<F>()));
+        let _reset = Reset(&self.own.inside_of_hooks);
+        code()
+    }
+
     /// Whether a stack has the core.
     pub(crate) fn is_on_stack(&self) -> bool {
         self.own.stacks.running().is_some()
@@ -231,6 +271,19 @@ impl Runtime {
         if self.root.state.wake() == Wake::Push {
             // SAFETY: the state word said so.
             unsafe { ready::push(self, NonNull::from(&self.root)) };
+        }
+    }
+
+    /// Aborts the task that is polled, which takes effect after the poll. `false`: it is not one that can
+    /// be.
+    pub(crate) fn abort_current(&self) -> bool {
+        match self.current_task() {
+            Some(task) if task != NonNull::from(&self.root) => {
+                // SAFETY: it is polled, hence alive. RUNNING, so there is nothing to push.
+                let _ = unsafe { task.as_ref() }.state.abort();
+                true
+            }
+            _ => false,
         }
     }
 

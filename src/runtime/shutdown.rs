@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 
 use super::Runtime;
 use super::enter::EnterError;
-use crate::task::join::{JoinError, take_waker};
+use crate::task::join::JoinError;
 use crate::task::state::Start;
 use crate::task::{Header, Link};
 
@@ -46,14 +46,7 @@ impl Runtime {
         }
         // What is left in the list has frames on stacks.
         while let Some(task) = self.own.tasks.get() {
-            // SAFETY: as above. Its reference is never released: frames may point into it.
-            let header = unsafe { task.as_ref() };
-            self.unlink(task);
-            if header.state.abandon().wake_joiner {
-                // SAFETY: rule 7: `abandon` set DONE and said so.
-                let waker = unsafe { take_waker(header) };
-                self.guarded(|| waker.wake());
-            }
+            self.abandon(task);
         }
         while self.own.stacks.preempted.pop().is_some() {}
         report.stacks_with_frames = self.own.stacks.pool.free_idle();

@@ -24,19 +24,25 @@
 
 mod backend;
 mod block_on;
+mod boot;
 mod pool;
 
 pub use backend::{Context, StackMain, StackfulBackend};
 pub use block_on::block_on;
+pub use boot::{BootStackError, leave_boot_stack};
 pub(crate) use pool::{HeldStack, Pool, Stack};
 
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::cell::Cell;
+use core::fmt;
 use core::future::Future;
 use core::pin::Pin;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicPtr, Ordering};
 use core::task::Poll;
 
+use crate::contexted::{self, Hooks};
 use crate::platform::{PanicPayload, bound};
 use crate::ready::PatientFifo;
 use crate::task::Header;
@@ -58,6 +64,8 @@ pub(crate) enum Reason {
     Suspended,
     /// The slice is over or something urgent came; in an interrupt, or when a guard dropped.
     Preempted { left: SliceLeft, interrupt: bool },
+    /// It caused a fault, and its handler doesn't go back.
+    Ended,
 }
 
 /// What became of a task that was given the core.
@@ -73,10 +81,11 @@ pub(crate) enum Outcome {
     Preempted {
         first: bool,
     },
+    /// Its stack holds frames that will never run again.
+    Ended,
 }
 
 /// A future that runs on a stack of its own and is preempted. Made by [`stackful`].
-#[derive(Debug)]
 #[must_use = "futures do nothing unless awaited or spawned"]
 pub struct Stackful<F: Future> {
     /// `None` once it has been moved into a task of its own. Pinned from the first poll on a stack,
@@ -85,6 +94,8 @@ pub struct Stackful<F: Future> {
     /// It is the whole of a task that runs on a stack.
     on_stack: bool,
     child: Option<JoinHandle<F::Output>>,
+    /// What hooks a child runs inside of, since its parent was inside of them.
+    hooks: Vec<Arc<dyn Hooks>>,
 }
 
 /// Makes a future that may compute for as long as it likes: the timer takes the core from it when its
@@ -106,13 +117,15 @@ pub struct Stackful<F: Future> {
 ///
 /// # Panics
 ///
-/// Polled on a core that is not inside of a runtime; or, in its parent, when the child panicked.
+/// Polled on a core that is not inside of a runtime; or, in its parent, when the child panicked. If the
+/// child was ended by a fault, its parent is aborted, having nothing to go on with; a parent that is the
+/// future of [`Runtime::run_until`] panics.
 pub fn stackful<F>(future: F) -> Stackful<F>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    Stackful { future: Some(future), on_stack: false, child: None }
+    Stackful { future: Some(future), on_stack: false, child: None, hooks: Vec::new() }
 }
 
 impl<F> Future for Stackful<F>
@@ -129,14 +142,16 @@ where
         if this.on_stack {
             let Some(future) = &mut this.future else { unreachable!("on_stack keeps the future") };
             // SAFETY: with `on_stack` set, it is never moved again.
-            return unsafe { Pin::new_unchecked(future) }.poll(context);
+            let future = unsafe { Pin::new_unchecked(future) };
+            if this.hooks.is_empty() {
+                return future.poll(context);
+            }
+            return contexted::within(&this.hooks, || future.poll(context));
         }
         let Some(runtime) = bound::slot().runtime() else {
             panic!("stackful() was polled outside of a runtime: spawn it, or await it in a task")
         };
-        if let Some(task) = runtime.current_task()
-            && Header::is_future(task, this)
-        {
+        if let Some(task) = runtime.task_that_is(this) {
             // This is the whole task, polled for the first time, by the loop: from now on on a stack.
             this.on_stack = true;
             // SAFETY: the current task is alive; it is polled, so this is its core (rule 4).
@@ -144,8 +159,12 @@ where
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
-        if let Some(future) = this.future.take() {
-            let child = Stackful { future: Some(future), on_stack: true, child: None };
+        if this.child.is_none() {
+            let Some(hooks) = contexted::inherited(runtime) else {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            };
+            let child = Stackful { future: this.future.take(), on_stack: true, child: None, hooks };
             match runtime.try_spawn_stackful(child) {
                 Ok(child) => this.child = Some(child),
                 Err(mut refused) => {
@@ -161,6 +180,7 @@ where
             Poll::Ready(Err(JoinError::Panicked(payload))) => {
                 panic!("a stackful future panicked: {}", panic_message(&payload))
             }
+            Poll::Ready(Err(JoinError::Abandoned)) if runtime.abort_current() => Poll::Pending,
             // Nobody else has its handle. The shutdown ends its parent too, unless that has been moved
             // to another runtime.
             Poll::Ready(Err(error)) => panic!("a stackful future was ended: {error}"),
@@ -174,6 +194,17 @@ impl<F: Future> Drop for Stackful<F> {
         if let Some(child) = &self.child {
             child.abort();
         }
+        if !self.hooks.is_empty() {
+            let future = &mut self.future;
+            // Dropped in its place, as it may be pinned.
+            contexted::within(&self.hooks, || *future = None);
+        }
+    }
+}
+
+impl<F: Future> fmt::Debug for Stackful<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stackful").field("child", &self.child).finish_non_exhaustive()
     }
 }
 
@@ -195,6 +226,12 @@ impl Runtime {
         this.task.set(Some(task));
         self.set_current(Some(task));
         self.stacks().set_running(Some(stack));
+        let scopes = this.scopes.take();
+        if scopes.is_some() {
+            // SAFETY: the stack's poll is in the middle.
+            unsafe { contexted::enter(scopes) };
+            self.scopes().set(scopes);
+        }
         // SAFETY: the stack is prepared or was saved by `leave_stack` on this core, and is alive; it
         // is entered once for each time, since its task is in one queue and an idle stack in one
         // pool. The loop's place outlives the switch, since it is in the runtime.
@@ -203,7 +240,14 @@ impl Runtime {
         self.set_current(None);
 
         let reason = self.stacks().reason.take();
-        let holds_frames = matches!(reason, Reason::Suspended | Reason::Preempted { .. });
+        let holds_frames =
+            matches!(reason, Reason::Suspended | Reason::Preempted { .. } | Reason::Ended);
+        let scopes = self.scopes().take();
+        if scopes.is_some() {
+            // SAFETY: a poll that is over has left all its scopes, so this one is in the middle.
+            unsafe { contexted::leave(scopes) };
+            this.scopes.set(scopes);
+        }
         // SAFETY: the task is RUNNING, hence alive, and this is its core (rule 4).
         let held = unsafe { &task.as_ref().stack };
         if holds_frames {
@@ -218,6 +262,11 @@ impl Runtime {
             Reason::Polled(poll) => Outcome::Polled(poll),
             Reason::Panicked(payload) => Outcome::Panicked(payload),
             Reason::Suspended => Outcome::Suspended,
+            Reason::Ended => {
+                // SAFETY: the loop, which a handler has just left for.
+                unsafe { bound::enable_interrupts() };
+                Outcome::Ended
+            }
             Reason::Preempted { left, interrupt } => {
                 if interrupt {
                     // SAFETY: the loop, which a handler has just left for.
@@ -265,6 +314,22 @@ impl Runtime {
             // The alarm fired between the loop's last look and here. The slice has hardly begun.
             reason = Reason::Preempted { left: self.alarm().slice_left(self.slice()), interrupt };
         }
+    }
+
+    /// Leaves the running stack for ever, from whichever stack the handler of its fault is on.
+    ///
+    /// # Safety
+    ///
+    /// As [`leave_stack`](Self::leave_stack), in a handler, with interrupts masked.
+    pub(crate) unsafe fn end_stack(&'static self) -> ! {
+        let Some(stack) = self.stacks().running() else { unreachable!("no stack to end") };
+        self.gate().set_depth(1);
+        self.stacks().reason.set(Reason::Ended);
+        // SAFETY: as in `leave_stack`; what is stored in the stack is never entered.
+        unsafe {
+            Context::switch(stack.as_ref().context.as_ptr(), self.stacks().loop_context.get());
+        }
+        unreachable!("somebody entered a stack that had been ended")
     }
 
     fn open_gate(&self) {

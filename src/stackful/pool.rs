@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Context, stack_main};
 use crate::Runtime;
+use crate::contexted::ScopeLink;
 use crate::fatal::fatal;
 use crate::platform::bound;
 use crate::task::Link;
@@ -21,6 +22,8 @@ pub(crate) struct Stack {
     pub(super) task: Cell<Link>,
     /// What a preempted task gets when it goes on, in nanoseconds.
     pub(super) left: Cell<Option<u64>>,
+    /// The hooks that its code is inside of, while it is off the core.
+    pub(super) scopes: Cell<ScopeLink>,
     base: NonNull<u8>,
     size: usize,
     next_idle: Cell<Option<NonNull<Stack>>>,
@@ -106,6 +109,7 @@ impl Pool {
                 runtime,
                 task: Cell::new(None),
                 left: Cell::new(None),
+                scopes: Cell::new(None),
                 base,
                 size,
                 next_idle: Cell::new(None),

@@ -21,8 +21,8 @@ pub enum JoinError {
     /// It was aborted, by its join handle or by the shutdown of its runtime, and its future has been
     /// dropped.
     Aborted,
-    /// Its runtime was shut down while a stack held frames of it. Its future was neither finished
-    /// nor dropped and never will be.
+    /// Its runtime was shut down while a stack held frames of it, or a fault ended it. Its future was
+    /// neither finished nor dropped and never will be.
     Abandoned,
     /// Its future panicked. Comes only from platforms that can catch a panic.
     Panicked(PanicPayload),
@@ -45,7 +45,7 @@ impl fmt::Display for JoinError {
         match self {
             Self::Aborted => f.write_str("the task was aborted"),
             Self::Abandoned => {
-                f.write_str("the task's runtime was shut down while a stack held frames of it")
+                f.write_str("the task was left in the middle, by a fault or a shutdown")
             }
             Self::Panicked(payload) => write!(f, "the task panicked: {}", panic_message(payload)),
         }

@@ -37,7 +37,6 @@ pub(crate) mod state;
 pub(crate) mod waker;
 
 use alloc::alloc::Layout;
-use core::any::TypeId;
 use core::cell::Cell;
 use core::future::Future;
 use core::mem::{ManuallyDrop, MaybeUninit};
@@ -95,9 +94,9 @@ pub(crate) struct Vtable {
     drop_output: unsafe fn(NonNull<Header>),
     /// Frees the memory. # Safety: future and output are gone, and nobody holds a reference.
     free: unsafe fn(NonNull<Header>),
-    /// Where the future lies, and of which type it is.
+    /// Where the future lies, and its size in bytes.
     future: unsafe fn(NonNull<Header>) -> *const (),
-    future_type: fn() -> TypeId,
+    future_size: usize,
 }
 
 /// A task as it lies in memory.
@@ -176,12 +175,12 @@ impl Header {
         unsafe { (task.as_ref().vtable.drop_output)(task) }
     }
 
-    /// Whether `place` is the task's whole future, and of type `T`.
-    pub(crate) fn is_future<T: 'static>(task: NonNull<Self>, place: *const T) -> bool {
-        // SAFETY: the caller's pointer to the task is valid, and the functions only compute.
+    /// Whether the task's whole future is what lies at `place`.
+    pub(crate) fn is_future<F>(task: NonNull<Self>, place: *const F) -> bool {
+        // SAFETY: the caller's pointer to the task is valid, and the function only computes.
         unsafe {
             let vtable = task.as_ref().vtable;
-            (vtable.future_type)() == TypeId::of::<T>() && (vtable.future)(task) == place.cast()
+            vtable.future_size == size_of::<F>() && (vtable.future)(task) == place.cast()
         }
     }
 
@@ -250,7 +249,7 @@ where
         drop_output: Self::drop_output,
         free: Self::free,
         future: Self::future,
-        future_type: TypeId::of::<F>,
+        future_size: size_of::<F>(),
     };
 
     /// # Safety
@@ -378,7 +377,7 @@ pub(crate) static ROOT: Vtable = Vtable {
     drop_output: |_| unreachable!(),
     free: |_| unreachable!(),
     future: |_| core::ptr::null(),
-    future_type: TypeId::of::<()>,
+    future_size: 0,
 };
 
 /// Which task: unique among those that have not been freed, and used again after that.

@@ -4,20 +4,24 @@
 //! off: a0 is its number, a1 the device tree. The others wait in the firmware until [`start_core`]
 //! asks for them: then they begin at `_start_other`, a1 being the address of their [`Core`]. From
 //! there on `tp` is the address of the hart's `Core`, for ever.
+//!
+//! Each leaves its boot stack for an allocated one as soon as it can, and from then on the boot stack is
+//! its emergency stack.
 
 use core::alloc::Layout;
 use core::arch::naked_asm;
 use core::mem::offset_of;
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use fdt::Fdt;
 use fdt::standard_nodes::Cpu;
 use riscv::register::sie;
-use trapline::arch::riscv64::install_trap_entry;
+use trapline::arch::{LEAST_EMERGENCY_STACK, install_trap_entry};
 use trapline::platform::Platform as _;
 
 use super::platform::{CORES, Core, Machine, on_trap, set_clock};
-use super::{HEAP, exit, fail, init_console};
+use super::{HEAP, exit, fail, init_console, space};
 use crate::StartError;
 
 /// Where the ABI has FP registers, they are on from the beginning (FS is Initial), else off.
@@ -25,19 +29,20 @@ const FS: usize = if cfg!(target_feature = "d") { 1 << 13 } else { 0 };
 const FS_MASK: usize = 3 << 13;
 /// `sstatus.SIE`.
 const SIE: usize = 1 << 1;
-/// How large a core's stack is, as the linker script says for core 0.
+/// How large a boot stack is, as the linker script says for core 0.
+pub(super) const BOOT_STACK: usize = 64 * 1024;
+/// How large the stack is that a core enters its runtime on.
 const STACK: usize = 64 * 1024;
 
-/// The firmware's numbers for what a hart does.
-const STARTED: usize = 0;
-const STOP_PENDING: usize = 3;
+const _: () = assert!(BOOT_STACK >= LEAST_EMERGENCY_STACK);
 
 static DEVICE_TREE: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
 static HOW_MANY: AtomicUsize = AtomicUsize::new(1);
 
 unsafe extern "C" {
-    /// The linker script's: not data, but where the free memory begins.
+    /// The linker script's: not data, but where the free memory begins and the boot stack ends.
     static __heap_start: [u8; 0];
+    static __boot_stack_top: [u8; 0];
 }
 
 unsafe extern "Rust" {
@@ -124,13 +129,13 @@ unsafe extern "C" fn _start_other() -> ! {
         "la gp, __global_pointer$",
         ".option pop",
         "mv tp, a1",
-        "ld sp, {stack_top}(tp)",
+        "ld sp, {boot_stack_top}(tp)",
         "li s0, 0",
         "call {main_other}",
         fs_mask = const FS_MASK,
         fs = const FS,
         sie = const SIE,
-        stack_top = const offset_of!(Core, stack_top),
+        boot_stack_top = const offset_of!(Core, boot_stack_top),
         main_other = sym main_other,
     )
 }
@@ -151,33 +156,70 @@ extern "C" fn main(hart: usize, device_tree: *mut u8) -> ! {
     let Some(cpu) = tree.cpus().next() else { fail(format_args!("the device tree has no cpu")) };
     set_clock(cpu.timebase_frequency() as u64, has_sstc(cpu));
     let start = (&raw const __heap_start).addr();
+    let end = end_of_memory(&tree, start);
     // SAFETY: once, and the linker script puts nothing from there on.
-    unsafe { HEAP.init(start, end_of_memory(&tree, start)) };
-    init_core();
-    __hal_shim_program();
-    exit(0)
+    unsafe { HEAP.init(start, end) };
+    if space::init(end).is_none() {
+        fail(format_args!("no memory for page tables"));
+    }
+    CORES[0].boot_stack_top.store((&raw const __boot_stack_top).addr(), Ordering::Relaxed);
+    space::load_kernel();
+    leave_boot_stack(STACK, || {
+        init_core();
+        __hal_shim_program();
+        exit(0)
+    })
 }
 
 extern "C" fn main_other() -> ! {
-    init_core();
+    space::load_kernel();
+    leave_boot_stack(STACK, || {
+        init_core();
+        loop {
+            run_program();
+        }
+    })
+}
+
+fn leave_boot_stack(size: usize, main: fn() -> !) -> ! {
+    match trapline::stackful::leave_boot_stack(size, main) {
+        Err(error) => fail(format_args!("{error}")),
+    }
+}
+
+/// Runs what `start_core` has given to this core, or waits for something.
+fn run_program() {
     let core = Core::here();
-    // SAFETY: `start_core` stored a `fn()` there before it asked for this hart.
-    let program =
-        unsafe { core::mem::transmute::<*mut (), fn()>(core.program.load(Ordering::Acquire)) };
-    program();
-    let _ = Machine.mask_interrupts();
-    core.is_started.store(false, Ordering::Release);
-    let error = sbi_rt::hart_stop();
-    fail(format_args!("core {} does not stop: {error:?}", core.number()))
+    let interrupts = Machine.mask_interrupts();
+    // Acquire pairs with the release in `start_core`.
+    let program = core.program.swap(core::ptr::null_mut(), Ordering::Acquire);
+    if program.is_null() {
+        Machine.park();
+    }
+    // SAFETY: what `mask_interrupts` has just returned.
+    unsafe { Machine.restore_interrupts(interrupts) };
+    if !program.is_null() {
+        // SAFETY: `start_core` stored a `fn()` there.
+        let program = unsafe { core::mem::transmute::<*mut (), fn()>(program) };
+        program();
+        // Release: what the program did is seen by who starts the next one.
+        core.is_started.store(false, Ordering::Release);
+    }
 }
 
 /// Sets up the calling hart's traps and enables interrupts.
 fn init_core() {
     // One may be pending from before we came.
     Machine.set_alarm(u64::MAX);
-    // SAFETY: this is S-mode, where the firmware started us, and nothing here runs in user mode.
-    // Stacks are 64 KiB or hold at least `LEAST_STACK`. `on_trap` returns with interrupts masked.
-    unsafe { install_trap_entry(on_trap) };
+    let core = Core::here();
+    let emergency_stack = core::ptr::with_exposed_provenance_mut(core.boot_stack().start);
+    let Some(emergency_stack) = NonNull::new(emergency_stack) else {
+        fail(format_args!("a boot stack at address 0"))
+    };
+    let emergency_stack = NonNull::slice_from_raw_parts(emergency_stack, BOOT_STACK);
+    // SAFETY: this is S-mode, where the firmware started us. Stacks have an unmapped page below. The
+    // boot stack has been left for ever, and is this core's. `on_trap` returns with interrupts masked.
+    unsafe { install_trap_entry(&core.trap, emergency_stack, on_trap) };
     // The firmware drops an IPI that came before it started this hart.
     Core::here().is_notified.store(false, Ordering::Relaxed);
     // SAFETY: its handler is there.
@@ -230,31 +272,38 @@ pub(crate) fn start_core(number: usize, program: fn()) -> Result<(), StartError>
     if number == 0 || core.is_started.swap(true, Ordering::Acquire) {
         return Err(StartError::Running);
     }
-    if core.stack_top.load(Ordering::Relaxed) == 0 {
-        // Kept for ever: the hart may be started again.
-        const LAYOUT: Layout = match Layout::from_size_align(STACK, 16) {
-            Ok(layout) => layout,
-            Err(_) => panic!("a size and an alignment that are valid"),
-        };
+    const LAYOUT: Layout = match Layout::from_size_align(BOOT_STACK, 16) {
+        Ok(layout) => layout,
+        Err(_) => panic!("a size and an alignment that are valid"),
+    };
+    let is_new = core.boot_stack_top.load(Ordering::Relaxed) == 0;
+    if is_new {
         // SAFETY: its size is not zero.
         let stack = unsafe { alloc::alloc::alloc(LAYOUT) };
         if stack.is_null() {
             core.is_started.store(false, Ordering::Release);
             return Err(StartError::OutOfMemory);
         }
-        core.stack_top.store(stack.expose_provenance() + STACK, Ordering::Relaxed);
+        core.boot_stack_top.store(stack.expose_provenance() + BOOT_STACK, Ordering::Relaxed);
     }
+    // Release pairs with the acquire in `run_program`.
     core.program.store(program as *mut (), Ordering::Release);
+    if !is_new {
+        Machine.wake(number);
+        return Ok(());
+    }
     let hart = core.hart.load(Ordering::Relaxed);
     let entry = _start_other as *const () as usize;
     let argument = core::ptr::from_ref(core).expose_provenance();
-    // It has said that it stops, and may still be on its way.
-    while matches!(sbi_rt::hart_get_status(hart).into_result(), Ok(STARTED | STOP_PENDING)) {
-        core::hint::spin_loop();
-    }
     // The firmware's call is a fence: the hart sees what was stored.
     let answer = sbi_rt::hart_start(hart, entry, argument);
     if answer.is_err() {
+        let top = core.boot_stack_top.swap(0, Ordering::Relaxed);
+        // SAFETY: as it was allocated; no hart was started on it.
+        unsafe {
+            let stack = core::ptr::with_exposed_provenance_mut(top - BOOT_STACK);
+            alloc::alloc::dealloc(stack, LAYOUT);
+        }
         core.is_started.store(false, Ordering::Release);
         return Err(StartError::Refused(answer.error as isize));
     }

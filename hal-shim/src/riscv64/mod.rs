@@ -1,10 +1,11 @@
 //! QEMU's riscv64 `virt` machine, booted by OpenSBI into S-mode.
 //!
 //! [`boot`] brings a hart to Rust code, [`platform`] has what Trapline asks for and the trap
-//! handler, and this file what programs ask for.
+//! handler, [`space`] the paging, and this file what programs ask for.
 
 mod boot;
 mod platform;
+mod space;
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::fmt::Write as _;
@@ -22,6 +23,7 @@ use uart_16550::{Config, Uart16550};
 pub(crate) use self::boot::{cores, start_core, words};
 use self::platform::Core;
 pub(crate) use self::platform::Machine;
+pub(crate) use self::space::Space;
 
 /// Where `virt` has its console.
 const UART: NonZeroUsize = NonZeroUsize::new(0x1000_0000).unwrap();
@@ -150,6 +152,18 @@ pub(crate) fn allowance<R>(f: impl FnOnce(&AtomicUsize) -> R) -> R {
 
 pub(crate) fn raise() {
     Core::here().raise();
+}
+
+pub(crate) fn instructions() -> u64 {
+    riscv::register::instret::read64()
+}
+
+pub(crate) fn boot_stack() -> core::ops::Range<usize> {
+    Core::here().boot_stack()
+}
+
+pub(crate) fn fence_instructions() {
+    riscv::asm::fence_i();
 }
 
 /// # Safety

@@ -1,16 +1,19 @@
 //! What Trapline asks of a kernel, and the handler of all traps.
 
 use core::arch::asm;
+use core::ops::Range;
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use riscv::register::{sie, sip, time};
 use sbi_rt::HartMask;
-use trapline::arch::Native;
-use trapline::arch::riscv64::TrapContext;
+use trapline::arch::{Native, TrapContext, TrapCore};
 use trapline::platform::{CoreSlot, InInterrupt, Platform};
 use trapline::preempt;
+use trapline::trap::Trap;
 
-use super::fail;
+use super::boot::BOOT_STACK;
+use super::{fail, space};
 use crate::{heap, interrupt};
 
 /// The machine as a platform.
@@ -26,13 +29,16 @@ pub(crate) static CORES: [Core; MAX_CORES] = [const { Core::new() }; MAX_CORES];
 /// A core. `tp` holds the address of the own one.
 #[repr(C, align(64))]
 pub(crate) struct Core {
-    /// Where its stack begins, for `_start_other`; 0 if it has none yet.
-    pub(super) stack_top: AtomicUsize,
+    /// The trap entry's.
+    pub(super) trap: TrapCore,
+    /// The end of the stack that it boots on, which later is its emergency stack; 0 if it has none
+    /// yet.
+    pub(super) boot_stack_top: AtomicUsize,
     /// The firmware's number of it.
     pub(super) hart: AtomicUsize,
     /// The `fn()` that it was started with.
     pub(super) program: AtomicPtr<()>,
-    /// From before it is started until it has said that it stops. (Core 0 runs without it.)
+    /// From when a program is given to it until that has returned. (Core 0 runs without it.)
     pub(super) is_started: AtomicBool,
     /// The core's own: how many more allocations it is granted.
     pub(super) allowance: AtomicUsize,
@@ -48,7 +54,8 @@ pub(crate) struct Core {
 impl Core {
     const fn new() -> Self {
         Self {
-            stack_top: AtomicUsize::new(0),
+            trap: TrapCore::new(),
+            boot_stack_top: AtomicUsize::new(0),
             hart: AtomicUsize::new(0),
             program: AtomicPtr::new(core::ptr::null_mut()),
             is_started: AtomicBool::new(false),
@@ -74,6 +81,11 @@ impl Core {
 
     pub(super) fn number(&self) -> usize {
         (core::ptr::from_ref(self).addr() - CORES.as_ptr().addr()) / size_of::<Self>()
+    }
+
+    pub(super) fn boot_stack(&self) -> Range<usize> {
+        let top = self.boot_stack_top.load(Ordering::Relaxed);
+        top - BOOT_STACK..top
     }
 
     /// Raises the software interrupt on the calling core.
@@ -108,7 +120,7 @@ const SIE: usize = 1 << 1;
 // - in_interrupt: precise, set and cleared by `on_trap`, and by `enable_interrupts` for a handler
 //   that has left its stack.
 // - may_preempt: always; a panic ends the machine with interrupts masked.
-// - Stacks are from the heap.
+// - Stacks are from the heap, mapped a second time, where the page below is not mapped.
 // - There is no other per-core data than this crate's own, which it touches with interrupts masked
 //   or by single loads and stores.
 // - No handler enables interrupts but by leaving its stack.
@@ -199,26 +211,35 @@ unsafe impl Platform for Machine {
             InInterrupt::No
         }
     }
+
+    fn allocate_stack(&self, size: usize) -> Option<NonNull<u8>> {
+        space::allocate_stack(size)
+    }
+
+    unsafe fn free_stack(&self, base: NonNull<u8>, size: usize) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { space::free_stack(base, size) }
+    }
 }
 
-/// The highest bit of `scause`.
-const INTERRUPT: usize = 1 << (usize::BITS - 1);
-const SOFT: usize = INTERRUPT | 1;
-const TIMER: usize = INTERRUPT | 5;
+/// The software interrupt's number.
+const SOFT: usize = 1;
 
-/// Handles every trap, on the interrupted stack, with interrupts masked.
+/// Handles interrupts, also those of user programs, and all else that is trapped in kernel mode. With
+/// interrupts masked.
 pub(super) fn on_trap(context: &mut TrapContext) {
     let core = Core::here();
-    core.in_interrupt.store(true, Ordering::Relaxed);
-    match context.scause {
-        TIMER => {
+    match context.trap() {
+        Trap::Timer => {
+            core.in_interrupt.store(true, Ordering::Relaxed);
             // SAFETY: acknowledges it; `set_alarm` enables the next one.
             unsafe {
                 sie::clear_stimer();
                 preempt::on_timer();
             }
         }
-        SOFT => {
+        Trap::Interrupt(SOFT) => {
+            core.in_interrupt.store(true, Ordering::Relaxed);
             // SAFETY: acknowledges it, before looking who it was for: what comes from here on
             // raises it again.
             unsafe { sip::clear_ssoft() };
@@ -230,12 +251,30 @@ pub(super) fn on_trap(context: &mut TrapContext) {
             // SAFETY: the interrupt is acknowledged, and all that remains is to return.
             unsafe { preempt::on_interrupt() };
         }
-        cause => fail(format_args!(
-            "core {}: unexpected trap: scause {cause:#x}, sepc {:#x}, stval {:#x}",
-            core.number(),
-            context.sepc,
-            context.stval,
-        )),
+        other => return on_fault(context, other),
     }
     core.in_interrupt.store(false, Ordering::Relaxed);
+}
+
+/// A fault, or the like: what it interrupted may itself be a handler.
+#[cold]
+fn on_fault(context: &mut TrapContext, trap: Trap) {
+    if let Trap::PageFault { addr, .. } = trap
+        && space::is_mapped(addr)
+    {
+        // This core's TLB had kept from before that it isn't.
+        return;
+    }
+    let core = Core::here();
+    let outer = core.in_interrupt.swap(true, Ordering::Relaxed);
+    if !crate::trap::handle(context) {
+        fail(format_args!(
+            "core {}: {}: {trap:x?} at {:#x}, sp {:#x}",
+            core.number(),
+            if context.is_overflow() { "a stack has overflowed" } else { "unexpected trap" },
+            context.pc(),
+            context.sp(),
+        ));
+    }
+    core.in_interrupt.store(outer, Ordering::Relaxed);
 }

@@ -1,0 +1,336 @@
+//! Paging (Sv39): the kernel's map, its stacks with guard pages, and address spaces for user programs.
+//!
+//! ```text
+//!    0 GiB  devices and RAM where they are     supervisor only, the same in all spaces
+//!   32 GiB  RAM once more, of which only the   supervisor only, the same in all spaces
+//!           pages of stacks are mapped
+//!   64 GiB  a user program's                   up to 256 GiB
+//! ```
+//!
+//! A stack is used at its address in the second part, where the page below it is never mapped. An address
+//! there always means the same memory. So a core that has an old entry in its TLB errs only in
+//! that it may reach a stack that has been freed, and no core needs to be told.
+
+use core::alloc::Layout;
+use core::cell::UnsafeCell;
+use core::ptr::NonNull;
+
+use riscv::asm::sfence_vma_all;
+use riscv::register::satp::{self, Mode};
+use spin::mutex::SpinMutex;
+
+use super::exclusively;
+use crate::user::{MapError, Rights};
+
+const PAGE: usize = 4096;
+const GIB: usize = 1 << 30;
+/// Where RAM lies once more, for stacks.
+const STACKS: usize = 32 * GIB;
+/// Where the users' part begins and ends.
+const USER: core::ops::Range<usize> = 64 * GIB..256 * GIB;
+
+/// A page table's entry.
+type Entry = usize;
+const VALID: Entry = 1 << 0;
+const READ: Entry = 1 << 1;
+const WRITE: Entry = 1 << 2;
+const EXECUTE: Entry = 1 << 3;
+const ANY_RIGHT: Entry = READ | WRITE | EXECUTE;
+const IN_USER_MODE: Entry = 1 << 4;
+const GLOBAL: Entry = 1 << 5;
+/// Accessed and dirty, said in advance: some harts fault instead of setting them.
+const USED: Entry = 0b11 << 6;
+
+/// A table of 512 entries, of the highest level unless said otherwise.
+#[derive(Debug)]
+#[repr(C, align(4096))]
+struct Table([Entry; 512]);
+
+const LAYOUT: Layout = Layout::new::<Table>();
+
+/// The kernel's root.
+struct Kernel(UnsafeCell<Table>);
+// SAFETY: changed only under `LOCK`; read by `Space::new`, when the root itself changes no more.
+unsafe impl Sync for Kernel {}
+
+static KERNEL: Kernel = Kernel(UnsafeCell::new(Table([0; 512])));
+/// The right to change the kernel's tables.
+static LOCK: SpinMutex<()> = SpinMutex::new(());
+
+fn entry_of(address: usize) -> Entry {
+    address >> 12 << 10
+}
+
+fn address_of(entry: Entry) -> usize {
+    entry >> 10 << 12
+}
+
+/// The part of `address` that selects the entry: level 2 is the highest.
+fn index(address: usize, level: usize) -> usize {
+    address >> (12 + 9 * level) & 511
+}
+
+/// A page of zeroes for a table or for a user.
+fn zeroed_page() -> Option<usize> {
+    // SAFETY: its size is not zero.
+    let page = unsafe { alloc::alloc::alloc_zeroed(LAYOUT) };
+    (!page.is_null()).then(|| page.expose_provenance())
+}
+
+/// # Safety
+///
+/// `page` is from `zeroed_page`, and nobody uses it.
+unsafe fn free_page(page: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { alloc::alloc::dealloc(core::ptr::with_exposed_provenance_mut(page), LAYOUT) }
+}
+
+impl Table {
+    /// The table that an entry points to.
+    ///
+    /// # Safety
+    ///
+    /// The entry is of a table that the caller may change, valid, and has no right.
+    unsafe fn below(entry: Entry) -> &'static mut Self {
+        // SAFETY: the tables are this module's, and are used by who holds the root.
+        unsafe { &mut *core::ptr::with_exposed_provenance_mut(address_of(entry)) }
+    }
+
+    /// The last level's entry for `address`; with `make`, with the tables on the way to it.
+    fn find(&mut self, address: usize, make: bool) -> Option<&mut Entry> {
+        let mut table = self;
+        for level in [2, 1] {
+            let entry = &mut table.0[index(address, level)];
+            if *entry & VALID == 0 {
+                if !make {
+                    return None;
+                }
+                *entry = entry_of(zeroed_page()?) | VALID;
+            }
+            if *entry & ANY_RIGHT != 0 {
+                return None;
+            }
+            // SAFETY: valid, and no leaf. It belongs to the tree of `self`.
+            table = unsafe { Self::below(*entry) };
+        }
+        Some(&mut table.0[index(address, 0)])
+    }
+}
+
+/// Calls `f` with the kernel's root.
+fn with_kernel<R>(f: impl FnOnce(&mut Table) -> R) -> R {
+    // SAFETY: under the lock, and nobody keeps the reference.
+    exclusively(&LOCK, |()| f(unsafe { &mut *KERNEL.0.get() }))
+}
+
+/// Makes the kernel's map, for RAM that ends at `end`. Once, on core 0, when the heap is there. `None`
+/// if there is no memory for it.
+pub(super) fn init(end: usize) -> Option<()> {
+    with_kernel(|kernel| {
+        for gib in 0..STACKS / GIB {
+            kernel.0[gib] = entry_of(gib * GIB) | VALID | ANY_RIGHT | GLOBAL | USED;
+        }
+        // All of them now, as spaces copy the root's entries.
+        for gib in 0..end.div_ceil(GIB) {
+            *kernel.0.get_mut(STACKS / GIB + gib)? = entry_of(zeroed_page()?) | VALID;
+        }
+        Some(())
+    })
+}
+
+/// Loads the map whose root is `table` on this core.
+///
+/// # Safety
+///
+/// It maps the kernel, and lives until another is loaded.
+unsafe fn load(table: *const Table) {
+    // SAFETY: the caller's promise.
+    unsafe { satp::set(Mode::Sv39, 0, table.addr() >> 12) };
+    sfence_vma_all();
+}
+
+/// Loads the kernel's map on this core.
+pub(super) fn load_kernel() {
+    // SAFETY: static, and `init` has filled it in.
+    unsafe { load(KERNEL.0.get()) };
+}
+
+/// Memory for a stack of `size` bytes, with a page below it that is mapped nowhere.
+pub(super) fn allocate_stack(size: usize) -> Option<NonNull<u8>> {
+    let layout = stack_layout(size)?;
+    // SAFETY: its size is not zero.
+    let memory = NonNull::new(unsafe { alloc::alloc::alloc(layout) })?;
+    let start = memory.as_ptr().expose_provenance();
+    let mapped = with_kernel(|kernel| {
+        (start + PAGE..start + layout.size()).step_by(PAGE).try_for_each(|page| {
+            *kernel.find(STACKS + page, true)? =
+                entry_of(page) | VALID | READ | WRITE | GLOBAL | USED;
+            Some(())
+        })
+    });
+    sfence_vma_all();
+    // The stack ends where its last page does.
+    let base = STACKS + start + layout.size() - size;
+    if mapped.is_none() {
+        // SAFETY: as it was allocated, and nobody has it.
+        unsafe { free_stack_at(start, layout) };
+        return None;
+    }
+    NonNull::new(core::ptr::with_exposed_provenance_mut(base))
+}
+
+/// # Safety
+///
+/// `base` and `size` are of one `allocate_stack`, and nobody uses the stack.
+pub(super) unsafe fn free_stack(base: NonNull<u8>, size: usize) {
+    let Some(layout) = stack_layout(size) else { unreachable!("it was allocated with this size") };
+    let start = base.as_ptr().addr() + size - layout.size() - STACKS;
+    // SAFETY: the caller's promise.
+    unsafe { free_stack_at(start, layout) };
+}
+
+/// # Safety
+///
+/// A stack's memory, that nobody uses.
+unsafe fn free_stack_at(start: usize, layout: Layout) {
+    with_kernel(|kernel| {
+        for page in (start + PAGE..start + layout.size()).step_by(PAGE) {
+            if let Some(entry) = kernel.find(STACKS + page, false) {
+                *entry = 0;
+            }
+        }
+    });
+    sfence_vma_all();
+    // SAFETY: the caller's promise.
+    unsafe { alloc::alloc::dealloc(core::ptr::with_exposed_provenance_mut(start), layout) };
+}
+
+/// Whether there is a stack at `address`. If so, this core forgets that there was none.
+pub(super) fn is_mapped(address: usize) -> bool {
+    let is_stack = (STACKS..USER.start).contains(&address)
+        && with_kernel(|kernel| kernel.find(address, false).is_some_and(|entry| *entry & VALID != 0));
+    if is_stack {
+        sfence_vma_all();
+    }
+    is_stack
+}
+
+/// The guard and the stack.
+fn stack_layout(size: usize) -> Option<Layout> {
+    let size = size.checked_next_multiple_of(PAGE)?.checked_add(PAGE)?;
+    Layout::from_size_align(size, PAGE).ok()
+}
+
+/// See [`crate::user::Space`].
+#[derive(Debug)]
+pub(crate) struct Space {
+    root: NonNull<Table>,
+}
+
+// SAFETY: the tables belong to the value; cores that have it loaded only read them.
+unsafe impl Send for Space {}
+// SAFETY: as above: without `&mut`, nothing changes.
+unsafe impl Sync for Space {}
+
+impl Space {
+    pub(crate) const PAGE: usize = PAGE;
+
+    pub(crate) fn new() -> Option<Self> {
+        let root: *mut Table = core::ptr::with_exposed_provenance_mut(zeroed_page()?);
+        let root = NonNull::new(root)?;
+        with_kernel(|kernel| {
+            let kernels = USER.start / GIB;
+            // SAFETY: a page of zeroes, which is a table, and nobody else has it.
+            let entries = unsafe { &mut (&mut *root.as_ptr()).0 };
+            entries[..kernels].copy_from_slice(&kernel.0[..kernels]);
+        });
+        Some(Self { root })
+    }
+
+    fn root(&mut self) -> &mut Table {
+        // SAFETY: it lives as long as `self`, which is borrowed.
+        unsafe { self.root.as_mut() }
+    }
+
+    pub(crate) fn map(
+        &mut self,
+        address: usize,
+        pages: usize,
+        rights: Rights,
+    ) -> Result<(), MapError> {
+        let size = pages.checked_mul(PAGE).ok_or(MapError::NotUser)?;
+        let end = address.checked_add(size).ok_or(MapError::NotUser)?;
+        if address < USER.start || end > USER.end {
+            return Err(MapError::NotUser);
+        }
+        if !address.is_multiple_of(PAGE) {
+            return Err(MapError::Unaligned);
+        }
+        let mut flags = VALID | READ | IN_USER_MODE | USED;
+        if rights.write {
+            flags |= WRITE;
+        }
+        if rights.execute {
+            flags |= EXECUTE;
+        }
+        for address in (address..end).step_by(PAGE) {
+            let entry = self.root().find(address, true).ok_or(MapError::OutOfMemory)?;
+            if *entry & VALID != 0 {
+                return Err(MapError::Taken);
+            }
+            *entry = entry_of(zeroed_page().ok_or(MapError::OutOfMemory)?) | flags;
+        }
+        sfence_vma_all();
+        Ok(())
+    }
+
+    pub(crate) fn find(&self, address: usize) -> Option<(NonNull<u8>, Rights)> {
+        if !USER.contains(&address) {
+            return None;
+        }
+        // SAFETY: as in `root`; without `make`, nothing is changed.
+        let entry = *unsafe { &mut *self.root.as_ptr() }.find(address, false)?;
+        if entry & VALID == 0 {
+            return None;
+        }
+        let byte = core::ptr::with_exposed_provenance_mut(address_of(entry) + address % PAGE);
+        let rights = Rights { write: entry & WRITE != 0, execute: entry & EXECUTE != 0 };
+        Some((NonNull::new(byte)?, rights))
+    }
+
+    /// # Safety
+    ///
+    /// As [`crate::user::Space::load`].
+    pub(crate) unsafe fn load(&self) {
+        // SAFETY: `new` has put the kernel's part in; the caller promises that it lives.
+        unsafe { load(self.root.as_ptr()) };
+    }
+
+    pub(crate) fn unload() {
+        load_kernel();
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        /// # Safety
+        ///
+        /// The table and all below is the space's own, and goes.
+        unsafe fn free(entries: &[Entry], level: usize) {
+            for &entry in entries.iter().filter(|&entry| entry & VALID != 0) {
+                if level > 0 {
+                    // SAFETY: valid, and leaves are at level 0 only.
+                    unsafe { free(&Table::below(entry).0, level - 1) };
+                }
+                // SAFETY: a table or a page from `zeroed_page`, which only this entry led to.
+                unsafe { free_page(address_of(entry)) };
+            }
+        }
+        let users = USER.start / GIB..USER.end / GIB;
+        // SAFETY: no core has it loaded: `load`'s contract.
+        unsafe {
+            free(&self.root.as_ref().0[users], 2);
+            free_page(self.root.as_ptr().addr());
+        }
+    }
+}

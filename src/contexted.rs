@@ -1,0 +1,198 @@
+//! Hooks around every stretch that a future has the core.
+
+use alloc::sync::Arc;
+use core::fmt;
+use core::future::Future;
+use core::mem::ManuallyDrop;
+use core::pin::Pin;
+use core::ptr::NonNull;
+use core::task::{Context, Poll};
+
+use crate::Runtime;
+use crate::preempt::PreemptGuard;
+
+/// What a future needs around it while it has the core: its address space loaded, its thread set as the
+/// current one.
+///
+/// Both functions are called in task context with preemption off, on the core that runs the future.
+/// They are short, and they neither panic nor allocate: they run whenever the core changes hands.
+pub trait Hooks: Send + Sync + 'static {
+    /// Before the future's code runs: for the first time, after an await, after it was preempted.
+    fn enter(&self);
+
+    /// After it has run: it is done or panicked, awaits, was preempted, or was ended by a fault.
+    fn leave(&self);
+}
+
+/// Hooks, and inside of which others.
+pub(crate) struct Scope<'a> {
+    hooks: &'a [Arc<dyn Hooks>],
+    outer: ScopeLink,
+}
+
+/// A place for a pointer to the innermost scope of a poll; scopes lie on that poll's stack.
+pub(crate) type ScopeLink = Option<NonNull<Scope<'static>>>;
+
+/// Runs the entering hooks of a poll that goes on, outermost first.
+///
+/// # Safety
+///
+/// The scopes are those of a poll that is in the middle.
+pub(crate) unsafe fn enter(innermost: ScopeLink) {
+    if let Some(scope) = innermost {
+        // SAFETY: a poll's scopes live as long as the poll.
+        unsafe {
+            enter(scope.as_ref().outer);
+            scope.as_ref().enter();
+        }
+    }
+}
+
+/// Runs the leaving hooks of a poll that is interrupted, innermost first.
+///
+/// # Safety
+///
+/// As [`enter`].
+pub(crate) unsafe fn leave(innermost: ScopeLink) {
+    let mut next = innermost;
+    while let Some(scope) = next {
+        // SAFETY: as in `enter`.
+        unsafe {
+            scope.as_ref().leave();
+            next = scope.as_ref().outer;
+        }
+    }
+}
+
+impl Scope<'_> {
+    fn enter(&self) {
+        for hooks in self.hooks {
+            hooks.enter();
+        }
+    }
+
+    fn leave(&self) {
+        for hooks in self.hooks.iter().rev() {
+            hooks.leave();
+        }
+    }
+}
+
+/// Runs `code` inside of `hooks`, and lets whoever takes the core meanwhile know of them.
+pub(crate) fn within<R>(hooks: &[Arc<dyn Hooks>], code: impl FnOnce() -> R) -> R {
+    struct Leave<'a>(&'a Scope<'a>, Option<&'static Runtime>);
+    impl Drop for Leave<'_> {
+        fn drop(&mut self) {
+            let _guard = PreemptGuard::new();
+            if let Some(runtime) = self.1 {
+                runtime.scopes().set(self.0.outer);
+            }
+            self.0.leave();
+        }
+    }
+
+    let guard = PreemptGuard::new();
+    let runtime = Runtime::current();
+    let outer = runtime.and_then(|runtime| runtime.scopes().get());
+    let scope = Scope { hooks, outer };
+    scope.enter();
+    if let Some(runtime) = runtime {
+        // The lifetime is forgotten: `Leave` takes the pointer back before the scope goes.
+        runtime.scopes().set(Some(NonNull::from(&scope).cast()));
+    }
+    let leave = Leave(&scope, runtime);
+    drop(guard);
+    let result = code();
+    drop(leave);
+    result
+}
+
+/// All hooks of the running poll, outermost first; `None` if there is no memory for the list.
+pub(crate) fn inherited(runtime: &Runtime) -> Option<alloc::vec::Vec<Arc<dyn Hooks>>> {
+    let _guard = PreemptGuard::new();
+    let mut all = alloc::vec::Vec::new();
+    let mut next = runtime.scopes().get();
+    while let Some(scope) = next {
+        // SAFETY: the scopes of the poll that calls.
+        let scope = unsafe { scope.as_ref() };
+        all.try_reserve(scope.hooks.len()).ok()?;
+        all.extend(scope.hooks.iter().rev().cloned());
+        next = scope.outer;
+    }
+    all.reverse();
+    Some(all)
+}
+
+/// A future with hooks around every stretch that it has the core. Made by [`contexted`].
+#[must_use = "futures do nothing unless awaited or spawned"]
+pub struct Contexted<F> {
+    hooks: [Arc<dyn Hooks>; 1],
+    /// Pinned with `self`, and dropped inside of the hooks.
+    future: ManuallyDrop<F>,
+}
+
+/// Runs `hooks` around every stretch that `future` has the core: around each poll; in a stackful task
+/// also around preemption and [`block_on`](crate::block_on); and around its drop, also after a panic.
+///
+/// They nest: hooks of a future inside are entered after those of the one outside, and left before.
+/// A [`stackful`](crate::stackful()) future inside inherits all that it is inside of, so
+/// `contexted(stackful(f), hooks)` does what it says; spawned, it is one task. Tasks that `future` spawns inherit nothing.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # struct Process;
+/// # impl Process { fn load_address_space(&self) {} fn unload_address_space(&self) {} }
+/// # async fn program() {}
+/// impl trapline::Hooks for Process {
+///     fn enter(&self) {
+///         self.load_address_space();
+///     }
+///
+///     fn leave(&self) {
+///         self.unload_address_space();
+///     }
+/// }
+///
+/// # fn process() -> Arc<Process> { Arc::new(Process) }
+/// let task = trapline::contexted(trapline::stackful(program()), process());
+/// # drop(task);
+/// ```
+///
+/// Cancel-safe if `future` is.
+pub fn contexted<F: Future, H: Hooks>(future: F, hooks: Arc<H>) -> Contexted<F> {
+    Contexted { hooks: [hooks], future: ManuallyDrop::new(future) }
+}
+
+impl<F: Future> Future for Contexted<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        // SAFETY: `future` is pinned with `self` and never moved; `hooks` isn't pinned.
+        let this = unsafe { self.get_unchecked_mut() };
+        let place: *const Self = this;
+        // SAFETY: as above.
+        let future = unsafe { Pin::new_unchecked(&mut *this.future) };
+        within(&this.hooks, || match Runtime::current() {
+            // A stackful future that is all that is inside makes the whole task stackful.
+            Some(runtime) if !runtime.is_on_stack() && runtime.task_that_is(place).is_some() => {
+                let inside: *const F = &raw const *future;
+                runtime.inside_of_hooks(inside, || future.poll(context))
+            }
+            _ => future.poll(context),
+        })
+    }
+}
+
+impl<F> Drop for Contexted<F> {
+    fn drop(&mut self) {
+        let future = &mut self.future;
+        // SAFETY: dropped once, here, in its place.
+        within(&self.hooks, || unsafe { ManuallyDrop::drop(future) });
+    }
+}
+
+impl<F: fmt::Debug> fmt::Debug for Contexted<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Contexted").field("future", &*self.future).finish_non_exhaustive()
+    }
+}

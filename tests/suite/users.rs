@@ -1,0 +1,706 @@
+//! Traps as values: user programs and what they do wrong, traps in traps, overflowed stacks.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use core::time::Duration;
+
+use hal_shim::user::{MapError, Rights, Space};
+use hal_shim::{interrupt, trap};
+use trapline::arch::TrapContext;
+use trapline::time::sleep;
+use trapline::trap::{Access, Trap};
+use trapline::{
+    Config, Hooks, JoinError, Runtime, contexted, preempt, spawn, stackful, yield_now,
+};
+
+use crate::support::*;
+
+#[cfg(target_arch = "loongarch64")]
+#[path = "users/loongarch64.rs"]
+pub(crate) mod arch;
+#[cfg(target_arch = "riscv64")]
+#[path = "users/riscv64.rs"]
+pub(crate) mod arch;
+#[cfg(target_arch = "x86_64")]
+#[path = "users/x86_64.rs"]
+pub(crate) mod arch;
+
+/// A place in the programs' code.
+#[repr(C)]
+pub struct Label {
+    byte: u8,
+}
+
+macro_rules! labels {
+    ($($name:ident = $symbol:literal,)*) => {
+        // SAFETY: the architecture's assembly defines them. Only addresses are taken.
+        unsafe extern "C" {
+            $(#[link_name = $symbol] safe static $name: Label;)*
+        }
+    };
+}
+
+labels! {
+    CODE = "user_code",
+    CODE_END = "user_code_end",
+    CALL = "user_call",
+    SPIN = "user_spin",
+    SPIN_A_WHILE = "user_spin_a_while",
+    LOAD = "user_load",
+    STORE = "user_store",
+    JUMP = "user_jump",
+    PUSH = "user_push",
+    BREAKPOINT = "user_breakpoint",
+    SHORT_BREAKPOINT = "user_short_breakpoint",
+    ILLEGAL = "user_illegal",
+    PRIVILEGED = "user_privileged",
+    OTHER = "user_other",
+    POISON = "user_poison",
+    COMPUTE = "user_compute",
+    REGISTERS = "user_registers",
+}
+
+fn address(label: &Label) -> usize {
+    core::ptr::from_ref(label).addr()
+}
+
+/// Where the programs' code, stack and data lie.
+const CODE_AT: usize = 0x10_0000_0000;
+const STACK_AT: usize = 0x20_0000_0000;
+const DATA_AT: usize = 0x3f_0000_0000;
+/// Where nothing lies.
+const NOWHERE: usize = 0x30_0000_0000;
+
+/// An address space with all programs in it.
+struct Process {
+    space: Space,
+}
+
+impl Process {
+    fn new() -> Arc<Self> {
+        let size = address(&CODE_END) - address(&CODE);
+        // SAFETY: the assembly's bytes from one label to the other.
+        let code = unsafe { core::slice::from_raw_parts((&raw const CODE).cast::<u8>(), size) };
+        let mut space = Space::new().unwrap();
+        let executable = Rights { write: false, execute: true };
+        let writable = Rights { write: true, execute: false };
+        space.map(CODE_AT, size.div_ceil(Space::PAGE), executable).unwrap();
+        space.map(STACK_AT, 1, writable).unwrap();
+        space.map(DATA_AT, 1, writable).unwrap();
+        space.write(CODE_AT, code).unwrap();
+        Arc::new(Self { space })
+    }
+
+    /// Writes a word of the program's data. It may be running.
+    fn set_data(&self, value: u64) {
+        self.space.write(DATA_AT, &value.to_le_bytes()).unwrap();
+    }
+}
+
+impl Hooks for Process {
+    fn enter(&self) {
+        // SAFETY: the hooks' owner keeps it until `leave`.
+        unsafe { self.space.load() };
+    }
+
+    fn leave(&self) {
+        Space::unload();
+    }
+}
+
+/// A program that begins at `label`.
+fn program(label: &Label, arguments: [usize; 6]) -> TrapContext {
+    let entry = CODE_AT + address(label) - address(&CODE);
+    TrapContext::user(entry, STACK_AT + Space::PAGE).with_arguments(arguments)
+}
+
+/// Runs a program until its next trap.
+fn run_user(context: &mut TrapContext) -> Trap {
+    // SAFETY: `hal-shim` has installed the entry; this is task context; a process's space is loaded.
+    unsafe { context.run() }
+}
+
+/// Runs `label` in a space of its own, outside of a runtime, until a trap that is no interrupt.
+fn first_trap(label: &Label, argument: usize) -> (Trap, TrapContext) {
+    let process = Process::new();
+    let mut context = program(label, [argument, 0, 0, 0, 0, 0]);
+    process.enter();
+    let trap = next_trap(&mut context);
+    process.leave();
+    (trap, context)
+}
+
+fn next_trap(context: &mut TrapContext) -> Trap {
+    loop {
+        match run_user(context) {
+            Trap::Timer | Trap::Interrupt(_) => {}
+            trap => return trap,
+        }
+    }
+}
+
+pub fn first_entry_passes_arguments() {
+    let process = Process::new();
+    let mut context = program(&CALL, [11, 12, 13, 14, 15, 16]);
+    process.enter();
+    assert_eq!(next_trap(&mut context), Trap::Syscall);
+    let call = context.syscall();
+    assert_eq!((call.number, call.arguments), (0, [11, 12, 13, 14, 15, 16]));
+    assert_eq!(context.sp(), STACK_AT + Space::PAGE);
+    // What it was given is the number of its next call; the other registers are as they were.
+    context.set_result(usize::MAX);
+    assert_eq!(next_trap(&mut context), Trap::Syscall);
+    process.leave();
+    let call = context.syscall();
+    assert_eq!(call.number, usize::MAX);
+    assert_eq!(call.arguments[1..], [12, 13, 14, 15, 16]);
+}
+
+pub fn faults_are_values() {
+    let fault = |addr, access| Trap::PageFault { addr, access };
+    assert_eq!(first_trap(&LOAD, NOWHERE).0, fault(NOWHERE, Access::Read));
+    assert_eq!(first_trap(&STORE, NOWHERE + 8).0, fault(NOWHERE + 8, Access::Write));
+    assert_eq!(first_trap(&JUMP, NOWHERE + 16).0, fault(NOWHERE + 16, Access::Execute));
+    assert_eq!(first_trap(&STORE, CODE_AT).0, fault(CODE_AT, Access::Write), "read-only");
+    assert_eq!(first_trap(&JUMP, DATA_AT).0, fault(DATA_AT, Access::Execute), "not executable");
+    assert_eq!(first_trap(&LOAD, DATA_AT).0, Trap::Syscall);
+    assert_eq!(first_trap(&ILLEGAL, 0).0, Trap::IllegalInstruction);
+}
+
+pub fn a_program_cannot_reach_the_kernel() {
+    static SECRET: AtomicUsize = AtomicUsize::new(42);
+    let secret = (&raw const SECRET).addr();
+    let kernel = a_program_cannot_reach_the_kernel as *const () as usize;
+    for (label, address) in
+        [(&LOAD, secret), (&STORE, secret), (&JUMP, kernel), (&LOAD, usize::MAX - 7)]
+    {
+        let (trap, context) = first_trap(label, address);
+        assert!(matches!(trap, Trap::PageFault { .. } | Trap::Other(_)), "{trap:x?}");
+        assert!(context.is_user());
+    }
+    assert_eq!(SECRET.load(SeqCst), 42);
+    let (trap, _) = first_trap(&PRIVILEGED, 0);
+    assert!(matches!(trap, Trap::IllegalInstruction | Trap::Other(_)), "{trap:x?}");
+}
+
+pub fn a_bad_entry_or_stack_is_the_programs_fault() {
+    let process = Process::new();
+    process.enter();
+    for stack in [0, 8, usize::MAX, STACK_AT - 4096, 1 << 63] {
+        let mut context = program(&PUSH, [0; 6]);
+        context.set_sp(stack);
+        let trap = next_trap(&mut context);
+        assert!(matches!(trap, Trap::PageFault { .. } | Trap::Other(_)), "{stack:x}: {trap:x?}");
+    }
+    // Not aligned, but there.
+    let mut context = program(&PUSH, [0; 6]);
+    context.set_sp(STACK_AT + 24);
+    assert_eq!(next_trap(&mut context), Trap::Syscall);
+    for entry in [0, NOWHERE, 1 << 47, 1 << 63, usize::MAX & !15] {
+        let mut context = TrapContext::user(entry, STACK_AT + Space::PAGE);
+        let trap = next_trap(&mut context);
+        assert!(matches!(trap, Trap::PageFault { .. } | Trap::Other(_)), "{entry:x}: {trap:x?}");
+        assert!(context.is_user());
+    }
+    process.leave();
+}
+
+pub fn a_cause_that_has_no_name_is_raw() {
+    assert_eq!(first_trap(&OTHER, 0).0, Trap::Other(arch::OTHER));
+}
+
+pub fn after_a_breakpoint_the_program_goes_on_behind_it() {
+    let process = Process::new();
+    process.enter();
+    for label in [&BREAKPOINT, &SHORT_BREAKPOINT] {
+        let mut context = program(label, [0; 6]);
+        let length = if core::ptr::eq(label, &SHORT_BREAKPOINT) && arch::HAS_SHORT_BREAKPOINT {
+            2..=2
+        } else {
+            1..=4
+        };
+        let before = context.pc();
+        assert_eq!(next_trap(&mut context), Trap::Breakpoint);
+        assert!(length.contains(&(context.pc() - before)), "{}", context.pc() - before);
+        assert_eq!(next_trap(&mut context), Trap::Syscall);
+        assert_eq!(context.syscall().number, 77);
+    }
+    process.leave();
+}
+
+pub fn what_is_the_kernels_survives_a_program_that_overwrites_it() {
+    let process = Process::new();
+    let core = hal_shim::this_core();
+    process.enter();
+    let mut context = program(&POISON, [0; 6]);
+    for _ in 0..100 {
+        assert_eq!(next_trap(&mut context), Trap::Syscall);
+        assert_eq!(hal_shim::this_core(), core);
+    }
+    process.leave();
+}
+
+pub fn pages_are_checked() {
+    let mut space = Space::new().unwrap();
+    let rights = Rights::default();
+    assert_eq!(space.map(0, 1, rights), Err(MapError::NotUser));
+    assert_eq!(space.map(CODE_AT + 1, 1, rights), Err(MapError::Unaligned));
+    assert_eq!(space.map(CODE_AT, usize::MAX, rights), Err(MapError::NotUser));
+    assert_eq!(space.map(CODE_AT, 1, rights), Ok(()));
+    assert_eq!(space.map(CODE_AT, 1, rights), Err(MapError::Taken));
+    assert_eq!(space.write(CODE_AT + Space::PAGE - 1, &[1, 2]), None);
+    let mut byte = [0];
+    assert_eq!(space.read(CODE_AT + Space::PAGE - 1, &mut byte), Some(()));
+    assert_eq!(byte, [1]);
+}
+
+pub fn spaces_give_their_pages_back() {
+    let before = hal_shim::heap::counts().bytes_live;
+    drop(Process::new());
+    assert_eq!(hal_shim::heap::counts().bytes_live, before);
+}
+
+/// Counts to `n` with a sleep each, beside `hog`.
+fn beside(runtime: &'static Runtime, n: usize, hog: impl Future<Output = ()> + Send + 'static) {
+    run_on(runtime, async {
+        let hog = spawn(hog);
+        for _ in 0..n {
+            sleep(ms(1)).await;
+        }
+        hog.abort();
+    });
+}
+
+pub fn a_stackful_tasks_endless_program_starves_nobody() {
+    static TIMERS: AtomicUsize = AtomicUsize::new(0);
+    TIMERS.store(0, SeqCst);
+    let runtime = configured(Config { slice: ms(1), ..Config::new() });
+    let process = Process::new();
+    let hog = stackful(async {
+        let mut context = program(&SPIN, [0; 6]);
+        loop {
+            match run_user(&mut context) {
+                Trap::Timer => TIMERS.fetch_add(1, SeqCst),
+                trap => panic!("{trap:x?}"),
+            };
+        }
+    });
+    beside(runtime, 50, contexted(hog, process));
+    // It was preempted inside of `run`, each time that it was given the timer.
+    assert!(TIMERS.load(SeqCst) >= 45, "{}", TIMERS.load(SeqCst));
+    assert!(runtime.stats().preemptions >= 45);
+}
+
+pub fn a_plain_tasks_endless_program_starves_nobody() {
+    let runtime = configured(Config { slice: ms(1), ..Config::new() });
+    let process = Process::new();
+    let own = Count::new();
+    let count = own.clone();
+    let hog = async move {
+        let mut context = program(&SPIN, [0; 6]);
+        loop {
+            assert!(matches!(run_user(&mut context), Trap::Timer));
+            count.add();
+            yield_now().await;
+        }
+    };
+    beside(runtime, 50, contexted(hog, process));
+    assert!(own.get() >= 45, "{}", own.get());
+    assert_eq!(runtime.stats().preemptions, 0);
+
+    // Nobody sleeps: it's the slice that brings it back.
+    let process = Process::new();
+    let other = Count::new();
+    let yields = other.clone();
+    run_on(runtime, async {
+        let busy = spawn(async move {
+            loop {
+                yields.add();
+                yield_now().await;
+            }
+        });
+        let mut context = program(&SPIN, [0; 6]);
+        let user = async {
+            for _ in 0..5 {
+                assert_eq!(run_user(&mut context), Trap::Timer);
+                yield_now().await;
+            }
+        };
+        contexted(user, process).await;
+        busy.abort();
+    });
+    assert!(other.get() >= 4, "{}", other.get());
+}
+
+pub fn a_plain_task_whose_time_is_up_is_told_once() {
+    let runtime = configured(Config { slice: ms(1), ..Config::new() });
+    let process = Process::new();
+    run_on(runtime, async {
+        let user = async {
+            let mut context = program(&CALL, [0; 6]);
+            assert_eq!(run_user(&mut context), Trap::Syscall);
+            // In the kernel, until the alarm has found it there.
+            let until = trapline::time::now() + ms(3);
+            while trapline::time::now() < until {}
+            let before = context.pc();
+            assert_eq!(run_user(&mut context), Trap::Timer);
+            assert_eq!(context.pc(), before, "it was not entered");
+            assert_eq!(run_user(&mut context), Trap::Syscall);
+        };
+        contexted(user, process).await;
+    });
+}
+
+pub fn calls_do_not_keep_the_timer_away() {
+    let runtime = configured(Config { slice: ms(1), ..Config::new() });
+    let process = Process::new();
+    let hog = stackful(async {
+        let mut context = program(&CALL, [0; 6]);
+        loop {
+            match run_user(&mut context) {
+                Trap::Syscall => context.set_result(0),
+                Trap::Timer => {}
+                trap => panic!("{trap:x?}"),
+            }
+        }
+    });
+    beside(runtime, 50, contexted(hog, process));
+    assert!(runtime.stats().preemptions >= 45);
+}
+
+pub fn the_kernel_part_is_preempted() {
+    static KERNEL_TURNS: AtomicUsize = AtomicUsize::new(0);
+    let runtime = configured(Config { slice: ms(1), ..Config::new() });
+    let process = Process::new();
+    let hog = stackful(async {
+        let mut context = program(&CALL, [0, 21, 22, 23, 24, 25]);
+        loop {
+            match next_trap(&mut context) {
+                Trap::Syscall => {
+                    let until = trapline::time::now() + ms(2);
+                    while trapline::time::now() < until {}
+                    // The program is as it was, and in its own space.
+                    assert_eq!(context.syscall().arguments[1..], [21, 22, 23, 24, 25]);
+                    KERNEL_TURNS.fetch_add(1, SeqCst);
+                }
+                trap => panic!("{trap:x?}"),
+            }
+        }
+    });
+    beside(runtime, 50, contexted(hog, process));
+    assert!(KERNEL_TURNS.load(SeqCst) >= 5);
+    assert!(runtime.stats().preemptions >= 45);
+}
+
+pub fn a_program_without_interrupts_is_not_interrupted() {
+    let runtime = configured(Config { slice: ms(1), ..Config::new() });
+    let process = Process::new();
+    run_on(runtime, contexted(
+        async {
+            // Far longer than a slice.
+            let mut context = program(&SPIN_A_WHILE, [3_000_000, 0, 0, 0, 0, 0]);
+            context = context.with_interrupts(false);
+            assert_eq!(run_user(&mut context), Trap::Syscall);
+            let mut context = program(&SPIN_A_WHILE, [3_000_000, 0, 0, 0, 0, 0]);
+            let mut timers = 0;
+            while run_user(&mut context) != Trap::Syscall {
+                timers += 1;
+            }
+            assert!(timers > 0);
+        },
+        process,
+    ));
+}
+
+pub fn an_interrupt_in_user_mode_is_a_value() {
+    static HANDLED: AtomicUsize = AtomicUsize::new(0);
+    HANDLED.store(0, SeqCst);
+    interrupt::on_soft(|| {
+        HANDLED.fetch_add(1, SeqCst);
+    });
+    let process = Process::new();
+    process.enter();
+    let mut context = program(&SPIN, [0; 6]);
+    for round in 1..=100 {
+        // Pending when the program is entered.
+        let trap = interrupt::masked(|| {
+            interrupt::raise();
+            run_user(&mut context)
+        });
+        assert!(matches!(trap, Trap::Interrupt(_)), "{trap:x?}");
+        assert_eq!(HANDLED.load(SeqCst), round, "the kernel's handler is called, once");
+    }
+    process.leave();
+    interrupt::on_soft(|| ());
+}
+
+pub fn runs_nest() {
+    let (outer, inner) = (Process::new(), Process::new());
+    let runtime = configured(Config { slice: ms(1), ..Config::new() });
+    run_on(runtime, contexted(
+        stackful(async move {
+            let mut first = program(&CALL, [0, 31, 32, 33, 34, 35]);
+            for _ in 0..100 {
+                assert_eq!(next_trap(&mut first), Trap::Syscall);
+                // In the middle of serving it, another program in another space.
+                let inner = inner.clone();
+                let other = async move {
+                    let mut second = program(&CALL, [0, 41, 42, 43, 44, 45]);
+                    for _ in 0..3 {
+                        assert_eq!(next_trap(&mut second), Trap::Syscall);
+                        assert_eq!(second.syscall().arguments[1..], [41, 42, 43, 44, 45]);
+                    }
+                    let mut spins = program(&SPIN, [0; 6]);
+                    assert_eq!(run_user(&mut spins), Trap::Timer);
+                };
+                trapline::block_on(contexted(other, inner));
+                // `contexted` has left the inner space, and no other has been loaded again.
+                outer.enter();
+                assert_eq!(first.syscall().arguments[1..], [31, 32, 33, 34, 35]);
+            }
+        }),
+        Process::new(),
+    ));
+}
+
+/// What the handlers of nested traps saw, outermost first.
+static ADDRESSES: [AtomicUsize; 3] = [const { AtomicUsize::new(0) }; 3];
+static DEPTH: AtomicUsize = AtomicUsize::new(0);
+
+/// Answers probes, and on the way down provokes the next deeper trap.
+fn nest(context: &mut TrapContext) -> bool {
+    let core = hal_shim::this_core();
+    let depth = DEPTH.fetch_add(1, SeqCst);
+    let before = context.trap();
+    match depth {
+        0 => {
+            assert_eq!(before, Trap::Breakpoint);
+            // SAFETY: this handler answers its fault.
+            assert_eq!(unsafe { arch::probe(NOWHERE + 1) }, 1);
+        }
+        1 => {
+            // SAFETY: as above.
+            assert_eq!(unsafe { arch::probe(NOWHERE + 2) }, 2);
+        }
+        _ => {
+            // And a program, while the outer one's context is loaded, and its trap.
+            let mut user = program(&LOAD, [NOWHERE + 3, 0, 0, 0, 0, 0]);
+            let expected = Trap::PageFault { addr: NOWHERE + 3, access: Access::Read };
+            assert_eq!(next_trap(&mut user), expected);
+        }
+    }
+    // What the deeper ones did has changed nothing here.
+    assert_eq!(context.trap(), before);
+    if let Trap::PageFault { addr, .. } = before {
+        ADDRESSES[depth].store(addr, SeqCst);
+        arch::skip_probe(context, depth);
+    }
+    arch::poison_core_register(context);
+    assert_eq!(hal_shim::this_core(), core);
+    DEPTH.fetch_sub(1, SeqCst);
+    true
+}
+
+pub fn traps_nest_three_deep_while_a_program_is_loaded() {
+    let runtime = configured(Config { slice: ms(1), ..Config::new() });
+    let process = Process::new();
+    trap::on_fault(nest);
+    run_on(runtime, contexted(
+        stackful(async {
+            let mut context = program(&CALL, [0, 51, 52, 53, 54, 55]);
+            for _ in 0..200 {
+                assert_eq!(next_trap(&mut context), Trap::Syscall);
+                arch::breakpoint();
+                assert_eq!(context.syscall().arguments[1..], [51, 52, 53, 54, 55]);
+            }
+        }),
+        process,
+    ));
+    trap::reset();
+    assert_eq!(ADDRESSES[1].load(SeqCst), NOWHERE + 1);
+    assert_eq!(ADDRESSES[2].load(SeqCst), NOWHERE + 2);
+    assert_eq!(DEPTH.load(SeqCst), 0);
+}
+
+pub fn preemptions_meet_programs_and_kernel_parts() {
+    // Shortest slices: they end in user mode, on the way there and back, and in the kernel part.
+    let runtime = configured(Config { slice: Duration::from_micros(13), ..Config::new() });
+    static STOP: AtomicUsize = AtomicUsize::new(0);
+    STOP.store(0, SeqCst);
+    run_on(runtime, async {
+        let tasks: Vec<_> = (1..=3)
+            .map(|me| {
+                let arguments = [0, me, me * 3, me * 5, me * 7, me * 11];
+                spawn(contexted(
+                    stackful(async move {
+                        let mut context = program(&CALL, arguments);
+                        let mut calls = 0;
+                        while STOP.load(SeqCst) == 0 {
+                            assert_eq!(next_trap(&mut context), Trap::Syscall);
+                            assert_eq!(context.syscall().arguments[1..], arguments[1..]);
+                            calls += 1;
+                        }
+                        calls
+                    }),
+                    Process::new(),
+                ))
+            })
+            .collect();
+        while runtime.stats().preemptions < 5000 {
+            sleep(ms(1)).await;
+        }
+        STOP.store(1, SeqCst);
+        for task in tasks {
+            assert!(task.await.unwrap() > 100);
+        }
+    });
+}
+
+pub fn floating_point_costs_nothing_when_it_is_not_used() {
+    let (trap, context) = first_trap(&CALL, 0);
+    assert_eq!(trap, Trap::Syscall);
+    assert!(!arch::has_computed(&context));
+}
+
+pub fn floating_point_of_one_program_is_not_anothers() {
+    let process = Process::new();
+    process.enter();
+    let value = 0x1234_5678_9abc_def0;
+    let mut writer = program(&COMPUTE, [value, 1, 0, 0, 0, 0]);
+    let mut reader = program(&COMPUTE, [value, 0, 0, 0, 0, 0]);
+    for _ in 0..10 {
+        assert_eq!(next_trap(&mut writer), Trap::Syscall);
+        assert_eq!(writer.syscall().arguments[2], value);
+        assert_eq!(next_trap(&mut reader), Trap::Syscall);
+        assert_eq!(reader.syscall().arguments[2], 0, "it sees another's");
+    }
+    assert!(arch::has_computed(&writer) && arch::has_computed(&reader));
+    // A copy of a context is a program of its own.
+    let mut copy = writer.clone();
+    assert_eq!(next_trap(&mut copy), Trap::Syscall);
+    assert_eq!(copy.syscall().arguments[2], value);
+    process.leave();
+}
+
+/// How often two programs that compute are preempted by each other; `preemptions=N` says otherwise.
+fn preemptions() -> u64 {
+    hal_shim::arg("preemptions").and_then(|n| n.parse().ok()).unwrap_or(20_000)
+}
+
+pub fn registers_of_programs_survive_preemption() {
+    let runtime = configured(Config { slice: Duration::from_micros(20), ..Config::new() });
+    run_on(runtime, async {
+        let programs: Vec<_> = [0x1111_2222_3333_4401_usize, 0x0fed_cba9_8765_4302]
+            .map(|seed| {
+                let process = Process::new();
+                let user = stackful(async move {
+                    let mut context = program(&REGISTERS, [DATA_AT, seed, 0, 0, 0, 0]);
+                    assert_eq!(next_trap(&mut context), Trap::Syscall);
+                    context.syscall().number
+                });
+                (spawn(contexted(user, process.clone())), process)
+            })
+            .into_iter()
+            .collect();
+        while runtime.stats().preemptions < preemptions()
+            && !programs.iter().any(|(task, _)| task.is_finished())
+        {
+            sleep(ms(10)).await;
+        }
+        for (task, process) in programs {
+            process.set_data(1);
+            assert_eq!(task.await.unwrap(), 0, "a register was changed");
+        }
+    });
+    assert!(runtime.stats().preemptions >= preemptions());
+}
+
+static FAULTS: AtomicUsize = AtomicUsize::new(0);
+
+/// Ends the task that caused it.
+fn end(context: &mut TrapContext) -> bool {
+    FAULTS.fetch_add(1, SeqCst);
+    assert!(context.is_overflow());
+    assert!(!context.is_user());
+    // SAFETY: the handler of a fault, which holds nothing.
+    unsafe { preempt::end_task() };
+    false
+}
+
+pub fn an_overflowed_stack_ends_its_task_only() {
+    FAULTS.store(0, SeqCst);
+    trap::on_fault(end);
+    let runtime = configured(Config { slice: ms(1), ..Config::new() });
+    LOADED.store(0, SeqCst);
+    static LOADED: AtomicUsize = AtomicUsize::new(0);
+    struct Loads;
+    impl Hooks for Loads {
+        fn enter(&self) {
+            LOADED.fetch_add(1, SeqCst);
+        }
+
+        fn leave(&self) {
+            LOADED.fetch_sub(1, SeqCst);
+        }
+    }
+    let drops = Count::new();
+    run_on(runtime, async {
+        let count = Count::new();
+        let counts = count.clone();
+        let other = spawn(stackful(async move {
+            loop {
+                counts.add();
+            }
+        }));
+        for _ in 0..3 {
+            let dropped = drops.on_drop();
+            let task = stackful(async move {
+                let _dropped = dropped;
+                // SAFETY: it doesn't return, and the handler ends this task.
+                unsafe { arch::overflow() };
+            });
+            let task = spawn(contexted(task, Arc::new(Loads)));
+            assert!(matches!(task.await, Err(JoinError::Abandoned)));
+            let dropped = drops.on_drop();
+            // It has a parent, which is aborted: that has nothing to go on with.
+            let child = stackful(async move {
+                let _dropped = dropped;
+                // SAFETY: as above.
+                unsafe { arch::lose_stack() };
+            });
+            let parent = spawn(async move { child.await });
+            assert!(matches!(parent.await, Err(JoinError::Aborted)));
+        }
+        let before = count.get();
+        sleep(ms(5)).await;
+        assert!(count.get() > before, "the others go on");
+        other.abort();
+    });
+    trap::reset();
+    assert_eq!(FAULTS.load(SeqCst), 6);
+    assert_eq!(runtime.stats().ended, 6);
+    assert_eq!(LOADED.load(SeqCst), 0, "hooks were left");
+    assert_eq!(drops.get(), 0, "what the frames may point at is leaked");
+}
+
+pub fn cores_have_left_their_boot_stacks() {
+    static OUTSIDE: AtomicUsize = AtomicUsize::new(0);
+    fn check() {
+        if !hal_shim::boot_stack().contains(&arch::stack_pointer()) {
+            OUTSIDE.fetch_add(1, SeqCst);
+        }
+    }
+    OUTSIDE.store(0, SeqCst);
+    check();
+    for core in 1..hal_shim::cores() {
+        while hal_shim::start_core(core, check) == Err(hal_shim::StartError::Running) {
+            core::hint::spin_loop();
+        }
+    }
+    let until = trapline::time::now() + Duration::from_secs(20);
+    while OUTSIDE.load(SeqCst) < hal_shim::cores() && trapline::time::now() < until {
+        core::hint::spin_loop();
+    }
+    assert_eq!(OUTSIDE.load(SeqCst), hal_shim::cores());
+}

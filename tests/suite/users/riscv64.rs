@@ -1,0 +1,169 @@
+//! User programs for riscv64, and what the tests must know of the architecture.
+
+use core::arch::{global_asm, naked_asm};
+
+use trapline::arch::TrapContext;
+
+/// What `other` ends with: a load-reserved of an address that isn't aligned.
+pub const OTHER: usize = 4;
+/// Whether the smallest breakpoint is shorter than an instruction can be.
+pub const HAS_SHORT_BREAKPOINT: bool = true;
+
+global_asm!(
+    ".pushsection .rodata.user, \"a\"",
+    ".option push",
+    ".option arch, +a, +c, +d",
+    ".option norelax",
+    ".balign 16",
+    ".globl user_code, user_code_end, user_call, user_spin, user_spin_a_while, user_load, user_store",
+    ".globl user_jump, user_push, user_breakpoint, user_short_breakpoint, user_illegal",
+    ".globl user_privileged, user_other, user_poison, user_compute, user_registers",
+    "user_code:",
+    // Calls with the registers as they are; what a call gives is the next one's number.
+    "user_call:",
+    "  ecall",
+    "  mv a7, a0",
+    "  j user_call",
+    "user_spin:",
+    "  addi s0, s0, 1",
+    "  j user_spin",
+    // a0: how often.
+    "user_spin_a_while:",
+    "  addi a0, a0, -1",
+    "  bnez a0, user_spin_a_while",
+    "  ecall",
+    // a0: the address.
+    "user_load:",
+    "  ld a0, (a0)",
+    "  ecall",
+    "user_store:",
+    "  sd a0, (a0)",
+    "  ecall",
+    "user_jump:",
+    "  jr a0",
+    "user_push:",
+    "  sd a0, -8(sp)",
+    "  ecall",
+    "user_breakpoint:",
+    "  .option push",
+    "  .option norvc",
+    "  ebreak",
+    "  .option pop",
+    "  li a7, 77",
+    "  ecall",
+    "user_short_breakpoint:",
+    "  c.ebreak",
+    "  li a7, 77",
+    "  ecall",
+    "user_illegal:",
+    "  .4byte 0xffffffff",
+    "user_privileged:",
+    "  csrr a0, sstatus",
+    "  ecall",
+    "user_other:",
+    "  addi a0, sp, -9",
+    "  lr.d a1, (a0)",
+    "  ecall",
+    // What belongs to the kernel is overwritten, then calls follow.
+    "user_poison:",
+    "  li tp, -1",
+    "  li gp, -1",
+    "  li ra, -1",
+    "1:",
+    "  ecall",
+    "  j 1b",
+    // a0: a value, written to f9 if a1 is not 0; calls with the bits of f9 in a2, again and again.
+    "user_compute:",
+    "  beqz a1, 1f",
+    "  fmv.d.x f9, a0",
+    "1:",
+    "  fmv.x.d a2, f9",
+    "  ecall",
+    "  j 1b",
+    // a0: a word of memory that ends it when it isn't 0; a1: a seed. Fills all registers from it and
+    // checks them again and again. Calls with a number that is not 0 if one was changed.
+    "user_registers:",
+    "  mv sp, a1",
+    "  mv tp, a0",
+    // x30 counts; tp: the word; sp: the seed. Register n holds seed + n.
+    ".irp n, 1,3,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29",
+    "  addi x\\n, sp, \\n",
+    ".endr",
+    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+    "  addi x31, sp, 100 + \\n",
+    "  fmv.d.x f\\n, x31",
+    ".endr",
+    "  andi x31, sp, 0x7f",
+    "  fscsr x31",
+    "  li x30, 0",
+    "2:",
+    ".irp n, 1,3,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29",
+    "  addi x31, sp, \\n",
+    "  bne x31, x\\n, 8f",
+    ".endr",
+    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+    "  fmv.x.d x30, f\\n",
+    "  addi x31, sp, 100 + \\n",
+    "  bne x31, x30, 8f",
+    ".endr",
+    "  frcsr x31",
+    "  andi x30, sp, 0x7f",
+    "  bne x31, x30, 8f",
+    "  ld x31, (tp)",
+    "  beqz x31, 2b",
+    "  li a7, 0",
+    "  ecall",
+    "8:",
+    "  li a7, 1",
+    "  ecall",
+    "user_code_end:",
+    ".option pop",
+    ".popsection",
+);
+
+/// Loads the byte at `address`. If that faults, [`skip_probe`] has it return.
+#[unsafe(naked)]
+pub unsafe extern "C" fn probe(address: usize) -> usize {
+    naked_asm!("lbu a0, (a0)", "ret")
+}
+
+/// Makes an interrupted `probe` return `result`.
+pub fn skip_probe(context: &mut TrapContext, result: usize) {
+    context.x[10] = result;
+    context.sepc = context.x[1];
+}
+
+/// A breakpoint in the kernel.
+pub fn breakpoint() {
+    // SAFETY: the test has a handler for it.
+    unsafe { core::arch::asm!("ebreak", options(nostack)) }
+}
+
+/// Overwrites the per-core register, where a trap context has it.
+pub fn poison_core_register(context: &mut TrapContext) {
+    context.x[4] = usize::MAX;
+}
+
+/// Whether the context's floating point was used.
+pub fn has_computed(context: &TrapContext) -> bool {
+    context.fp != 0
+}
+
+/// Overflows the stack of the caller, which it never returns to.
+#[unsafe(naked)]
+pub unsafe extern "C" fn overflow() {
+    naked_asm!("1:", "addi sp, sp, -16", "sd zero, (sp)", "j 1b")
+}
+
+/// Sets the stack pointer to where nothing is, and pushes.
+#[unsafe(naked)]
+pub unsafe extern "C" fn lose_stack() {
+    naked_asm!("li sp, -4096", "sd zero, (sp)", "ret")
+}
+
+pub fn stack_pointer() -> usize {
+    let sp;
+    // SAFETY: reads a register.
+    unsafe { core::arch::asm!("mv {}, sp", out(reg) sp, options(nomem, nostack)) };
+    sp
+}
