@@ -6,12 +6,13 @@
 //! ```text
 //! cargo xtask demo                      on Linux, compared with threads
 //! cargo xtask demo --arch riscv64       on a RISC-V machine in QEMU
-//! cargo run --release --example preempt hogs=4 seconds=5
+//! cargo run --release --example preempt hogs=4 seconds=5 slice_us=1000
 //! ```
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 extern crate alloc;
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 use core::hint::black_box;
@@ -19,10 +20,7 @@ use core::time::Duration;
 
 use hal_shim::{print, println};
 use trapline::time::{Instant, now, sleep_until};
-use trapline::{JoinHandle, Runtime, spawn, stackful};
-
-/// This core's runtime.
-static RUNTIME: Runtime = Runtime::new();
+use trapline::{Config, JoinHandle, Runtime, spawn, stackful};
 
 const PERIOD: Duration = Duration::from_millis(1);
 
@@ -37,15 +35,21 @@ fn program() {
     let hogs: u32 = argument("hogs", 4, |hogs| (1..=10_000).contains(hogs));
     let seconds: f64 = argument("seconds", 5.0, |seconds| (0.1..=3600.0).contains(seconds));
     let length = Duration::from_secs_f64(seconds);
+    let config = Config::new();
+    let slice =
+        argument("slice_us", config.slice.as_micros() as u64, |us| (10..=1_000_000).contains(us));
+    let config = Config { slice: Duration::from_micros(slice), ..config };
+    let runtime: &'static Runtime = Box::leak(Box::new(Runtime::with_config(config)));
     println!("a task is due every millisecond; {hogs} hogs never await");
 
-    let plain = round(Stretches { count: 1, busy: STARVING, alone: Duration::ZERO }, |_| {
-        let hog = || spawn(async move { work_until(now() + STARVING / hogs) });
-        (0..hogs).map(|_| hog()).collect()
-    });
+    let plain =
+        round(runtime, Stretches { count: 1, busy: STARVING, alone: Duration::ZERO }, |_| {
+            let hog = || spawn(async move { work_until(now() + STARVING / hogs) });
+            (0..hogs).map(|_| hog()).collect()
+        });
     println!("plain hogs:    {}", plain.lateness);
 
-    let preempt = round(Stretches::of(length), |end| {
+    let preempt = round(runtime, Stretches::of(length), |end| {
         let hog = || spawn(stackful(async move { work_until(end) }));
         (0..hogs).map(|_| hog()).collect()
     });
@@ -101,9 +105,13 @@ struct Round {
 
 /// Runs the periodic task beside the hogs that `start_hogs` spawns, which compute until the given
 /// time.
-fn round(stretches: Stretches, start_hogs: impl FnOnce(Instant) -> Vec<JoinHandle<u64>>) -> Round {
-    let preemptions = RUNTIME.stats().preemptions;
-    let round = RUNTIME.run_until(async {
+fn round(
+    runtime: &'static Runtime,
+    stretches: Stretches,
+    start_hogs: impl FnOnce(Instant) -> Vec<JoinHandle<u64>>,
+) -> Round {
+    let preemptions = runtime.stats().preemptions;
+    let round = runtime.run_until(async {
         let start = now();
         let periodic = spawn(periodic(stretches));
         let hogs = start_hogs(start + (stretches.busy + stretches.alone) * stretches.count);
@@ -119,7 +127,7 @@ fn round(stretches: Stretches, start_hogs: impl FnOnce(Instant) -> Vec<JoinHandl
             work,
             took: end.saturating_since(start).saturating_sub(alone),
             rate_alone: work_alone as f64 / alone.as_secs_f64(),
-            preemptions: RUNTIME.stats().preemptions - preemptions,
+            preemptions: runtime.stats().preemptions - preemptions,
         }
     });
     round.expect("this core is inside of no runtime")
@@ -156,18 +164,24 @@ async fn periodic(stretches: Stretches) -> Periodic {
 
 /// Computes until `end`; returns how many pieces of work that were.
 fn work_until(end: Instant) -> u64 {
+    let expected = piece_of_work();
     let mut pieces = 0;
     while now() < end {
-        let mut x = black_box(0x9e37_79b9_7f4a_7c15_u64);
-        for _ in 0..1000 {
-            x ^= x << 13;
-            x ^= x >> 7;
-            x ^= x << 17;
-        }
-        black_box(x);
+        assert_eq!(piece_of_work(), expected, "preemption has changed a register");
         pieces += 1;
     }
     pieces
+}
+
+/// Always gives the same, unless somebody touches its registers.
+fn piece_of_work() -> u64 {
+    let mut x = black_box(0x9e37_79b9_7f4a_7c15_u64);
+    for _ in 0..1000 {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+    }
+    x
 }
 
 /// How late the periodic task ran.

@@ -32,4 +32,3 @@ pub(crate) fn handle(context: &mut TrapContext) -> bool {
     let handler = unsafe { core::mem::transmute::<*mut (), FaultHandler>(handler) };
     handler(context)
 }
-

@@ -154,6 +154,7 @@ pub(crate) fn raise() {
     Core::here().raise();
 }
 
+#[inline]
 pub(crate) fn instructions() -> u64 {
     riscv::register::instret::read64()
 }

@@ -208,7 +208,9 @@ unsafe fn free_stack_at(start: usize, layout: Layout) {
 /// Whether there is a stack at `address`. If so, this core forgets that there was none.
 pub(super) fn is_mapped(address: usize) -> bool {
     let is_stack = (STACKS..USER.start).contains(&address)
-        && with_kernel(|kernel| kernel.find(address, false).is_some_and(|entry| *entry & VALID != 0));
+        && with_kernel(|kernel| {
+            kernel.find(address, false).is_some_and(|entry| *entry & VALID != 0)
+        });
     if is_stack {
         sfence_vma_all();
     }
