@@ -36,6 +36,21 @@ pub fn masked<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
+/// Calls `f` with interrupts enabled in the handler of one: what comes meanwhile is taken on top of it.
+/// To be called in what [`on_soft`] was given.
+#[cfg(target_os = "none")]
+pub fn nested<R>(f: impl FnOnce() -> R) -> R {
+    let _masked = Machine.mask_interrupts();
+    // SAFETY: in a handler; dropped below, with interrupts masked; `on_trap` ends in `on_interrupt`.
+    let guard = unsafe { trapline::preempt::InterruptGuard::new() };
+    // SAFETY: they are masked, for nothing else than the handler, which is ready for others.
+    unsafe { Machine.restore_interrupts(machine::ENABLED) };
+    let result = f();
+    let _masked = Machine.mask_interrupts();
+    drop(guard);
+    result
+}
+
 /// The machine's handler calls this.
 pub(crate) fn handle() {
     let handler = HANDLER.load(Ordering::Acquire);

@@ -435,6 +435,43 @@ pub fn an_interrupt_in_user_mode_is_a_value() {
     interrupt::on_soft(|| ());
 }
 
+pub fn an_interrupted_handler_is_not_left() {
+    static NESTED: AtomicUsize = AtomicUsize::new(0);
+    static LEFT: AtomicUsize = AtomicUsize::new(0);
+    static RUNTIME: spin::Once<&'static Runtime> = spin::Once::new();
+    let runtime = *RUNTIME.call_once(|| configured(Config { slice: ms(1), ..Config::new() }));
+    interrupt::on_soft(|| {
+        let before = runtime_stats();
+        interrupt::nested(|| {
+            // The alarm fires in here.
+            let until = trapline::time::now() + ms(3);
+            while trapline::time::now() < until {}
+        });
+        NESTED.fetch_add(1, SeqCst);
+        if runtime_stats() != before {
+            LEFT.fetch_add(1, SeqCst);
+        }
+    });
+    fn runtime_stats() -> u64 {
+        RUNTIME.get().map_or(0, |runtime| runtime.stats().preemptions)
+    }
+    run_on(runtime, async {
+        spawn(stackful(async {
+            for round in 1..=20 {
+                let before = runtime_stats();
+                interrupt::raise();
+                assert_eq!(NESTED.load(SeqCst), round);
+                // It was left right afterwards, which the handler's end owed.
+                assert!(runtime_stats() > before);
+            }
+        }))
+        .await
+        .unwrap();
+    });
+    interrupt::on_soft(|| ());
+    assert_eq!(LEFT.load(SeqCst), 0);
+}
+
 pub fn runs_nest() {
     let (outer, inner) = (Process::new(), Process::new());
     let runtime = configured(Config { slice: ms(1), ..Config::new() });

@@ -22,7 +22,7 @@ use uart_16550::{Config, Uart16550};
 
 pub(crate) use self::boot::{cores, start_core, words};
 use self::platform::Core;
-pub(crate) use self::platform::Machine;
+pub(crate) use self::platform::{Machine, SIE as ENABLED};
 pub(crate) use self::space::Space;
 
 /// Where `virt` has its console.

@@ -107,7 +107,7 @@ pub(super) fn set_clock(frequency: u64, has_sstc: bool) {
 }
 
 /// `sstatus.SIE`, where `mask_interrupts` finds and `restore_interrupts` leaves it.
-const SIE: usize = 1 << 1;
+pub(crate) const SIE: usize = 1 << 1;
 
 // SAFETY: the trait's list, in its order.
 // - slot, core: of a static table, by `tp`.
@@ -123,7 +123,7 @@ const SIE: usize = 1 << 1;
 // - Stacks are from the heap, mapped a second time, where the page below is not mapped.
 // - There is no other per-core data than this crate's own, which it touches with interrupts masked
 //   or by single loads and stores.
-// - No handler enables interrupts but by leaving its stack.
+// - A handler enables interrupts by leaving its stack or in `interrupt::nested`, with the guard.
 unsafe impl Platform for Machine {
     type Backend = Native;
 
@@ -229,9 +229,10 @@ const SOFT: usize = 1;
 /// interrupts masked.
 pub(super) fn on_trap(context: &mut TrapContext) {
     let core = Core::here();
+    // It may have interrupted a handler, which then has forbidden to be left.
+    let outer = core.in_interrupt.swap(true, Ordering::Relaxed);
     match context.trap() {
         Trap::Timer => {
-            core.in_interrupt.store(true, Ordering::Relaxed);
             // SAFETY: acknowledges it; `set_alarm` enables the next one.
             unsafe {
                 sie::clear_stimer();
@@ -239,7 +240,6 @@ pub(super) fn on_trap(context: &mut TrapContext) {
             }
         }
         Trap::Interrupt(SOFT) => {
-            core.in_interrupt.store(true, Ordering::Relaxed);
             // SAFETY: acknowledges it, before looking who it was for: what comes from here on
             // raises it again.
             unsafe { sip::clear_ssoft() };
@@ -251,12 +251,12 @@ pub(super) fn on_trap(context: &mut TrapContext) {
             // SAFETY: the interrupt is acknowledged, and all that remains is to return.
             unsafe { preempt::on_interrupt() };
         }
-        other => return on_fault(context, other),
+        other => on_fault(context, other),
     }
-    core.in_interrupt.store(false, Ordering::Relaxed);
+    core.in_interrupt.store(outer, Ordering::Relaxed);
 }
 
-/// A fault, or the like: what it interrupted may itself be a handler.
+/// A trap that is no interrupt.
 #[cold]
 fn on_fault(context: &mut TrapContext, trap: Trap) {
     if let Trap::PageFault { addr, .. } = trap
@@ -265,16 +265,13 @@ fn on_fault(context: &mut TrapContext, trap: Trap) {
         // This core's TLB had kept from before that it isn't.
         return;
     }
-    let core = Core::here();
-    let outer = core.in_interrupt.swap(true, Ordering::Relaxed);
     if !crate::trap::handle(context) {
         fail(format_args!(
             "core {}: {}: {trap:x?} at {:#x}, sp {:#x}",
-            core.number(),
+            Core::here().number(),
             if context.is_overflow() { "a stack has overflowed" } else { "unexpected trap" },
             context.pc(),
             context.sp(),
         ));
     }
-    core.in_interrupt.store(outer, Ordering::Relaxed);
 }

@@ -1,4 +1,5 @@
-//! The registers of x86_64: all but rsp, the vector registers xmm0 to xmm15, and the red zone.
+//! The registers of x86_64: all but rsp, and hosted also the vector registers xmm0 to xmm15 and the red
+//! zone, without which kernels are compiled.
 
 use core::arch::naked_asm;
 use core::mem::{offset_of, size_of};
@@ -31,6 +32,7 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
         "mov rdi, rsp",
         "mov ecx, {size} / 8",
         "rep movsq",
+        ".if {hosted}",
         ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
         "  movdqu xmm\\n, [rsp + {float} + 16*\\n]",
         ".endr",
@@ -38,6 +40,7 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
         "mov [rsp - 8], rax",
         "mov rax, [rsp + {integer} + 8*31]",
         "mov [rsp - 128], rax",
+        ".endif",
         "mov rax, [rsp + {integer} + 8*0]",
         "mov rbx, [rsp + {integer} + 8*1]",
         "mov rcx, [rsp + {integer} + 8*2]",
@@ -76,6 +79,7 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
         "  mov eax, \\n + 1",
         "  jne 9f",
         ".endr",
+        ".if {hosted}",
         "mov rax, [rsp - 8]",
         "cmp rax, [rsp + {integer} + 8*30]",
         "mov eax, 31",
@@ -99,6 +103,7 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
         "  jne 9f",
         ".endr",
         "movdqu xmm15, [rsp + {float} + 16*15]",
+        ".endif",
         "inc qword ptr [rsp + {rounds}]",
         "mov rax, [rsp + {stop}]",
         "cmp qword ptr [rax], 0",
@@ -118,6 +123,7 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
         "pop rbp",
         "pop rbx",
         "ret",
+        hosted = const cfg!(target_os = "linux") as usize,
         size = const size_of::<Patterns>(),
         integer = const offset_of!(Patterns, integer),
         float = const offset_of!(Patterns, float),

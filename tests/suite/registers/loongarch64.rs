@@ -1,0 +1,137 @@
+//! The registers of loongarch64: all integer ones but sp, $tp and $r21, and where the ABI has them, f0 to
+//! f31, fcc0 to fcc7 and fcsr.
+
+use core::arch::naked_asm;
+use core::mem::offset_of;
+
+use super::Patterns;
+
+/// Room for ra, $r22 to $r31, fs0 to fs7, and the pointer to the patterns.
+const FRAME: usize = 8 * (1 + 10 + 8 + 1);
+/// Where in the frame the pointer to the patterns lies.
+const POINTER: usize = 8 * 19;
+/// Round towards plus infinity, which is not how code is started.
+#[cfg(target_feature = "d")]
+const ROUNDING: usize = 2 << 8;
+
+/// Returns 0, or one more than the number of a register that was changed (from 101: f; from 151: fcc; 200:
+/// fcsr).
+///
+/// # Safety
+///
+/// `patterns` is writable.
+#[unsafe(naked)]
+pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
+    naked_asm!(
+        "addi.d $sp, $sp, -{frame}",
+        "st.d $ra, $sp, 0",
+        r".irp n, 22,23,24,25,26,27,28,29,30,31",
+        r"  st.d $r\n, $sp, 8 + 8*(\n - 22)",
+        r".endr",
+        "st.d $a0, $sp, {pointer}",
+        // a0: the patterns, until the last integer register is filled. t0 ($r12) and t1 ($r13) stay scratch.
+        #[cfg(target_feature = "d")]
+        ".irp n, 0,1,2,3,4,5,6,7
+          fst.d $fs\\n, $sp, 8*11 + 8*\\n
+        .endr
+        li.w $t0, {rounding}
+        movgr2fcsr $fcsr0, $t0
+        .irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
+          fld.d $f\\n, $a0, {float} + 16*\\n
+        .endr
+        .irp n, 0,1,2,3,4,5,6,7
+          ld.bu $t0, $a0, {float} + 16*\\n + 8
+          srli.d $t0, $t0, 1
+          movgr2cf $fcc\\n, $t0
+        .endr",
+        r".irp n, 1,5,6,7,8,9,10,11,14,15,16,17,18,19,20,22,23,24,25,26,27,28,29,30,31,4",
+        r"  ld.d $r\n, $a0, {integer} + 8*\n",
+        r".endr",
+        // All but t0 and t1 hold their patterns. Now these two do for a while, and t2 ($r14) and s0 ($r23)
+        // are scratch.
+        "2:",
+        "ld.d $t2, $sp, {pointer}",
+        "ld.d $t0, $t2, {integer} + 8*12",
+        "ld.d $t1, $t2, {integer} + 8*13",
+        ".rept 64",
+        "  nop",
+        ".endr",
+        "ld.d $s0, $t2, {integer} + 8*12",
+        "beq $s0, $t0, 3f",
+        "li.w $a0, 13",
+        "b 9f",
+        "3:",
+        "ld.d $s0, $t2, {integer} + 8*13",
+        "beq $s0, $t1, 3f",
+        "li.w $a0, 14",
+        "b 9f",
+        "3:",
+        "ld.d $s0, $t2, {integer} + 8*23",
+        "ld.d $t2, $t2, {integer} + 8*14",
+        // t0: the patterns; t1: one of them.
+        "ld.d $t0, $sp, {pointer}",
+        r".irp n, 1,4,5,6,7,8,9,10,11,14,15,16,17,18,19,20,22,23,24,25,26,27,28,29,30,31",
+        r"  ld.d $t1, $t0, {integer} + 8*\n",
+        r"  beq $t1, $r\n, 3f",
+        r"  li.w $a0, \n + 1",
+        r"  b 9f",
+        r"3:",
+        r".endr",
+        // In what follows t0 is a register's bits, until the patterns are needed again.
+        #[cfg(target_feature = "d")]
+        ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
+          ld.d $t1, $t0, {float} + 16*\\n
+          movfr2gr.d $t0, $f\\n
+          beq $t0, $t1, 3f
+          li.w $a0, 101 + \\n
+          b 9f
+        3:
+          ld.d $t0, $sp, {pointer}
+        .endr
+        .irp n, 0,1,2,3,4,5,6,7
+          ld.bu $t1, $t0, {float} + 16*\\n + 8
+          bstrpick.d $t1, $t1, 1, 1
+          movcf2gr $t0, $fcc\\n
+          beq $t0, $t1, 3f
+          li.w $a0, 151 + \\n
+          b 9f
+        3:
+          ld.d $t0, $sp, {pointer}
+        .endr
+        movfcsr2gr $t1, $fcsr0
+        addi.d $t1, $t1, -{rounding}
+        beqz $t1, 3f
+        li.w $a0, 200
+        b 9f
+        3:",
+        "ld.d $t1, $t0, {rounds}",
+        "addi.d $t1, $t1, 1",
+        "st.d $t1, $t0, {rounds}",
+        "ld.d $t1, $t0, {stop}",
+        "ld.d $t1, $t1, 0",
+        "beqz $t1, 2b",
+        "move $a0, $zero",
+        // a0: the answer. The rest is put back.
+        "9:",
+        #[cfg(target_feature = "d")]
+        "movgr2fcsr $fcsr0, $zero
+        .irp n, 0,1,2,3,4,5,6,7
+          fld.d $fs\\n, $sp, 8*11 + 8*\\n
+        .endr",
+        r".irp n, 22,23,24,25,26,27,28,29,30,31",
+        r"  ld.d $r\n, $sp, 8 + 8*(\n - 22)",
+        r".endr",
+        "ld.d $ra, $sp, 0",
+        "addi.d $sp, $sp, {frame}",
+        "ret",
+        frame = const FRAME.next_multiple_of(16),
+        pointer = const POINTER,
+        #[cfg(target_feature = "d")]
+        rounding = const ROUNDING,
+        integer = const offset_of!(Patterns, integer),
+        #[cfg(target_feature = "d")]
+        float = const offset_of!(Patterns, float),
+        stop = const offset_of!(Patterns, stop),
+        rounds = const offset_of!(Patterns, rounds),
+    )
+}
