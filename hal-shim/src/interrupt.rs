@@ -51,6 +51,13 @@ pub fn nested<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Raises an interrupt on core number `core` that comes also while they are masked. Its handler is
+/// [`trap::on_fault`](crate::trap::on_fault)'s, which sees `Trap::Other(2)`.
+#[cfg(all(target_os = "none", target_arch = "x86_64"))]
+pub fn raise_nmi(core: usize) {
+    machine::raise_nmi(core)
+}
+
 /// The machine's handler calls this.
 pub(crate) fn handle() {
     let handler = HANDLER.load(Ordering::Acquire);

@@ -22,6 +22,11 @@ pub enum Arch {
     Host,
     /// QEMU's RISC-V machine `virt`
     Riscv64,
+    /// QEMU's PC `q35`
+    #[value(name = "x86_64")]
+    X86_64,
+    /// QEMU's LoongArch machine `virt`
+    Loongarch64,
 }
 
 impl Arch {
@@ -30,17 +35,33 @@ impl Arch {
         match self {
             Self::Host => "host",
             Self::Riscv64 => "riscv64",
+            Self::X86_64 => "x86_64",
+            Self::Loongarch64 => "loongarch64",
         }
     }
 
-    /// The bare-metal target, where there is one.
-    pub fn target(self) -> Option<&'static str> {
+    /// The bare-metal targets, if it is bare metal; the usual one first.
+    pub fn targets(self) -> &'static [&'static str] {
         match self {
-            Self::Host => None,
-            Self::Riscv64 => Some("riscv64gc-unknown-none-elf"),
+            Self::Host => &[],
+            Self::Riscv64 => &["riscv64gc-unknown-none-elf"],
+            Self::X86_64 => &["x86_64-unknown-none"],
+            Self::Loongarch64 => &["loongarch64-unknown-none-softfloat", LOONGARCH64_HARD_FLOAT],
+        }
+    }
+
+    /// Flags for rustc, beside those that say how to link.
+    fn rustc_flags(self) -> &'static [&'static str] {
+        match self {
+            // QEMU loads an ELF where the ELF says, and relocates nothing.
+            Self::X86_64 => &["-Crelocation-model=static"],
+            Self::Host | Self::Riscv64 | Self::Loongarch64 => &[],
         }
     }
 }
+
+/// The target whose ABI has floating-point registers.
+pub const LOONGARCH64_HARD_FLOAT: &str = "loongarch64-unknown-none";
 
 /// A target of the root package.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -62,6 +83,13 @@ impl Program {
         bail!("no example `{name}`; there is: {}", known.join(", "));
     }
 
+    /// The kernel that counts instructions.
+    pub fn cost() -> Result<Self> {
+        let benches = metadata()?.programs("bench");
+        let cost = benches.into_iter().find(|bench| bench.name == "cost");
+        cost.context("the root package has no bench `cost`")
+    }
+
     /// The test kernels: the programs in `tests/target/`, and the suite that the host runs too.
     pub fn test_kernels() -> Result<Vec<Self>> {
         let mut kernels = metadata()?.programs("test");
@@ -75,8 +103,10 @@ impl Program {
         Ok(kernels)
     }
 
-    fn is_example(&self) -> bool {
-        self.kind.iter().any(|kind| kind == "example")
+    /// The words that select it on cargo's command line.
+    pub fn selection(&self) -> [String; 2] {
+        let kind = self.kind.first().map_or("bin", |kind| kind);
+        [format!("--{kind}"), self.name.clone()]
     }
 }
 
@@ -85,12 +115,14 @@ impl Program {
 pub struct Options {
     pub release: bool,
     pub features: Vec<String>,
+    /// One of the architecture's targets, if not the usual one.
+    pub target: Option<&'static str>,
 }
 
 /// Builds `program` and returns the executable. The set-up must be done.
 pub fn build(arch: Arch, program: &Program, options: &Options) -> Result<PathBuf> {
-    let kind = if program.is_example() { "--example" } else { "--test" };
-    let mut arguments = vec!["--message-format=json-render-diagnostics", kind, &program.name];
+    let [kind, name] = program.selection();
+    let mut arguments = vec!["--message-format=json-render-diagnostics", &*kind, &*name];
     if options.release {
         arguments.push("--release");
     }
@@ -98,11 +130,16 @@ pub fn build(arch: Arch, program: &Program, options: &Options) -> Result<PathBuf
     if !features.is_empty() {
         arguments.extend(["--features", &features]);
     }
-    let what = format!("building `{}` for {}", program.name, arch.name());
-    let output = shell::step(&what, &Cargo::for_arch(arch)?.command("build", &arguments))?;
+    let target = options.target.or(arch.targets().first().copied());
+    let (cargo, place) = match target {
+        Some(target) => (Cargo::for_target(arch, target)?, target),
+        None => (Cargo::host(), "the host"),
+    };
+    let what = format!("building `{name}` for {place}");
+    let output = shell::step(&what, &cargo.command("build", &arguments))?;
     executables(&output.stdout)
         .into_iter()
-        .find(|(name, _)| *name == program.name)
+        .find(|(built, _)| *built == name)
         .map(|(_, path)| path)
         .with_context(|| format!("{what}: cargo names no executable"))
 }
@@ -150,11 +187,11 @@ impl Cargo {
         Ok(cargo)
     }
 
-    /// Cargo as `arch` needs it. The set-up must be done.
-    pub fn for_arch(arch: Arch) -> Result<Self> {
-        let Some(target) = arch.target() else { return Ok(Self::host()) };
+    /// Cargo as `target`, one of `arch`'s, needs it. The set-up must be done.
+    pub fn for_target(arch: Arch, target: &str) -> Result<Self> {
         let script = root().join("hal-shim").join(format!("{}.ld", arch.name()));
         let mut flags = vec![format!("-Clink-arg=-T{}", script.display())];
+        flags.extend(arch.rustc_flags().iter().map(|&flag| flag.to_owned()));
         let arguments = ["--target", target].map(str::to_owned);
         let mut cargo = Self { arguments: arguments.into(), ..Self::host() };
         match setup::find_std(target)? {
@@ -185,6 +222,13 @@ impl Cargo {
         }
         cargo.environment.push(("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f")));
         Ok(cargo)
+    }
+
+    /// The same, with its results in `directory` of the workspace's target directory.
+    pub fn with_target_directory(mut self, directory: &str) -> Result<Self> {
+        self.environment.retain(|(name, _)| *name != "CARGO_TARGET_DIR");
+        self.environment.push(("CARGO_TARGET_DIR", target_directory(directory)?));
+        Ok(self)
     }
 
     /// `cargo COMMAND ARGUMENTS`, in the workspace's root.
@@ -286,6 +330,6 @@ not json
     fn an_unknown_example_is_answered_with_the_known_ones() {
         let error = Program::example("nonesuch").unwrap_err().to_string();
         assert!(error.contains("`nonesuch`") && error.contains("preempt"), "{error}");
-        assert!(Program::example("preempt").unwrap().is_example());
+        assert_eq!(Program::example("preempt").unwrap().selection(), ["--example", "preempt"]);
     }
 }

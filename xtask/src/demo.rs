@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum as _;
 use console::style;
 use serde::{Deserialize, Serialize};
 
@@ -80,13 +81,14 @@ impl<'a> Line<'a> {
 pub fn run(archs: &[Arch], load: Load, json: bool, consent: Consent) -> Result<()> {
     setup::ensure(archs, consent)?;
     let program = Program::example("preempt")?;
+    let options = Options { release: true, ..Options::default() };
     for &arch in archs {
-        let options = Options { release: true, ..Options::default() };
         let executable = build::build(arch, &program, &options)?;
         let what = format!("{} hogs for {} s", load.hogs, load.seconds);
         let words = vec![format!("hogs={}", load.hogs), format!("seconds={}", load.seconds)];
-        let (results, threads) = match arch {
-            Arch::Host => {
+        let machine = Machine::value_variants().iter().find(|machine| machine.arch() == arch);
+        let (results, threads) = match machine {
+            None => {
                 let cpu = threads::measured_cpu()?;
                 // Generous: two seconds beside the load, and whatever else this machine does.
                 let limit = Duration::from_secs_f64(60.0 + 3.0 * load.seconds);
@@ -98,11 +100,10 @@ pub fn run(archs: &[Arch], load: Load, json: bool, consent: Consent) -> Result<(
                 };
                 (results, Some(on_threads(load, &what, cpu)?))
             }
-            Arch::Riscv64 => {
-                let _doing = shell::doing(&format!("Trapline on riscv64 in QEMU: {what}"));
+            Some(&machine) => {
+                let _doing = shell::doing(&format!("Trapline on {} in QEMU: {what}", arch.name()));
                 // A guest's second may take ten and more of ours: every instruction is counted.
                 let limit = Duration::from_secs_f64(120.0 + 60.0 * load.seconds);
-                let machine = Machine::Riscv64;
                 let guest =
                     Guest { machine, kernel: executable, smp: 1, icount: true, cpu: None, words };
                 (results(|line| guest.lines(limit, line))?, None)

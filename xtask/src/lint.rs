@@ -20,17 +20,20 @@ pub fn run(consent: Consent) -> Result<()> {
     let models = ["--package", "loom-tests", "--all-targets"];
     step("clippy for the models", &loom.command("clippy", &[&models[..], &DENY].concat()))?;
 
-    let kernels = Program::test_kernels()?;
+    let mut kernels = Program::test_kernels()?;
+    kernels.push(Program::cost()?);
+    let kernels: Vec<_> = kernels.iter().flat_map(Program::selection).collect();
     for &arch in Arch::value_variants() {
-        let Some(target) = arch.target() else { continue };
         setup::ensure(&[arch], consent)?;
-        setup::ensure_clippy(target, consent)?;
-        let mut arguments = vec!["--package", "trapline", "--package", "hal-shim", "--lib"];
-        arguments.push("--examples");
-        arguments.extend(kernels.iter().flat_map(|kernel| ["--test", &*kernel.name]));
-        arguments.extend(DENY);
-        let command = Cargo::for_arch(arch)?.command("clippy", &arguments);
-        step(&format!("clippy for {}", arch.name()), &command)?;
+        for &target in arch.targets() {
+            setup::ensure_clippy(target, consent)?;
+            let mut arguments = vec!["--package", "trapline", "--package", "hal-shim", "--lib"];
+            arguments.push("--examples");
+            arguments.extend(kernels.iter().map(|word| &**word));
+            arguments.extend(DENY);
+            let command = Cargo::for_target(arch, target)?.command("clippy", &arguments);
+            step(&format!("clippy for {target}"), &command)?;
+        }
     }
 
     let documentation = ["--workspace", "--exclude", "loom-tests", "--no-deps"];

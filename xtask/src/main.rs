@@ -1,9 +1,10 @@
 //! `cargo xtask`: everything that is done with Trapline beside compiling it.
 //!
 //! This file is the command line. How a program is built is in `build`, how it runs in QEMU in
-//! `qemu`; `setup`, `demo`, `suites` and `mutants` are the commands.
+//! `qemu`; `setup`, `demo`, `cost`, `suites`, `mutants` and `lint` are the commands.
 
 mod build;
+mod cost;
 mod demo;
 mod lint;
 mod mutants;
@@ -16,9 +17,12 @@ mod threads;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::build::{Arch, Program};
+use crate::qemu::Machine;
+use crate::suites::Suite;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Set-up, demo, QEMU runner and tests of Trapline")]
@@ -34,17 +38,17 @@ struct Cli {
 enum Command {
     /// Find what is missing for building and running on target (QEMU, `core`), and install it
     Setup {
-        /// Only for this architecture; may be repeated
-        #[arg(long)]
-        arch: Vec<Arch>,
+        /// For which architecture; may be repeated
+        #[arg(long, default_value = "all", value_parser = one_or_all::<Arch>())]
+        arch: Vec<Selected<Arch>>,
     },
     /// A task that is due every millisecond, beside tasks that compute without end
     ///
     /// On the host it is compared, in the same run, with the same load on plain Linux threads.
     Demo {
         /// Where to run it
-        #[arg(long, default_value = "host")]
-        arch: DemoArch,
+        #[arg(long, default_value = "host", value_parser = one_or_all::<Arch>())]
+        arch: Selected<Arch>,
         /// How many tasks compute without end
         #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         hogs: u32,
@@ -55,10 +59,22 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// What scheduling costs on target, in counted instructions
+    ///
+    /// An optimized build in QEMU, where every instruction counts one: the same figures in every run.
+    /// benches/target/cost.rs says from where to where each is counted.
+    Cost {
+        /// The machine
+        #[arg(long, default_value = "all", value_parser = one_or_all::<Machine>())]
+        arch: Selected<Machine>,
+        /// Print only one JSON line an architecture on standard output
+        #[arg(long)]
+        json: bool,
+    },
     /// Build one example and run it in QEMU; its exit code becomes ours (Ctrl-A X ends QEMU)
     Qemu {
         /// The machine
-        arch: qemu::Machine,
+        arch: Machine,
         /// The example's name
         example: String,
         /// How many cores the machine has
@@ -82,11 +98,11 @@ enum Command {
     },
     /// Run the tests; the last line is `N passed, N failed`
     Test {
-        /// Only this suite; may be repeated
-        #[arg(long)]
-        arch: Vec<suites::Suite>,
+        /// Which suite; may be repeated
+        #[arg(long, default_value = "all", value_parser = one_or_all::<Suite>())]
+        arch: Vec<Selected<Suite>>,
     },
-    /// Break the code on purpose, as loom-tests/mutants.toml says: each time a model must fail
+    /// Break the code on purpose, as the files mutants.toml say: each time a named test must fail
     Mutants {
         /// Only the mutant of this name
         #[arg(long)]
@@ -96,21 +112,28 @@ enum Command {
     Lint,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum DemoArch {
-    Host,
-    Riscv64,
-    All,
+/// What one word selects: a single one, or all.
+#[derive(Clone)]
+struct Selected<T>(Vec<T>);
+
+/// Reads the name of a `T`, or `all`.
+fn one_or_all<T: ValueEnum + Send + Sync + 'static>() -> impl TypedValueParser<Value = Selected<T>>
+{
+    let names = T::value_variants().iter().filter_map(T::to_possible_value);
+    let all = PossibleValue::new("all").help("Each of these");
+    PossibleValuesParser::new(names.chain([all])).map(|name| {
+        Selected(match T::from_str(&name, false) {
+            Ok(one) => vec![one],
+            Err(_) => T::value_variants().to_vec(),
+        })
+    })
 }
 
-impl DemoArch {
-    fn list(self) -> &'static [Arch] {
-        match self {
-            Self::Host => &[Arch::Host],
-            Self::Riscv64 => &[Arch::Riscv64],
-            Self::All => Arch::value_variants(),
-        }
-    }
+/// Each that was selected, once.
+fn each<T: ValueEnum + PartialEq>(selected: &[Selected<T>]) -> Vec<T> {
+    let mut each = T::value_variants().to_vec();
+    each.retain(|one| selected.iter().any(|Selected(those)| those.contains(one)));
+    each
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -133,26 +156,24 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let consent = setup::Consent::from_flag(cli.yes);
     match cli.command {
         Command::Setup { arch } => {
-            let archs = if arch.is_empty() { Arch::value_variants() } else { &arch[..] };
-            setup::run(archs, consent)?;
+            setup::run(&each(&arch), consent)?;
         }
         Command::Demo { arch, hogs, seconds, json } => {
-            demo::run(arch.list(), threads::Load { hogs, seconds }, json, consent)?;
+            demo::run(&arch.0, threads::Load { hogs, seconds }, json, consent)?;
         }
+        Command::Cost { arch, json } => cost::run(&arch.0, json, consent)?,
         Command::Qemu { arch, example, smp, features, release, icount, timeout, words } => {
             let program = Program::example(&example)?;
             setup::ensure(&[arch.arch()], consent)?;
-            let options = build::Options { release, features };
+            let options = build::Options { release, features, target: None };
             let kernel = build::build(arch.arch(), &program, &options)?;
             let guest = qemu::Guest { machine: arch, kernel, smp, icount, cpu: None, words };
             return guest.on_terminal(Duration::from_secs(timeout)).map(ExitCode::from);
         }
         Command::Test { arch } => {
-            let all = suites::Suite::value_variants();
-            let suites = if arch.is_empty() { all } else { &arch[..] };
-            return Ok(suites::run(suites, consent));
+            return Ok(suites::run(&each(&arch), consent));
         }
-        Command::Mutants { only } => return suites::run_mutants(only.as_deref()),
+        Command::Mutants { only } => return suites::run_mutants(only.as_deref(), consent),
         Command::Lint => lint::run(consent)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -1,7 +1,8 @@
-//! Breaking the code on purpose: a model that does not notice checks nothing.
+//! Breaking the code on purpose: a test that does not notice checks nothing.
 //!
-//! `loom-tests/mutants.toml` lists edits that each take one fix away. They are applied one at a
-//! time to a copy of the workspace, and the named model must fail there.
+//! `loom-tests/mutants.toml` and `tests/mutants.toml` list edits that each take one fix away. They are
+//! applied one at a time to a copy of the workspace, and the named model, or the named test of the
+//! suite on the named machine, must fail there.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,16 +14,50 @@ use duct::cmd;
 use serde::Deserialize;
 
 use crate::build::{self, Cargo};
+use crate::qemu::{Guest, Machine};
 use crate::shell::{self, End};
-use crate::suites::Count;
+use crate::suites::{Count, Tally};
+
+/// The program that has the tests.
+pub const SUITE: &str = "suite";
+const LISTS: [&str; 2] = ["loom-tests/mutants.toml", "tests/mutants.toml"];
 
 /// After this long a model hangs. Loom reports a deadlock as a panic, so that is no catch.
 const LIMIT: Duration = Duration::from_secs(180);
+/// After this long a broken kernel hangs, which is the failure of many.
+const KERNEL_LIMIT: Duration = Duration::from_secs(60);
 
-/// One entry of the list.
+/// One entry of a list.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "Entry")]
+pub struct Mutant {
+    name: String,
+    file: PathBuf,
+    from: String,
+    to: String,
+    pub catcher: Catcher,
+}
+
+/// What must fail.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Catcher {
+    Model(String),
+    Test { machine: Machine, test: String },
+}
+
+impl std::fmt::Display for Catcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Model(model) => f.write_str(model),
+            Self::Test { machine, test } => write!(f, "{test} on {}", machine.arch().name()),
+        }
+    }
+}
+
+/// As it is written.
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Mutant {
+struct Entry {
     name: String,
     /// Relative to the workspace's root.
     file: PathBuf,
@@ -30,8 +65,27 @@ struct Mutant {
     from: String,
     /// ... and is replaced by this.
     to: String,
-    /// The test that must fail.
-    model: String,
+    /// The model that must fail, ...
+    model: Option<String>,
+    /// ... or the suite's test, on this machine.
+    test: Option<String>,
+    arch: Option<Machine>,
+}
+
+impl TryFrom<Entry> for Mutant {
+    type Error = String;
+
+    fn try_from(entry: Entry) -> Result<Self, String> {
+        let Entry { name, file, from, to, model, test, arch } = entry;
+        let catcher = match (model, test, arch) {
+            (Some(model), None, None) => Catcher::Model(model),
+            (None, Some(test), Some(machine)) => Catcher::Test { machine, test },
+            _ => {
+                return Err(format!("`{name}` wants either a `model`, or a `test` and its `arch`"));
+            }
+        };
+        Ok(Self { name, file, from, to, catcher })
+    }
 }
 
 impl Mutant {
@@ -61,10 +115,12 @@ fn parse(text: &str) -> Result<Vec<Mutant>> {
 }
 
 /// The listed mutants, or the one called `only`.
-fn list(only: Option<&str>) -> Result<Vec<Mutant>> {
-    let file = build::root().join("loom-tests/mutants.toml");
-    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-    let all = parse(&text).with_context(|| file.display().to_string())?;
+pub fn list(only: Option<&str>) -> Result<Vec<Mutant>> {
+    let mut all = Vec::new();
+    for list in LISTS {
+        let text = fs::read_to_string(build::root().join(list)).context(list)?;
+        all.extend(parse(&text).context(list)?);
+    }
     let Some(only) = only else { return Ok(all) };
     let names: Vec<_> = all.iter().map(|mutant| mutant.name.clone()).collect();
     match all.into_iter().find(|mutant| mutant.name == only) {
@@ -73,14 +129,9 @@ fn list(only: Option<&str>) -> Result<Vec<Mutant>> {
     }
 }
 
-/// The model that must catch the mutant `name`.
-pub fn model_of(name: &str) -> Result<String> {
-    Ok(list(Some(name))?.swap_remove(0).model)
-}
-
-/// Tries all mutants, or the one called `only`. Caught ones have passed.
-pub fn run(only: Option<&str>) -> Result<Count> {
-    let mutants = list(only)?;
+/// Tries these mutants. Caught ones have passed. The set-up for their machines must be done, and what
+/// must fail must pass as long as nothing is broken.
+pub fn run(mutants: &[Mutant]) -> Result<Count> {
     let tree = PathBuf::from(build::target_directory("mutants")?);
     // What did not change keeps its time stamp, so that little is compiled again.
     let built = [build::root().join("target"), build::target_directory("")?.into()];
@@ -89,13 +140,13 @@ pub fn run(only: Option<&str>) -> Result<Count> {
         !hidden && !built.iter().any(|built| path == built)
     })?;
     let mut count = Count::default();
-    for mutant in &mutants {
+    for mutant in mutants {
         let begin = Instant::now();
         let result = try_one(mutant, &tree);
         let took = begin.elapsed().as_secs_f64();
         match result {
             Ok(()) => {
-                println!("mutant {}: caught by {} ({took:.1} s)", mutant.name, mutant.model);
+                println!("mutant {}: caught by {} ({took:.1} s)", mutant.name, mutant.catcher);
                 count.add(Count::PASSED);
             }
             Err(error) => {
@@ -111,34 +162,61 @@ fn try_one(mutant: &Mutant, tree: &Path) -> Result<()> {
     let file = tree.join(&mutant.file);
     let original = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
     fs::write(&file, mutant.apply(&original)?)?;
-    let result = must_fail(mutant, tree);
+    let result = match &mutant.catcher {
+        Catcher::Model(model) => model_must_fail(&mutant.name, model, tree),
+        Catcher::Test { machine, test } => test_must_fail(&mutant.name, *machine, test, tree),
+    };
     fs::write(&file, original)?;
     result
 }
 
-fn must_fail(mutant: &Mutant, tree: &Path) -> Result<()> {
+const MESSAGE: &str = "--message-format=json-render-diagnostics";
+
+fn model_must_fail(mutant: &str, model: &str, tree: &Path) -> Result<()> {
     // A target directory of their own: cargo would take a mutant for the real tree's fresh build.
     let cargo = Cargo::host_with(&["--cfg", "loom"], "loom-mutants")?;
-    let message = "--message-format=json-render-diagnostics";
-    let arguments = ["--package", "loom-tests", "--release", "--tests", "--no-run", message];
+    let arguments = ["--package", "loom-tests", "--release", "--tests", "--no-run", MESSAGE];
     let command = cargo.command_in(tree, "test", &arguments);
-    let built = shell::step(&format!("building the mutant {}", mutant.name), &command)?;
+    let built = shell::step(&format!("building the mutant {mutant}"), &command)?;
     let mut ran = false;
     for (_, program) in build::executables(&built.stdout) {
         let listed = cmd!(&program, "--list", "--format", "terse").read()?;
-        let Some(test) = find_test(&listed, &mutant.model) else { continue };
+        let Some(test) = find_test(&listed, model) else { continue };
         ran = true;
-        let _doing = shell::doing(&format!("the model {} with {}", mutant.model, mutant.name));
-        let model = cmd!(&program, "--exact", test).env("RUST_BACKTRACE", "0").stderr_null();
-        match shell::lines(&model, LIMIT, |_| ())? {
+        let _doing = shell::doing(&format!("the model {model} with {mutant}"));
+        let command = cmd!(&program, "--exact", test).env("RUST_BACKTRACE", "0").stderr_null();
+        match shell::lines(&command, LIMIT, |_| ())? {
             End::Exit(0) => {}
             End::Exit(_) => return Ok(()),
-            End::TimeUp => {
-                bail!("{} had not ended after {} s", mutant.model, LIMIT.as_secs())
-            }
+            End::TimeUp => bail!("{model} had not ended after {} s", LIMIT.as_secs()),
         }
     }
-    if ran { bail!("{} passes", mutant.model) } else { bail!("no model `{}`", mutant.model) }
+    if ran { bail!("{model} passes") } else { bail!("no model `{model}`") }
+}
+
+fn test_must_fail(mutant: &str, machine: Machine, test: &str, tree: &Path) -> Result<()> {
+    let arch = machine.arch();
+    let Some(target) = arch.targets().first() else { bail!("{} is no target", arch.name()) };
+    let directory = format!("{}-mutants", arch.name());
+    let cargo = Cargo::for_target(arch, target)?.with_target_directory(&directory)?;
+    let command = cargo.command_in(tree, "build", &["--release", "--test", SUITE, MESSAGE]);
+    let built = shell::step(&format!("building the mutant {mutant}"), &command)?;
+    let Some((_, kernel)) = build::executables(&built.stdout).pop() else {
+        bail!("cargo names no executable")
+    };
+    let _doing = shell::doing(&format!("{test} with {mutant}"));
+    let words = vec![format!("filter={test}")];
+    let guest = Guest { machine, kernel, smp: 1, icount: true, cpu: None, words };
+    let (mut tally, mut began) = (Tally::default(), false);
+    let end = guest.lines(KERNEL_LIMIT, |line| {
+        tally.line(line);
+        began |= line.starts_with(&format!("test {test} ... "));
+    })?;
+    match (end, tally.count()) {
+        _ if !began => bail!("the suite has no test `{test}`, or did not come to it"),
+        (End::Exit(0), Count { failed: 0, .. }) => bail!("{test} passes"),
+        _ => Ok(()),
+    }
 }
 
 /// The full name of the test `model` among those that libtest lists.
@@ -185,7 +263,7 @@ mod tests {
             file: "src/ready.rs".into(),
             from: from.into(),
             to: to.into(),
-            model: "push_against_drain".into(),
+            catcher: Catcher::Model("push_against_drain".into()),
         }
     }
 
@@ -206,7 +284,12 @@ mod tests {
         let one = "[[mutant]]\nname='a'\nfile='f'\nfrom='x'\nto='''\ny\n'''\nmodel='m'\n";
         let read = parse(one).unwrap();
         assert_eq!((&*read[0].name, &*read[0].to), ("a", "y\n"));
+        assert_eq!(read[0].catcher, Catcher::Model("m".into()));
         assert!(parse(&one.replace("model=", "modle=")).is_err());
+        assert!(parse(&one.replace("model=", "test=")).is_err());
+        let test = parse(&one.replace("model='m'", "test='t'\narch='x86_64'")).unwrap();
+        let machine = Machine::X86_64;
+        assert_eq!(test[0].catcher, Catcher::Test { machine, test: "t".into() });
         let twice = parse(&[one, one].concat()).unwrap_err().to_string();
         assert!(twice.contains("`a`"), "{twice}");
     }

@@ -1,36 +1,85 @@
 //! Running a program in QEMU.
 
 use std::io::IsTerminal;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 use duct::Expression;
+use serde::Deserialize;
 
 use crate::build::Arch;
 use crate::shell::{self, End};
 
 /// A machine that QEMU plays.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Machine {
     /// `virt`, with OpenSBI as its firmware
     Riscv64,
+    /// `q35`, without any
+    #[value(name = "x86_64")]
+    X86_64,
+    /// `virt`, without any
+    Loongarch64,
 }
 
 impl Machine {
     pub fn arch(self) -> Arch {
         match self {
             Self::Riscv64 => Arch::Riscv64,
+            Self::X86_64 => Arch::X86_64,
+            Self::Loongarch64 => Arch::Loongarch64,
         }
     }
 
     fn arguments(self) -> &'static [&'static str] {
         match self {
             Self::Riscv64 => &["-M", "virt", "-bios", "default", "-m", "256M"],
+            Self::X86_64 => &["-M", "q35", "-nodefaults", "-m", "256M", "-device", DEBUG_EXIT],
+            // A panic of the guest's ends QEMU with 1. Without the device it has no way to fail.
+            Self::Loongarch64 => &[
+                "-M",
+                "virt",
+                "-m",
+                "1G",
+                "-device",
+                "pvpanic-pci",
+                "-action",
+                "panic=exit-failure",
+            ],
+        }
+    }
+
+    /// The processor, unless a board has another: the one with all that is optional.
+    fn cpu(self) -> Option<&'static str> {
+        match self {
+            Self::X86_64 => Some("max"),
+            Self::Riscv64 | Self::Loongarch64 => None,
+        }
+    }
+
+    /// The guest's exit code by QEMU's, and by what the guest `said` in a line `exit code N`.
+    fn exit_code(self, qemu: u8, said: Option<u8>) -> u8 {
+        match self {
+            Self::Riscv64 => qemu,
+            // The device ends QEMU with twice the code, plus one. An even number isn't from it, and
+            // 0 is a triple fault: nobody's success.
+            Self::X86_64 if qemu % 2 == 1 => qemu / 2,
+            Self::X86_64 => qemu.max(1),
+            // It has no device that takes a code.
+            Self::Loongarch64 => match qemu {
+                0 => 0,
+                failed => said.filter(|&code| code != 0).unwrap_or(failed),
+            },
         }
     }
 }
+
+/// Where the guest writes its exit code.
+const DEBUG_EXIT: &str = "isa-debug-exit,iobase=0xf4,iosize=0x04";
 
 /// QEMU's program for `arch`.
 pub fn binary(arch: Arch) -> String {
@@ -56,42 +105,86 @@ impl Guest {
         let mut words: Vec<String> =
             self.machine.arguments().iter().map(|&word| word.to_owned()).collect();
         // `-no-reboot`: a guest that resets itself has ended.
-        words.extend(["-nographic", "-no-reboot", "-smp"].map(str::to_owned));
-        words.push(self.smp.to_string());
-        if let Some(cpu) = self.cpu {
+        words.extend(["-display", "none", "-serial", "mon:stdio", "-no-reboot"].map(str::to_owned));
+        words.extend(["-smp".to_owned(), self.smp.to_string()]);
+        if let Some(cpu) = self.cpu.or(self.machine.cpu()) {
             words.extend(["-cpu", cpu].map(str::to_owned));
         }
         if self.icount {
             words.extend(["-icount", "shift=0,sleep=off"].map(str::to_owned));
         }
         words.extend(["-kernel".to_owned(), self.kernel.display().to_string()]);
-        if !self.words.is_empty() {
-            words.extend(["-append".to_owned(), self.words.join(" ")]);
+        let line = self.words.join(" ");
+        match self.machine {
+            _ if line.is_empty() => {}
+            // Older versions hand the kernel's command line over nowhere. (A comma would end the value.)
+            Machine::Loongarch64 => words.extend([
+                "-fw_cfg".to_owned(),
+                format!("name=opt/trapline/words,string={}", line.replace(',', ",,")),
+            ]),
+            Machine::Riscv64 | Machine::X86_64 => words.extend(["-append".to_owned(), line]),
         }
         duct::cmd(binary(self.machine.arch()), words)
     }
 
     /// Runs it with its console on our terminal and returns its exit code.
     pub fn on_terminal(&self, limit: Duration) -> Result<u8> {
-        let mut command = self.command().unchecked();
-        if !std::io::stdin().is_terminal() {
-            command = command.stdin_null();
+        let stdin = std::io::stdin();
+        let mut command = self.command();
+        if stdin.is_terminal() {
+            command = command.stdin_file(stdin.as_fd().try_clone_to_owned()?);
         }
-        let running = command.start().with_context(|| format!("cannot start {command:?}"))?;
-        match running.wait_timeout(limit)? {
-            Some(output) => Ok(shell::exit_code(output.status)),
-            None => {
-                running.kill()?;
-                anyhow::bail!(
-                    "the guest had not ended after {} s and was ended; `--timeout` gives it longer",
-                    limit.as_secs()
-                );
-            }
+        match self.run(&command, limit, |line| println!("{line}"))? {
+            End::Exit(code) => Ok(code),
+            End::TimeUp => bail!(
+                "the guest had not ended after {} s and was ended; `--timeout` gives it longer",
+                limit.as_secs()
+            ),
         }
     }
 
     /// Runs it and hands over its console line by line.
     pub fn lines(&self, limit: Duration, line: impl FnMut(&str)) -> Result<End> {
-        shell::lines(&self.command(), limit, line)
+        self.run(&self.command(), limit, line)
+    }
+
+    fn run(
+        &self,
+        command: &Expression,
+        limit: Duration,
+        mut line: impl FnMut(&str),
+    ) -> Result<End> {
+        let mut said = None;
+        let end = shell::lines(command, limit, |text| {
+            said = text.strip_prefix("exit code ").and_then(|code| code.parse().ok()).or(said);
+            line(text);
+        })?;
+        Ok(match end {
+            End::Exit(code) => End::Exit(self.machine.exit_code(code, said)),
+            End::TimeUp => End::TimeUp,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_the_guests() {
+        assert_eq!(Machine::Riscv64.exit_code(7, None), 7);
+        assert_eq!(Machine::X86_64.exit_code(1, None), 0);
+        assert_eq!(Machine::X86_64.exit_code(203, None), 101);
+        assert_eq!(Machine::Loongarch64.exit_code(0, None), 0);
+        assert_eq!(Machine::Loongarch64.exit_code(1, Some(101)), 101);
+    }
+
+    #[test]
+    fn no_failure_becomes_a_success() {
+        // A triple fault, and QEMU's end by a signal.
+        assert_eq!(Machine::X86_64.exit_code(0, None), 1);
+        assert_eq!(Machine::X86_64.exit_code(134, None), 134);
+        assert_eq!(Machine::Loongarch64.exit_code(1, None), 1);
+        assert_eq!(Machine::Loongarch64.exit_code(1, Some(0)), 1);
     }
 }

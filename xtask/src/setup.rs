@@ -66,17 +66,19 @@ impl Missing {
     fn look(archs: &[Arch]) -> Result<Self> {
         let mut missing = Self::default();
         for &arch in archs {
-            let Some(target) = arch.target() else { continue };
-            if look_for_std(target).is_none() {
-                missing.targets.push(target);
-                missing.add(format!("`core` for {target}"), &DEBIAN_PACKAGES);
-                if linker().is_none() {
-                    missing.add("a linker for ELF".to_owned(), &["lld"]);
+            for &target in arch.targets() {
+                if look_for_std(target).is_none() {
+                    missing.targets.push(target);
+                    missing.add(format!("`core` for {target}"), &DEBIAN_PACKAGES);
+                    if linker().is_none() {
+                        missing.add("a linker for ELF".to_owned(), &["lld"]);
+                    }
                 }
             }
+            let Some(package) = qemu_package(arch) else { continue };
             let qemu = crate::qemu::binary(arch);
             if find_in_path(&qemu).is_none() {
-                missing.add(qemu, &[qemu_package(arch)]);
+                missing.add(qemu, &[package]);
             }
         }
         Ok(missing)
@@ -87,18 +89,19 @@ impl Missing {
 pub fn run(archs: &[Arch], consent: Consent) -> Result<()> {
     ensure(archs, consent)?;
     for &arch in archs {
-        let Some(target) = arch.target() else {
-            println!("host: nothing to set up");
-            continue;
-        };
-        let qemu = find_in_path(&crate::qemu::binary(arch)).unwrap_or_default();
-        let std = match find_std(target)? {
-            Std::Installed => "the toolchain's".to_owned(),
-            Std::Source { linker } => {
-                format!("built by {DEBIAN_RUSTC}, linked by {}", linker.display())
-            }
-        };
-        println!("{}: ready; `core` is {std}; {}", arch.name(), qemu.display());
+        if arch.targets().is_empty() {
+            println!("{}: nothing to set up", arch.name());
+        }
+        for &target in arch.targets() {
+            let qemu = find_in_path(&crate::qemu::binary(arch)).unwrap_or_default();
+            let std = match find_std(target)? {
+                Std::Installed => "the toolchain's".to_owned(),
+                Std::Source { linker } => {
+                    format!("built by {DEBIAN_RUSTC}, linked by {}", linker.display())
+                }
+            };
+            println!("{target}: ready; `core` is {std}; {}", qemu.display());
+        }
     }
     Ok(())
 }
@@ -197,14 +200,18 @@ fn find_in_path(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
-/// Newer Debians have a package for each architecture.
-fn qemu_package(arch: Arch) -> &'static str {
-    let own = match arch {
-        Arch::Host => return "",
-        Arch::Riscv64 => "qemu-system-riscv",
+/// The package of QEMU's program. Newer Debians have one for RISC-V alone.
+fn qemu_package(arch: Arch) -> Option<&'static str> {
+    let known = |package| {
+        let show = cmd!("apt-cache", "show", package).stdout_null().stderr_null().unchecked().run();
+        show.is_ok_and(|show| show.status.success())
     };
-    let known = cmd!("apt-cache", "show", own).stdout_null().stderr_null().unchecked().run();
-    if known.is_ok_and(|known| known.status.success()) { own } else { "qemu-system-misc" }
+    match arch {
+        Arch::Host => None,
+        Arch::X86_64 => Some("qemu-system-x86"),
+        Arch::Riscv64 if known("qemu-system-riscv") => Some("qemu-system-riscv"),
+        Arch::Riscv64 | Arch::Loongarch64 => Some("qemu-system-misc"),
+    }
 }
 
 /// Tries to add `targets` to the toolchain in use.

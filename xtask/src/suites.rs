@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use duct::Expression;
 
 use crate::build::{self, Cargo, Options, Program};
-use crate::mutants;
+use crate::mutants::{self, Catcher, Mutant};
 use crate::qemu::{Guest, Machine};
 use crate::setup::{self, Consent};
 use crate::shell::{self, End, step};
@@ -23,6 +23,11 @@ pub enum Suite {
     Loom,
     /// The test kernels on QEMU's RISC-V machine
     Riscv64,
+    /// The test kernels on QEMU's PC
+    #[value(name = "x86_64")]
+    X86_64,
+    /// The test kernels on QEMU's LoongArch machine
+    Loongarch64,
 }
 
 /// After this long a suite hangs.
@@ -30,27 +35,56 @@ const SUITE_LIMIT: Duration = Duration::from_secs(20 * 60);
 /// After this long a test kernel hangs.
 const KERNEL_LIMIT: Duration = Duration::from_secs(5 * 60);
 
-/// A machine that each test kernel runs on.
+/// What each test kernel runs on.
 struct Board {
     name: &'static str,
+    machines: &'static [Machine],
     smp: u32,
     /// Whether the guest's clock counts instructions: then a failure comes again in the next run.
     icount: bool,
+    /// If not the machine's usual one.
     cpu: Option<&'static str>,
+    /// What the kernel is built for, if not the usual one.
+    target: Option<&'static str>,
     words: &'static [&'static str],
 }
 
-const BOARDS: [Board; 3] = [
-    Board { name: "1 core", smp: 1, icount: true, cpu: None, words: &[] },
+const ONE_CORE: Board = Board {
+    name: "1 core",
+    machines: &[Machine::Riscv64, Machine::X86_64, Machine::Loongarch64],
+    smp: 1,
+    icount: true,
+    cpu: None,
+    target: None,
+    words: &[],
+};
+
+const BOARDS: [Board; 5] = [
+    ONE_CORE,
     // Each core has a thread of the host's, and they really race.
-    Board { name: "4 cores", smp: 4, icount: false, cpu: None, words: &[] },
+    Board { name: "4 cores", smp: 4, icount: false, ..ONE_CORE },
     // The timer by way of the firmware, which only preemption and sleeping can tell.
     Board {
         name: "1 core without sstc",
-        smp: 1,
-        icount: true,
+        machines: &[Machine::Riscv64],
         cpu: Some("rv64,sstc=false"),
         words: &["filter=stacks"],
+        ..ONE_CORE
+    },
+    // User programs' vector registers by other instructions.
+    Board {
+        name: "1 core without XSAVE",
+        machines: &[Machine::X86_64],
+        cpu: Some("qemu64"),
+        words: &["filter=users"],
+        ..ONE_CORE
+    },
+    // The kernel's own code computes in floating-point registers.
+    Board {
+        name: "1 core, hard float",
+        machines: &[Machine::Loongarch64],
+        target: Some(build::LOONGARCH64_HARD_FLOAT),
+        ..ONE_CORE
     },
 ];
 
@@ -95,17 +129,21 @@ impl fmt::Display for Count {
 
 /// Adds up a program's lines. However it ended, no failure stays uncounted.
 #[derive(Default)]
-struct Tally {
+pub struct Tally {
     lines: u64,
     count: Count,
 }
 
 impl Tally {
-    fn line(&mut self, line: &str) {
+    pub fn line(&mut self, line: &str) {
         if let Some(count) = Count::of_line(line) {
             self.lines += 1;
             self.count.add(count);
         }
+    }
+
+    pub fn count(&self) -> Count {
+        self.count
     }
 
     fn ended(mut self, name: &str, end: End, limit: Duration) -> Count {
@@ -130,31 +168,52 @@ pub fn run(suites: &[Suite], consent: Consent) -> ExitCode {
         counts.push(match suite {
             Suite::Host => ("host", or_failed(host())),
             Suite::Loom => ("loom", or_failed(models(None))),
-            Suite::Riscv64 => ("riscv64", or_failed(kernels(Machine::Riscv64, consent))),
+            Suite::Riscv64 => on_target(Machine::Riscv64, consent),
+            Suite::X86_64 => on_target(Machine::X86_64, consent),
+            Suite::Loongarch64 => on_target(Machine::Loongarch64, consent),
         });
         if suite == Suite::Loom {
-            counts.push(("mutants", or_failed(mutants::run(None))));
+            counts.push(("mutants", or_failed(mutants_of_models())));
         }
     }
     finish(&counts)
 }
 
 /// `cargo xtask mutants`.
-pub fn run_mutants(only: Option<&str>) -> Result<ExitCode> {
-    // A model that fails already would catch anything.
-    let model = only.map(mutants::model_of).transpose()?;
-    let unbroken = or_failed(models(model.as_deref()));
-    if unbroken.failed > 0 {
-        anyhow::bail!("the models must pass before anything is broken on purpose");
+pub fn run_mutants(only: Option<&str>, consent: Consent) -> Result<ExitCode> {
+    let mutants = mutants::list(only)?;
+    // What fails already would catch anything.
+    let mut unbroken = Count::default();
+    if mutants.iter().any(|mutant| matches!(mutant.catcher, Catcher::Model(_))) {
+        let model = only.and(mutants.iter().find_map(|mutant| match &mutant.catcher {
+            Catcher::Model(model) => Some(&**model),
+            Catcher::Test { .. } => None,
+        }));
+        unbroken.add(or_failed(models(model)));
     }
-    Ok(finish(&[("mutants", or_failed(mutants::run(only)))]))
+    for &machine in Machine::value_variants() {
+        if mutants.iter().any(|mutant| is_of(mutant, machine)) {
+            setup::ensure(&[machine.arch()], consent)?;
+            for suite in Program::test_kernels()?.iter().filter(|it| it.name == mutants::SUITE) {
+                unbroken.add(or_failed(kernel(machine, suite, &ONE_CORE)));
+            }
+        }
+    }
+    if unbroken.failed > 0 {
+        anyhow::bail!("all tests must pass before anything is broken on purpose");
+    }
+    Ok(finish(&[("mutants", or_failed(mutants::run(&mutants)))]))
+}
+
+fn is_of(mutant: &Mutant, machine: Machine) -> bool {
+    matches!(mutant.catcher, Catcher::Test { machine: its, .. } if its == machine)
 }
 
 fn finish(counts: &[(&str, Count)]) -> ExitCode {
     let mut total = Count::default();
     println!();
     for (name, count) in counts {
-        println!("{name:<8} {count}");
+        println!("{name:<12} {count}");
         total.add(*count);
     }
     println!("{total}");
@@ -195,6 +254,13 @@ fn host() -> Result<Count> {
     Ok(count)
 }
 
+/// Those that a model must catch. The others, each of which is a kernel to be built, take longer.
+fn mutants_of_models() -> Result<Count> {
+    let mut mutants = mutants::list(None)?;
+    mutants.retain(|mutant| matches!(mutant.catcher, Catcher::Model(_)));
+    mutants::run(&mutants)
+}
+
 /// The models, or those whose name contains `only`.
 fn models(only: Option<&str>) -> Result<Count> {
     let cargo = Cargo::host_with(&["--cfg", "loom"], "loom")?;
@@ -205,33 +271,34 @@ fn models(only: Option<&str>) -> Result<Count> {
     counted("the models", &cargo.command("test", &run))
 }
 
+fn on_target(machine: Machine, consent: Consent) -> (&'static str, Count) {
+    (machine.arch().name(), or_failed(kernels(machine, consent)))
+}
+
 fn kernels(machine: Machine, consent: Consent) -> Result<Count> {
     setup::ensure(&[machine.arch()], consent)?;
     let mut total = Count::default();
     for program in Program::test_kernels()? {
-        total.add(or_failed(kernel(machine, &program)));
+        for board in BOARDS.iter().filter(|board| board.machines.contains(&machine)) {
+            total.add(or_failed(kernel(machine, &program, board)));
+        }
     }
     Ok(total)
 }
 
-fn kernel(machine: Machine, program: &Program) -> Result<Count> {
-    let options = Options { release: true, ..Options::default() };
+fn kernel(machine: Machine, program: &Program, board: &Board) -> Result<Count> {
+    let Board { name, smp, icount, cpu, target, words, .. } = *board;
+    let options = Options { release: true, target, ..Options::default() };
     let kernel = build::build(machine.arch(), program, &options)?;
-    let mut total = Count::default();
-    for board in BOARDS {
-        let name = format!("{} on {}, {}", program.name, machine.arch().name(), board.name);
-        println!("\n     Running {name}");
-        let Board { smp, icount, cpu, words, .. } = board;
-        let words = words.iter().map(|&word| word.to_owned()).collect();
-        let guest = Guest { machine, kernel: kernel.clone(), smp, icount, cpu, words };
-        let mut tally = Tally::default();
-        let end = guest.lines(KERNEL_LIMIT, |line| {
-            println!("{line}");
-            tally.line(line);
-        })?;
-        total.add(tally.ended(&name, end, KERNEL_LIMIT));
-    }
-    Ok(total)
+    let name = format!("{} on {}, {name}", program.name, machine.arch().name());
+    println!("\n     Running {name}");
+    let words = words.iter().map(|&word| word.to_owned()).collect();
+    let mut tally = Tally::default();
+    let end = Guest { machine, kernel, smp, icount, cpu, words }.lines(KERNEL_LIMIT, |line| {
+        println!("{line}");
+        tally.line(line);
+    })?;
+    Ok(tally.ended(&name, end, KERNEL_LIMIT))
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ fn help_names_every_command() {
     let output = xtask(&["--help"]).output().unwrap();
     assert!(output.status.success());
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    for command in ["setup", "demo", "qemu", "test", "mutants", "lint"] {
+    for command in ["setup", "demo", "cost", "qemu", "test", "mutants", "lint"] {
         assert!(text.lines().any(|line| line.trim_start().starts_with(command)), "{text}");
     }
 }
@@ -44,13 +44,16 @@ fn an_unknown_arch_is_answered_with_the_known_ones() {
     for words in [
         &["qemu", "sparc", "preempt"][..],
         &["demo", "--arch", "sparc"],
+        &["cost", "--arch", "sparc"],
         &["test", "--arch", "sparc"],
         &["setup", "--arch", "sparc"],
     ] {
         let output = xtask(words).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{words:?}");
         let error = stderr(&output);
-        assert!(error.contains("'sparc'") && error.contains("riscv64"), "{error}");
+        for part in ["'sparc'", "riscv64", "x86_64", "loongarch64"] {
+            assert!(error.contains(part), "{words:?}: {part}: {error}");
+        }
     }
 }
 
