@@ -39,7 +39,7 @@ pub enum Trap {
     /// The core's alarm.
     Timer,
     /// Another interrupt, with the architecture's number for it: riscv64 the code of `scause`, x86_64
-    /// the vector, loongarch64 the line.
+    /// the vector, loongarch64 the line (of several that are pending, the one that comes first).
     Interrupt(usize),
     /// A system call: see `TrapContext::syscall`. The program counter is behind the instruction.
     Syscall,
@@ -55,7 +55,7 @@ pub enum Trap {
     /// An instruction that doesn't exist, or (where the machine tells) is not for user mode.
     IllegalInstruction,
     /// Anything else, raw: riscv64 `scause`, x86_64 the vector and from bit 8 on the error code, loongarch64
-    /// `ESTAT`.
+    /// `ESTAT` without the pending lines.
     Other(usize),
 }
 

@@ -28,8 +28,8 @@ hal_shim::entry!(unsafe program);
 
 /// Lists functions under their names.
 macro_rules! tests {
-    ($($module:ident :: $name:ident,)*) => {
-        &[$((concat!(stringify!($module), "::", stringify!($name)), $module::$name as fn())),*]
+    ($($(#[$when:meta])* $module:ident :: $name:ident,)*) => {
+        &[$($(#[$when])* (concat!(stringify!($module), "::", stringify!($name)), $module::$name as fn())),*]
     };
 }
 
@@ -133,6 +133,7 @@ fn program() {
         users::the_kernel_part_is_preempted,
         users::a_program_without_interrupts_is_not_interrupted,
         users::an_interrupt_in_user_mode_is_a_value,
+        users::an_interrupted_handler_is_not_left,
         users::runs_nest,
         users::traps_nest_three_deep_while_a_program_is_loaded,
         users::preemptions_meet_programs_and_kernel_parts,
@@ -141,6 +142,10 @@ fn program() {
         users::registers_of_programs_survive_preemption,
         users::an_overflowed_stack_ends_its_task_only,
         users::cores_have_left_their_boot_stacks,
+        #[cfg(target_arch = "x86_64")]
+        users::an_nmi_finds_the_core_where_gs_is_a_programs,
+        #[cfg(target_arch = "x86_64")]
+        users::nmis_meet_system_calls,
     ];
     #[cfg(not(target_os = "none"))]
     let here = &[];

@@ -99,7 +99,9 @@
 //! - A trap: if FPE is on, all f registers go into the trap context before any Rust code runs, and FPE goes
 //!   off for the handler. The return loads them, and turns FPE on or off as it was.
 //!
-//! Under lp64s, kernel code never uses them, FPE is off in the kernel, and none of this is compiled.
+//! Under lp64s, kernel code never uses them, FPE is off in the kernel, and none of this is compiled. A kernel
+//! that has a vector of its own, under lp64d, turns FPE on when an instruction traps for it, and keeps
+//! FPE with the f registers that it saves.
 //!
 //! A user program, under both, begins with FPE off. Its first FP instruction traps: it then gets f
 //! registers that are zero, and goes on. From then on they are loaded before it runs and saved after. So
@@ -496,34 +498,46 @@ impl TrapContext {
         self
     }
 
+    #[inline]
     fn exception(&self) -> usize {
         self.estat >> EXCEPTION_SHIFT & EXCEPTION_MASK
     }
 
     /// What the trap was.
+    #[inline]
     pub fn trap(&self) -> Trap {
-        let fault = |access| Trap::PageFault { addr: self.badv, access };
+        if self.exception() != exception::INTERRUPT {
+            return self.fault();
+        }
+        // Of several, the one that the architecture puts first.
+        match (self.estat & self.ecfg & LINES).checked_ilog2() {
+            Some(TIMER) => Trap::Timer,
+            Some(line) => Trap::Interrupt(line as usize),
+            None => Trap::Other(self.estat),
+        }
+    }
+
+    /// What the exception was.
+    #[cold]
+    fn fault(&self) -> Trap {
+        let page = |access| Trap::PageFault { addr: self.badv, access };
         match self.exception() {
-            exception::INTERRUPT => match (self.estat & self.ecfg & LINES).trailing_zeros() {
-                TIMER => Trap::Timer,
-                usize::BITS => Trap::Other(self.estat),
-                line => Trap::Interrupt(line as usize),
-            },
             exception::SYSTEM_CALL => Trap::Syscall,
             exception::BREAKPOINT => Trap::Breakpoint,
             exception::UNDEFINED_INSTRUCTION
             | exception::PRIVILEGED_INSTRUCTION
             | exception::FP_DISABLED => Trap::IllegalInstruction,
-            exception::LOAD_PAGE | exception::PAGE_NOT_READABLE => fault(Access::Read),
-            exception::STORE_PAGE | exception::PAGE_MODIFICATION => fault(Access::Write),
-            exception::FETCH_PAGE | exception::PAGE_NOT_EXECUTABLE => fault(Access::Execute),
-            exception::PAGE_PRIVILEGE if self.badv == self.era => fault(Access::Execute),
-            exception::PAGE_PRIVILEGE if is_store(self.badi) => fault(Access::Write),
-            exception::PAGE_PRIVILEGE => fault(Access::Read),
+            exception::LOAD_PAGE | exception::PAGE_NOT_READABLE => page(Access::Read),
+            exception::STORE_PAGE | exception::PAGE_MODIFICATION => page(Access::Write),
+            exception::FETCH_PAGE | exception::PAGE_NOT_EXECUTABLE => page(Access::Execute),
+            exception::PAGE_PRIVILEGE if self.badv == self.era => page(Access::Execute),
+            exception::PAGE_PRIVILEGE if is_store(self.badi) => page(Access::Write),
+            exception::PAGE_PRIVILEGE => page(Access::Read),
             exception::ADDRESS if self.estat >> SUBCODE_SHIFT & SUBCODE_MASK == 0 => {
-                fault(Access::Execute)
+                page(Access::Execute)
             }
-            _ => Trap::Other(self.estat),
+            // Without what happens to be pending.
+            _ => Trap::Other(self.estat & !LINES),
         }
     }
 
@@ -615,12 +629,16 @@ impl TrapContext {
     }
 }
 
-/// Whether `instruction`, which accesses memory, stores.
+/// Whether `instruction`, which accesses memory, stores there.
 fn is_store(instruction: usize) -> bool {
-    // The opcode, from the shortest on: stptr, st, fst and vst, sc; then stx and fstx, am*.
-    matches!(instruction >> 24 & 0xff, 0x25 | 0x27 | 0x21 | 0x23)
-        || matches!(instruction >> 22 & 0x3ff, 0xa4..=0xa7 | 0xad | 0xaf | 0xb1 | 0xb3)
-        || matches!(instruction >> 15 & 0x1_ffff, 0x7020..=0x703f | 0x7070..=0x707f | 0x70c0..=0x70ff)
+    // By their opcodes, whose lengths differ: sc and stptr; st and fst; stx and fstx, am*, fstgt and
+    // the like, stgt and the like.
+    matches!(instruction >> 24 & 0xff, 0x21 | 0x23 | 0x25 | 0x27)
+        || matches!(instruction >> 22 & 0x3ff, 0xa4..=0xa7 | 0xad | 0xaf)
+        || matches!(
+            instruction >> 15 & 0x1_ffff,
+            0x7020..=0x703f | 0x7070..=0x707f | 0x70b0..=0x70e3 | 0x70ec..=0x70ef | 0x70f8..=0x70ff
+        )
 }
 
 /// Whether the machine has floating point.

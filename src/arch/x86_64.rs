@@ -228,7 +228,8 @@ unsafe extern "C" fn start() -> ! {
 
 #[cfg(any(target_os = "none", doc))]
 pub use self::traps::{
-    LEAST_EMERGENCY_STACK, Registers, TIMER_VECTOR, TrapContext, TrapCore, install_trap_entry,
+    FpArea, LEAST_EMERGENCY_STACK, Registers, TIMER_VECTOR, TrapContext, TrapCore,
+    install_trap_entry,
 };
 
 /// Trap entry and user mode. Hosted, signals take their place.
@@ -258,8 +259,8 @@ mod traps {
     pub struct TrapContext {
         /// The base of fs in user mode.
         thread_pointer: usize,
-        /// The program's FP registers, once it has used one.
-        fp: Option<Box<FpArea>>,
+        /// A user program's FP registers, once it has used one.
+        pub fp: Option<Box<FpArea>>,
         /// The general registers.
         pub registers: Registers,
         /// The vector, and from bit 8 on the error code. -1 for a system call.
@@ -329,7 +330,7 @@ mod traps {
     /// form; of these FXSAVE uses the first.
     #[repr(C, align(64))]
     #[derive(Clone)]
-    struct FpArea([u8; 512 + 64 + 256]);
+    pub struct FpArea([u8; 512 + 64 + 256]);
 
     impl fmt::Debug for FpArea {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -650,7 +651,9 @@ mod traps {
     ///   unmapped page below it.
     /// - `core` is this core's alone, and `emergency_stack` too: at least [`LEAST_EMERGENCY_STACK`] bytes of
     ///   memory, for ever, aligned to 16 at both ends.
-    /// - `handler` returns with interrupts masked, and only to go on where the `TrapContext` says.
+    /// - `handler` returns with interrupts masked, and only to go on where the `TrapContext` says. For an NMI or a
+    ///   machine check it takes no trap itself: the return from that would let in the next one, on the stack that is
+    ///   in use.
     pub unsafe fn install_trap_entry(
         core: &'static TrapCore,
         emergency_stack: NonNull<[u8]>,
@@ -664,7 +667,7 @@ mod traps {
         init_fp();
 
         let base = emergency_stack.cast::<u8>().as_ptr().expose_provenance();
-        let part = emergency_stack.len() / 3 & !15;
+        let part = (emergency_stack.len() / 3) & !15;
         core.emergency_base.store(base, Ordering::Relaxed);
         core.emergency_top.store(base + part, Ordering::Relaxed);
         let core_address = core::ptr::from_ref(core).expose_provenance();

@@ -10,6 +10,9 @@ use trapline::{Config, spawn, stackful};
 
 use crate::support::*;
 
+#[cfg(target_arch = "loongarch64")]
+#[path = "registers/loongarch64.rs"]
+mod arch;
 #[cfg(target_arch = "riscv64")]
 #[path = "registers/riscv64.rs"]
 mod arch;

@@ -65,9 +65,9 @@ impl Machine {
     fn exit_code(self, qemu: u8, said: Option<u8>) -> u8 {
         match self {
             Self::Riscv64 => qemu,
-            // The device ends QEMU with twice the code, plus one. An even number isn't from it, and
-            // 0 is a triple fault: nobody's success.
-            Self::X86_64 if qemu % 2 == 1 => qemu / 2,
+            // The device ends QEMU with twice what it gets, plus one; it gets the code plus one. What isn't
+            // from it is QEMU's own failure (1) or a triple fault (0): nobody's success.
+            Self::X86_64 if qemu % 2 == 1 && qemu > 1 => qemu / 2 - 1,
             Self::X86_64 => qemu.max(1),
             // It has no device that takes a code.
             Self::Loongarch64 => match qemu {
@@ -173,16 +173,17 @@ mod tests {
     #[test]
     fn exit_codes_are_the_guests() {
         assert_eq!(Machine::Riscv64.exit_code(7, None), 7);
-        assert_eq!(Machine::X86_64.exit_code(1, None), 0);
-        assert_eq!(Machine::X86_64.exit_code(203, None), 101);
+        assert_eq!(Machine::X86_64.exit_code(3, None), 0);
+        assert_eq!(Machine::X86_64.exit_code(205, None), 101);
         assert_eq!(Machine::Loongarch64.exit_code(0, None), 0);
         assert_eq!(Machine::Loongarch64.exit_code(1, Some(101)), 101);
     }
 
     #[test]
     fn no_failure_becomes_a_success() {
-        // A triple fault, and QEMU's end by a signal.
+        // A triple fault, a failure of QEMU's own, and its end by a signal.
         assert_eq!(Machine::X86_64.exit_code(0, None), 1);
+        assert_eq!(Machine::X86_64.exit_code(1, None), 1);
         assert_eq!(Machine::X86_64.exit_code(134, None), 134);
         assert_eq!(Machine::Loongarch64.exit_code(1, None), 1);
         assert_eq!(Machine::Loongarch64.exit_code(1, Some(0)), 1);

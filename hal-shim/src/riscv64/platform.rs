@@ -10,7 +10,7 @@ use sbi_rt::HartMask;
 use trapline::arch::{Native, TrapContext, TrapCore};
 use trapline::platform::{CoreSlot, InInterrupt, Platform};
 use trapline::preempt;
-use trapline::trap::Trap;
+use trapline::trap::{Access, Trap};
 
 use super::boot::BOOT_STACK;
 use super::{fail, space};
@@ -259,7 +259,7 @@ pub(super) fn on_trap(context: &mut TrapContext) {
 /// A trap that is no interrupt.
 #[cold]
 fn on_fault(context: &mut TrapContext, trap: Trap) {
-    if let Trap::PageFault { addr, .. } = trap
+    if let Trap::PageFault { addr, access: Access::Read | Access::Write } = trap
         && space::is_mapped(addr)
     {
         // This core's TLB had kept from before that it isn't.

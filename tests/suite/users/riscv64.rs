@@ -6,6 +6,8 @@ use trapline::arch::TrapContext;
 
 /// What `other` ends with: a load-reserved of an address that isn't aligned.
 pub const OTHER: usize = 4;
+/// Whether pages that may not be executed are not.
+pub const HAS_NO_EXECUTE: bool = true;
 /// Whether the smallest breakpoint is shorter than an instruction can be.
 pub const HAS_SHORT_BREAKPOINT: bool = true;
 

@@ -1,0 +1,263 @@
+//! The core's own interrupt controller (the local APIC), its timer, and the clock.
+
+use core::arch::x86_64::{__cpuid, _rdtsc};
+use core::hint::{black_box, spin_loop};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use trapline::arch::x86_64::TIMER_VECTOR;
+use trapline::platform::Platform as _;
+use x86::instructions::port::Port;
+use x86::registers::model_specific::Msr;
+
+use super::{Machine, fail};
+
+/// Where every processor has its own.
+pub(super) const BASE: usize = 0xfee0_0000;
+/// Its registers, from there on.
+pub(super) const ID: usize = 0x20;
+const TASK_PRIORITY: usize = 0x80;
+const END_OF_INTERRUPT: usize = 0xb0;
+const SPURIOUS: usize = 0xf0;
+const COMMAND: usize = 0x300;
+const COMMAND_TO: usize = 0x310;
+const TIMER: usize = 0x320;
+const INITIAL_COUNT: usize = 0x380;
+const CURRENT_COUNT: usize = 0x390;
+const DIVIDE: usize = 0x3e0;
+
+/// `SPURIOUS`: it is on. The vector is that of an interrupt that was withdrawn.
+const ON: u32 = 1 << 8;
+pub(super) const SPURIOUS_VECTOR: u8 = 255;
+/// The vector of the software interrupt: other cores' and one's own.
+pub(super) const SOFT_VECTOR: u8 = 33;
+/// `DIVIDE`: by one.
+const BY_ONE: u32 = 0b1011;
+
+/// `COMMAND`: what is sent, beside a vector.
+const ASSERT: u32 = 1 << 14;
+pub(super) const NMI: u32 = 0b100 << 8 | ASSERT;
+pub(super) const INIT: u32 = 0b101 << 8 | ASSERT;
+pub(super) const STARTUP: u32 = 0b110 << 8 | ASSERT;
+/// `COMMAND`: the last one is still on its way.
+const PENDING: u32 = 1 << 12;
+
+fn read(register: usize) -> u32 {
+    // SAFETY: `check` has found it there; reading has no effect.
+    unsafe { core::ptr::with_exposed_provenance::<u32>(BASE + register).read_volatile() }
+}
+
+fn write(register: usize, value: u32) {
+    // SAFETY: `check` has found it there; it touches no memory.
+    unsafe { core::ptr::with_exposed_provenance_mut::<u32>(BASE + register).write_volatile(value) }
+}
+
+/// Ends the machine if its processors have no local APIC that we know.
+pub(super) fn check() {
+    const HAS_APIC: u32 = 1 << 9;
+    if __cpuid(1).edx & HAS_APIC == 0 {
+        fail(format_args!("the processor has no local APIC"));
+    }
+    const ENABLED: u64 = 1 << 11;
+    const X2APIC: u64 = 1 << 10;
+    // SAFETY: a processor with an APIC has the register.
+    let base = unsafe { Msr::new(0x1b).read() };
+    if base & (ENABLED | X2APIC) != ENABLED || base >> 12 != (BASE >> 12) as u64 {
+        fail(format_args!("the local APIC is not where it was expected: its base is {base:#x}"));
+    }
+}
+
+/// Masks the interrupt controllers of old, once.
+pub(super) fn mask_legacy() {
+    for port in [0x21, 0xa1] {
+        // SAFETY: the mask registers of the two; nobody waits for their interrupts.
+        unsafe { Port::<u8>::new(port).write(0xff) };
+    }
+}
+
+/// Turns the calling core's on, with the timer stopped.
+pub(super) fn init_core() {
+    write(SPURIOUS, ON | u32::from(SPURIOUS_VECTOR));
+    write(TASK_PRIORITY, 0);
+    write(DIVIDE, BY_ONE);
+    // One-shot.
+    write(TIMER, u32::from(TIMER_VECTOR));
+    stop_timer();
+}
+
+/// The calling core's number, as others send to it.
+pub(super) fn id() -> u32 {
+    read(ID) >> 24
+}
+
+pub(super) fn end_of_interrupt() {
+    write(END_OF_INTERRUPT, 0);
+}
+
+/// Sends `command` to the core with this number, which may be the calling one. Any context but an NMI's.
+pub(super) fn send(command: u32, to: u32) {
+    let state = Machine.mask_interrupts();
+    while read(COMMAND) & PENDING != 0 {
+        spin_loop();
+    }
+    // A handler's own sending must not come between the two.
+    write(COMMAND_TO, to << 24);
+    write(COMMAND, command);
+    // SAFETY: the pair of the call above.
+    unsafe { Machine.restore_interrupts(state) };
+}
+
+/// Sends the software interrupt.
+pub(super) fn notify(to: u32) {
+    send(ASSERT | u32::from(SOFT_VECTOR), to);
+}
+
+/// Nanoseconds for a tick of the time-stamp counter, and ticks of the core's timer for a nanosecond, both times
+/// 2³².
+static NANOSECONDS: AtomicU64 = AtomicU64::new(0);
+static TIMER_TICKS: AtomicU64 = AtomicU64::new(0);
+
+fn scale(value: u64, factor: &AtomicU64) -> u64 {
+    let scaled = u128::from(value) * u128::from(factor.load(Ordering::Relaxed));
+    (scaled >> 32) as u64
+}
+
+fn time_stamp() -> u64 {
+    // SAFETY: every 64-bit processor has it.
+    unsafe { _rdtsc() }
+}
+
+/// Under `-icount`, the counter of time counts instructions.
+#[inline]
+pub(crate) fn instructions() -> u64 {
+    time_stamp()
+}
+
+/// Nanoseconds, rounded down.
+pub(super) fn now() -> u64 {
+    scale(time_stamp(), &NANOSECONDS)
+}
+
+pub(super) fn stop_timer() {
+    write(INITIAL_COUNT, 0);
+}
+
+/// Has the timer fire `delay` nanoseconds from now: rounded up; earlier, if it cannot count so far.
+pub(super) fn start_timer(delay: u64) {
+    let ticks = scale(delay, &TIMER_TICKS).saturating_add(1);
+    write(INITIAL_COUNT, ticks.min(u32::MAX.into()) as u32);
+}
+
+/// Finds out how fast the time-stamp counter and the timer tick, by the one clock of a PC whose frequency is
+/// known: channel 2 of the interval timer. Once, on core 0.
+pub(super) fn calibrate() {
+    write(INITIAL_COUNT, u32::MAX);
+    start_interval_timer();
+    let mut before = Speed::measure();
+    loop {
+        let speed = Speed::measure();
+        // A host that takes its time may let the interval timer come round unseen.
+        if speed.is_near(&before) {
+            NANOSECONDS.store(speed.nanoseconds, Ordering::Relaxed);
+            TIMER_TICKS.store(speed.timer_ticks, Ordering::Relaxed);
+            break;
+        }
+        before = speed;
+    }
+    stop_timer();
+}
+
+/// What [`NANOSECONDS`] and [`TIMER_TICKS`] become.
+struct Speed {
+    nanoseconds: u64,
+    timer_ticks: u64,
+}
+
+impl Speed {
+    fn measure() -> Self {
+        /// The interval timer's ticks in a second.
+        const FREQUENCY: u64 = 1_193_182;
+        /// For how many of them the three are compared: 5 ms.
+        const SPAN: u16 = (FREQUENCY / 200) as u16;
+
+        let first = Sample::take();
+        let last = loop {
+            // Looking takes a host far longer than it takes the guest.
+            for n in 0..10_000 {
+                black_box(n);
+            }
+            let sample = Sample::take();
+            if sample.interval == first.interval {
+                fail(format_args!("the machine has no interval timer that counts"));
+            }
+            if first.interval.wrapping_sub(sample.interval) >= SPAN {
+                break sample;
+            }
+        };
+        // Two of them count down.
+        let interval = u64::from(first.interval.wrapping_sub(last.interval));
+        let timer = first.timer.wrapping_sub(last.timer);
+        let stamp = last.stamp - first.stamp;
+        if timer == 0 || stamp == 0 {
+            fail(format_args!("the processor's timer or its time-stamp counter stands still"));
+        }
+        let nanoseconds = interval * 1_000_000_000 / FREQUENCY;
+        Self {
+            nanoseconds: (nanoseconds << 32) / stamp,
+            timer_ticks: (u64::from(timer) << 32).div_ceil(nanoseconds),
+        }
+    }
+
+    /// They differ by less than a thousandth.
+    fn is_near(&self, other: &Self) -> bool {
+        let near = |a: u64, b: u64| a.abs_diff(b) < a / 1000;
+        near(self.nanoseconds, other.nanoseconds) && near(self.timer_ticks, other.timer_ticks)
+    }
+}
+
+/// The ports of the interval timer.
+const INTERVAL_COUNT: u16 = 0x42;
+const INTERVAL_COMMAND: u16 = 0x43;
+const INTERVAL_GATE: u16 = 0x61;
+
+/// Has channel 2 count down from 65536 again and again, without the speaker that listens to it.
+fn start_interval_timer() {
+    // SAFETY: nobody else uses the channel, and it disturbs nobody.
+    unsafe {
+        let mut gate = Port::<u8>::new(INTERVAL_GATE);
+        let speaker = gate.read();
+        gate.write(speaker & !0b10 | 0b01);
+        // Channel 2, both bytes, mode 2: a count that repeats.
+        Port::<u8>::new(INTERVAL_COMMAND).write(0b1011_0100);
+        Port::<u8>::new(INTERVAL_COUNT).write(0);
+        Port::<u8>::new(INTERVAL_COUNT).write(0);
+    }
+}
+
+/// What three clocks said at the same moment.
+struct Sample {
+    stamp: u64,
+    timer: u32,
+    interval: u16,
+}
+
+impl Sample {
+    /// The best of several: a host that takes its time in the middle of one makes it worthless.
+    fn take() -> Self {
+        let samples = (0..16).map(|_| {
+            let stamp = time_stamp();
+            let timer = read(CURRENT_COUNT);
+            // SAFETY: reads the channel's count, the low byte first, after latching it.
+            let interval = unsafe {
+                Port::<u8>::new(INTERVAL_COMMAND).write(0b1000_0000);
+                let mut count = Port::<u8>::new(INTERVAL_COUNT);
+                let low = count.read();
+                u16::from_le_bytes([low, count.read()])
+            };
+            (time_stamp() - stamp, Self { stamp, timer, interval })
+        });
+        match samples.min_by_key(|(took, _)| *took) {
+            Some((_, sample)) => sample,
+            None => unreachable!("there are 16"),
+        }
+    }
+}

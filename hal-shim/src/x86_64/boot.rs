@@ -1,0 +1,584 @@
+//! From the loader to Rust code, on the first processor and on the others.
+//!
+//! A PVH loader (QEMU's `-kernel`) finds the entry in [`NOTE`] and jumps to `_start` on one processor, in
+//! protected mode, with interrupts and paging off: ebx is the address of a [`StartInfo`]. The others wait
+//! until [`start_core`] asks for them: then they begin in real mode at a copy of [`trampoline`], and go on at
+//! `start_other`. From there on the base of gs is the address of the processor's [`Core`], for ever.
+//!
+//! Each leaves its boot stack for an allocated one as soon as it can, and from then on the boot stack is
+//! its emergency stack.
+
+use core::alloc::Layout;
+use core::arch::naked_asm;
+use core::ffi::CStr;
+use core::hint::spin_loop;
+use core::mem::offset_of;
+use core::ops::Range;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+use trapline::arch::{LEAST_EMERGENCY_STACK, install_trap_entry};
+use trapline::platform::Platform as _;
+
+use super::platform::{CORES, Core, Machine, on_trap};
+use super::space::{self, BOOT_GIBS, GLOBAL, KERNEL, LARGE, PRESENT, Tables, WRITE};
+use super::{FINISHER, HEAP, UART, apic, exit, fail, init_console};
+use crate::StartError;
+
+/// How large a boot stack is, as the linker script says for core 0.
+pub(super) const BOOT_STACK: usize = 64 * 1024;
+/// How large the stack is that a core enters its runtime on.
+const STACK: usize = 64 * 1024;
+
+const _: () = assert!(BOOT_STACK >= LEAST_EMERGENCY_STACK);
+
+unsafe extern "C" {
+    /// The linker script's: not data, but where the free memory begins and the boot stack ends.
+    static __heap_start: [u8; 0];
+    static __boot_stack_top: [u8; 0];
+    /// The end of [`trampoline`].
+    static hal_shim_trampoline_end: [u8; 0];
+}
+
+unsafe extern "Rust" {
+    /// What `entry!` defines.
+    safe fn __hal_shim_program();
+}
+
+/// An ELF note, by which a PVH loader finds the entry. Notes are aligned to 4.
+#[repr(C, packed(4))]
+struct Note {
+    name_size: u32,
+    entry_size: u32,
+    kind: u32,
+    name: [u8; 4],
+    entry: unsafe extern "C" fn() -> !,
+}
+
+#[used]
+#[unsafe(link_section = ".note.pvh")]
+static NOTE: Note = Note { name_size: 4, entry_size: 8, kind: 18, name: *b"Xen\0", entry: _start };
+
+/// What a PVH loader tells.
+#[repr(C)]
+struct StartInfo {
+    magic: u32,
+    version: u32,
+    flags: u32,
+    modules: u32,
+    module_list: u64,
+    command_line: u64,
+    /// Where ACPI's tables begin.
+    acpi: u64,
+    /// From version 1 on.
+    memory_map: u64,
+    memory_map_entries: u32,
+    reserved: u32,
+}
+
+const MAGIC: u32 = 0x336e_c578;
+
+/// An entry of the memory map.
+#[repr(C)]
+struct Region {
+    start: u64,
+    size: u64,
+    kind: u32,
+    reserved: u32,
+}
+
+/// The kind of what is free to be used.
+const RAM: u32 = 1;
+
+static COMMAND_LINE: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
+static HOW_MANY: AtomicUsize = AtomicUsize::new(1);
+
+/// Null, and flat code and data for 64 bits, until the trap entry brings its own.
+static GDT: [u64; 3] = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+const CODE: usize = 0x08;
+const DATA: usize = 0x10;
+
+/// What `lgdt` reads, in 32-bit mode the first six bytes.
+#[repr(C, packed)]
+struct GdtPointer {
+    limit: u16,
+    base: &'static [u64; 3],
+}
+
+static GDT_POINTER: GdtPointer = GdtPointer { limit: size_of::<[u64; 3]>() as u16 - 1, base: &GDT };
+
+/// CPUID 0x8000_0001, edx: 64-bit mode, and pages that are not executable.
+const LONG_MODE_AND_NX: u32 = 1 << 29 | 1 << 20;
+/// EFER: the same two.
+const EFER: u32 = 0xc000_0080;
+const EFER_LME_NXE: u32 = 1 << 8 | 1 << 11;
+/// CR4: physical address extension, global pages.
+const CR4_PAE_PGE: u32 = 1 << 5 | 1 << 7;
+/// CR0: paging, write protection also for the kernel, protected mode. Caches are on.
+const CR0_PG_WP_PE: u32 = 1 << 31 | 1 << 16 | 1 << 0;
+
+/// ebx: the start info; no stack yet.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn _start() -> ! {
+    naked_asm!(
+        ".code32",
+        "cld",
+        "mov edi, offset __bss_start",
+        "mov ecx, offset __bss_end",
+        "sub ecx, edi",
+        "shr ecx, 2",
+        "xor eax, eax",
+        "rep stosd",
+        // `cpuid` overwrites ebx.
+        "mov ebp, ebx",
+        "mov eax, 0x80000000",
+        "cpuid",
+        "cmp eax, 0x80000001",
+        "jb 4f",
+        "mov eax, 0x80000001",
+        "cpuid",
+        "and edx, {long_mode_and_nx}",
+        "cmp edx, {long_mode_and_nx}",
+        "jne 4f",
+        // The kernel's tables: the root, one for GiBs, and one for each GiB.
+        "mov edi, offset {kernel}",
+        "lea eax, [edi + {gibs} + {table}]",
+        "mov [edi + {root}], eax",
+        "lea eax, [edi + {low} + {table}]",
+        "lea edx, [edi + {gibs}]",
+        "mov ecx, {boot_gibs}",
+        "2:",
+        "mov [edx], eax",
+        "add eax, 4096",
+        "add edx, 8",
+        "dec ecx",
+        "jnz 2b",
+        "lea edx, [edi + {low}]",
+        "mov eax, {page}",
+        "mov ecx, 512 * {boot_gibs}",
+        "3:",
+        "mov [edx], eax",
+        "add eax, 1 << 21",
+        "add edx, 8",
+        "dec ecx",
+        "jnz 3b",
+        "mov eax, {cr4}",
+        "mov cr4, eax",
+        "mov cr3, edi",
+        "mov ecx, {efer}",
+        "rdmsr",
+        "or eax, {efer_on}",
+        "wrmsr",
+        "mov eax, {cr0}",
+        "mov cr0, eax",
+        "lgdt [{gdt_pointer}]",
+        // A far jump to code.
+        ".byte 0xea",
+        ".long {start}",
+        ".word {code}",
+        // No 64-bit mode: what there is to say, in 32 bits.
+        "4:",
+        "mov esi, offset {message}",
+        "5:",
+        "lodsb",
+        "test al, al",
+        "jz 6f",
+        "mov dx, {uart}",
+        "out dx, al",
+        "jmp 5b",
+        "6:",
+        "mov dx, {finisher}",
+        "mov al, 2",
+        "out dx, al",
+        "7:",
+        "hlt",
+        "jmp 7b",
+        ".code64",
+        long_mode_and_nx = const LONG_MODE_AND_NX,
+        kernel = sym KERNEL,
+        root = const offset_of!(Tables, root),
+        gibs = const offset_of!(Tables, gibs),
+        low = const offset_of!(Tables, low),
+        table = const PRESENT | WRITE,
+        page = const PRESENT | WRITE | LARGE | GLOBAL,
+        boot_gibs = const BOOT_GIBS,
+        cr4 = const CR4_PAE_PGE,
+        efer = const EFER,
+        efer_on = const EFER_LME_NXE,
+        cr0 = const CR0_PG_WP_PE,
+        gdt_pointer = sym GDT_POINTER,
+        start = sym start,
+        code = const CODE,
+        message = sym MESSAGE,
+        uart = const UART,
+        finisher = const FINISHER,
+    )
+}
+
+static MESSAGE: [u8; 74] =
+    *b"hal-shim: the processor has no 64-bit mode, or none that can forbid code\n\0";
+
+/// In 64-bit mode. ebp: the start info; no stack yet.
+#[unsafe(naked)]
+unsafe extern "C" fn start() -> ! {
+    naked_asm!(
+        "mov eax, {data}",
+        "mov ss, eax",
+        "mov ds, eax",
+        "mov es, eax",
+        "lea rsp, [rip + __boot_stack_top]",
+        "mov edi, ebp",
+        "xor ebp, ebp",
+        "call {main}",
+        data = const DATA,
+        main = sym main,
+    )
+}
+
+/// Where the others begin: in the first MiB, at a page's beginning. Nothing else is there.
+const TRAMPOLINE: usize = 0x8000;
+
+/// In real mode, at [`TRAMPOLINE`]; no stack yet.
+#[unsafe(naked)]
+unsafe extern "C" fn trampoline() {
+    naked_asm!(
+        ".code16",
+        "2:",
+        "cli",
+        "cld",
+        "xor eax, eax",
+        "mov ds, ax",
+        // With 32 bits of base.
+        ".byte 0x66",
+        "lgdt [hal_shim_gdt_pointer]",
+        "mov eax, {cr4}",
+        "mov cr4, eax",
+        "mov eax, offset {kernel}",
+        "mov cr3, eax",
+        "mov ecx, {efer}",
+        "rdmsr",
+        "or eax, {efer_on}",
+        "wrmsr",
+        "mov eax, {cr0}",
+        "mov cr0, eax",
+        // A far jump to code in 64 bits, with a 32-bit address.
+        ".byte 0x66, 0xea",
+        ".long {start_other}",
+        ".word {code}",
+        "3:",
+        ".set hal_shim_gdt_pointer, {trampoline} + (3b - 2b)",
+        ".word {gdt_size} - 1",
+        ".long {gdt}",
+        ".code64",
+        ".global hal_shim_trampoline_end",
+        "hal_shim_trampoline_end:",
+        trampoline = const TRAMPOLINE,
+        cr4 = const CR4_PAE_PGE,
+        kernel = sym KERNEL,
+        efer = const EFER,
+        efer_on = const EFER_LME_NXE,
+        cr0 = const CR0_PG_WP_PE,
+        start_other = sym start_other,
+        code = const CODE,
+        gdt_size = const size_of::<[u64; 3]>(),
+        gdt = sym GDT,
+    )
+}
+
+/// In 64-bit mode; no stack yet.
+#[unsafe(naked)]
+unsafe extern "C" fn start_other() -> ! {
+    naked_asm!(
+        "mov eax, {data}",
+        "mov ss, eax",
+        "mov ds, eax",
+        "mov es, eax",
+        "mov eax, {apic_id_register}",
+        "mov eax, [rax]",
+        "shr eax, 24",
+        // Its `Core` is the one that has this number.
+        "lea rdi, [rip + {cores}]",
+        "2:",
+        "cmp [rdi + {apic_id}], eax",
+        "je 3f",
+        "add rdi, {core}",
+        "jmp 2b",
+        "3:",
+        "mov rsp, [rdi + {boot_stack_top}]",
+        "xor ebp, ebp",
+        "call {main_other}",
+        data = const DATA,
+        apic_id_register = const apic::BASE + apic::ID,
+        cores = sym CORES,
+        apic_id = const offset_of!(Core, apic_id),
+        core = const size_of::<Core>(),
+        boot_stack_top = const offset_of!(Core, boot_stack_top),
+        main_other = sym main_other,
+    )
+}
+
+extern "C" fn main(info: &'static StartInfo) -> ! {
+    // SAFETY: first of all, on core 0.
+    unsafe { CORES[0].become_current() };
+    init_console();
+    if info.magic != MAGIC || info.version == 0 {
+        fail(format_args!(
+            "the loader is not one for PVH, version 1: magic {:#x}, version {}",
+            info.magic, info.version
+        ));
+    }
+    COMMAND_LINE.store(at(info.command_line), Ordering::Relaxed);
+    apic::check();
+    apic::mask_legacy();
+    HOW_MANY.store(find_cores(info), Ordering::Relaxed);
+    init_memory(info);
+    CORES[0].boot_stack_top.store((&raw const __boot_stack_top).addr(), Ordering::Relaxed);
+    apic::init_core();
+    apic::calibrate();
+    leave_boot_stack(STACK, || {
+        init_core();
+        __hal_shim_program();
+        exit(0)
+    })
+}
+
+extern "C" fn main_other(core: &'static Core) -> ! {
+    // SAFETY: first of all, and each has its own.
+    unsafe { core.become_current() };
+    leave_boot_stack(STACK, || {
+        init_core();
+        // Release pairs with the acquire in `start_core`, which may free what a core that is not up leaves.
+        Core::here().is_up.store(true, Ordering::Release);
+        loop {
+            run_program();
+        }
+    })
+}
+
+fn leave_boot_stack(size: usize, main: fn() -> !) -> ! {
+    match trapline::stackful::leave_boot_stack(size, main) {
+        Err(error) => fail(format_args!("{error}")),
+    }
+}
+
+/// Runs what `start_core` has given to this core, or waits for something.
+fn run_program() {
+    let core = Core::here();
+    let interrupts = Machine.mask_interrupts();
+    // Acquire pairs with the release in `start_core`.
+    let program = core.program.swap(core::ptr::null_mut(), Ordering::Acquire);
+    if program.is_null() {
+        Machine.park();
+    }
+    // SAFETY: what `mask_interrupts` has just returned.
+    unsafe { Machine.restore_interrupts(interrupts) };
+    if !program.is_null() {
+        // SAFETY: `start_core` stored a `fn()` there.
+        let program = unsafe { core::mem::transmute::<*mut (), fn()>(program) };
+        program();
+        // Release: what the program did is seen by who starts the next one.
+        core.is_started.store(false, Ordering::Release);
+    }
+}
+
+/// Sets up the calling core's traps and enables interrupts.
+fn init_core() {
+    let core = Core::here();
+    let emergency_stack = core::ptr::with_exposed_provenance_mut(core.boot_stack().start);
+    let Some(emergency_stack) = NonNull::new(emergency_stack) else {
+        fail(format_args!("a boot stack at address 0"))
+    };
+    let emergency_stack = NonNull::slice_from_raw_parts(emergency_stack, BOOT_STACK);
+    // SAFETY: this is 64-bit mode as the boot code sets it, and the program is compiled for a bare machine. Stacks
+    // have an unmapped page below. The boot stack has been left for ever, and is this core's. `on_trap` returns
+    // with interrupts masked.
+    unsafe { install_trap_entry(&core.trap, emergency_stack, on_trap) };
+    apic::init_core();
+    // SAFETY: nothing is masked on purpose yet.
+    unsafe { Machine.enable_interrupts() };
+}
+
+/// What lies at a physical address.
+fn at<T>(address: u64) -> *mut T {
+    core::ptr::with_exposed_provenance_mut(address as usize)
+}
+
+/// Where the boot code's map ends.
+const BOOT_MAP: usize = BOOT_GIBS << 30;
+
+/// The RAM within `part`.
+fn memory(info: &StartInfo, part: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    // SAFETY: the loader left it there, and nothing is written there.
+    let map: &'static [Region] = unsafe {
+        core::slice::from_raw_parts(at(info.memory_map), info.memory_map_entries as usize)
+    };
+    let regions = map.iter().filter(|region| region.kind == RAM).map(move |region| {
+        let end = region.start.saturating_add(region.size);
+        (region.start as usize).max(part.start)..(end as usize).min(part.end)
+    });
+    regions.filter(|region| !region.is_empty())
+}
+
+/// Gives all RAM beyond the kernel to the heap, and completes the kernel's map. What is below is the firmware's and
+/// the loader's.
+fn init_memory(info: &StartInfo) {
+    let start = (&raw const __heap_start).addr();
+    for region in memory(info, start..BOOT_MAP) {
+        // SAFETY: once, and the linker script puts nothing there.
+        unsafe { HEAP.add(region) };
+    }
+    let Some(end) = memory(info, start..space::STACKS).map(|region| region.end).max() else {
+        fail(format_args!("the loader's memory map has no memory beyond the kernel"))
+    };
+    if space::init(end).is_none() {
+        fail(format_args!("no memory for page tables"));
+    }
+    for region in memory(info, BOOT_MAP..space::STACKS) {
+        // SAFETY: once, and it is mapped now.
+        unsafe { HEAP.add(region) };
+    }
+    // Only now: this is where QEMU puts the start info.
+    if space::unmap_null().is_none() {
+        fail(format_args!("no memory for page tables"));
+    }
+}
+
+/// Gives the processors their numbers, as ACPI's tables list them, and returns how many there are.
+fn find_cores(info: &StartInfo) -> usize {
+    /// # Safety
+    ///
+    /// A table of ACPI's has a `T` there.
+    unsafe fn read<T>(address: u64) -> T {
+        // SAFETY: the caller's promise.
+        unsafe { at::<T>(address).read_unaligned() }
+    }
+    /// # Safety
+    ///
+    /// A table of ACPI's begins there.
+    unsafe fn length(table: u64) -> u64 {
+        // SAFETY: the caller's promise.
+        unsafe { read::<u32>(table + 4) }.into()
+    }
+    /// How long a table's head is that all have.
+    const HEAD: u64 = 36;
+    /// How long it is in the one that lists processors.
+    const PROCESSORS_HEAD: u64 = 44;
+    /// An entry's kind there, and its flag for one that is there.
+    const PROCESSOR: u8 = 0;
+    const ENABLED: u32 = 1 << 0;
+
+    // The one that runs this is core 0.
+    let boot_core = apic::id();
+    CORES[0].apic_id.store(boot_core, Ordering::Relaxed);
+    let mut number = 1;
+    if info.acpi == 0 {
+        return number;
+    }
+    // SAFETY: the firmware's tables, read as they say that they are.
+    unsafe {
+        let (list, size) = match read::<u8>(info.acpi + 15) {
+            0 | 1 => (read::<u32>(info.acpi + 16).into(), 4),
+            _ => (read::<u64>(info.acpi + 24), 8),
+        };
+        let mut tables = (list + HEAD..list + length(list))
+            .step_by(size)
+            .map(|entry| if size == 4 { read::<u32>(entry).into() } else { read::<u64>(entry) });
+        let Some(table) = tables.find(|&table| read::<[u8; 4]>(table) == *b"APIC") else {
+            return number;
+        };
+        let mut entry = table + PROCESSORS_HEAD;
+        while entry < table + length(table) {
+            let [kind, size, _, id] = read::<[u8; 4]>(entry);
+            let is_other = kind == PROCESSOR
+                && u32::from(id) != boot_core
+                && read::<u32>(entry + 4) & ENABLED != 0;
+            if is_other && let Some(core) = CORES.get(number) {
+                core.apic_id.store(id.into(), Ordering::Relaxed);
+                number += 1;
+            }
+            // Never 0, whatever it says.
+            entry += u64::from(size.max(2));
+        }
+    }
+    number
+}
+
+pub(crate) fn words() -> impl Iterator<Item = &'static str> {
+    let line = COMMAND_LINE.load(Ordering::Relaxed);
+    // SAFETY: null, or the loader's, which ends with 0 and is never written.
+    let line = if line.is_null() { c"" } else { unsafe { CStr::from_ptr(line.cast()) } };
+    line.to_str().unwrap_or("").split_ascii_whitespace()
+}
+
+pub(crate) fn cores() -> usize {
+    HOW_MANY.load(Ordering::Relaxed)
+}
+
+pub(crate) fn start_core(number: usize, program: fn()) -> Result<(), StartError> {
+    let core = CORES.get(..cores()).and_then(|cores| cores.get(number));
+    let core = core.ok_or(StartError::NoSuchCore)?;
+    if number == 0 || core.is_started.swap(true, Ordering::Acquire) {
+        return Err(StartError::Running);
+    }
+    // Release pairs with the acquire in `run_program`.
+    core.program.store(program as *mut (), Ordering::Release);
+    if core.is_up.load(Ordering::Acquire) {
+        Machine.wake(number);
+        return Ok(());
+    }
+    const LAYOUT: Layout = match Layout::from_size_align(BOOT_STACK, 16) {
+        Ok(layout) => layout,
+        Err(_) => panic!("a size and an alignment that are valid"),
+    };
+    // SAFETY: its size is not zero.
+    let stack = unsafe { alloc::alloc::alloc(LAYOUT) };
+    let started = if stack.is_null() {
+        Err(StartError::OutOfMemory)
+    } else {
+        let top = stack.expose_provenance() + BOOT_STACK;
+        core.boot_stack_top.store(top, Ordering::Relaxed);
+        let started = bring_up(core);
+        if started.is_err() {
+            // SAFETY: as it was allocated; the core has been reset.
+            unsafe { alloc::alloc::dealloc(stack, LAYOUT) };
+        }
+        started
+    };
+    if started.is_err() {
+        core.is_started.store(false, Ordering::Release);
+    }
+    started
+}
+
+/// Starts a core that has its number and its boot stack.
+fn bring_up(core: &Core) -> Result<(), StartError> {
+    const MILLISECOND: u64 = 1_000_000;
+    let wait = |nanoseconds| {
+        let end = Machine.now() + nanoseconds;
+        while Machine.now() < end && !core.is_up.load(Ordering::Acquire) {
+            spin_loop();
+        }
+    };
+    // All who do so at a time write the same.
+    // SAFETY: the page is RAM on every PC, and nobody's; the code is as long as it says.
+    unsafe {
+        let code = trampoline as *const () as *const u8;
+        let size = (&raw const hal_shim_trampoline_end).addr() - code.addr();
+        at::<u8>(TRAMPOLINE as u64).copy_from_nonoverlapping(code, size);
+    }
+    let id = core.apic_id.load(Ordering::Relaxed);
+    apic::send(apic::INIT, id);
+    wait(10 * MILLISECOND);
+    // The second is for those that miss the first. One that is on its way does not heed it.
+    for patience in [MILLISECOND, 1000 * MILLISECOND] {
+        apic::send(apic::STARTUP | (TRAMPOLINE >> 12) as u32, id);
+        wait(patience);
+        // Acquire pairs with the release in `main_other`.
+        if core.is_up.load(Ordering::Acquire) {
+            return Ok(());
+        }
+    }
+    apic::send(apic::INIT, id);
+    Err(StartError::Refused(0))
+}

@@ -1,0 +1,365 @@
+//! Paging: the kernel's map, its stacks with guard pages, and address spaces for user programs.
+//!
+//! ```text
+//!    0 GiB  devices and RAM where they are     supervisor only, the same in all spaces
+//!   32 GiB  RAM once more, of which only the   supervisor only, the same in all spaces
+//!           pages of stacks are mapped
+//!   64 GiB  a user program's                   up to 256 GiB
+//! ```
+//!
+//! All of it is below the first entry of the highest table, the root. The next one has an entry for each GiB.
+//!
+//! A stack is used at its address in the second part, where the page below it is never mapped. An address
+//! there always means the same memory. So a core that has an old entry in its TLB errs only in
+//! that it may reach a stack that has been freed, and no core needs to be told.
+
+use core::alloc::Layout;
+use core::cell::UnsafeCell;
+use core::ptr::NonNull;
+
+use spin::mutex::SpinMutex;
+use x86::PhysAddr;
+use x86::VirtAddr;
+use x86::instructions::tlb;
+use x86::registers::control::{Cr3, Cr3Flags};
+use x86::structures::paging::{PhysFrame, Size4KiB};
+
+use super::exclusively;
+use crate::user::{MapError, Rights};
+
+const PAGE: usize = 4096;
+const LARGE_PAGE: usize = 1 << 21;
+const GIB: usize = 1 << 30;
+/// Where RAM lies once more, for stacks. What there is beyond is not used.
+pub(super) const STACKS: usize = 32 * GIB;
+/// Where the users' part begins and ends.
+const USER: core::ops::Range<usize> = 64 * GIB..256 * GIB;
+/// How much the boot code maps: what every loader leaves us in, and the devices.
+pub(super) const BOOT_GIBS: usize = 4;
+
+/// A page table's entry.
+type Entry = usize;
+pub(super) const PRESENT: Entry = 1 << 0;
+pub(super) const WRITE: Entry = 1 << 1;
+const IN_USER_MODE: Entry = 1 << 2;
+/// Accessed and dirty, said in advance.
+const USED: Entry = 0b11 << 5;
+/// Not a table: a page of 2 MiB.
+pub(super) const LARGE: Entry = 1 << 7;
+pub(super) const GLOBAL: Entry = 1 << 8;
+const NO_EXECUTE: Entry = 1 << 63;
+const ADDRESS: Entry = 0x000f_ffff_ffff_f000;
+/// A table below: what may be done is said in the last one.
+const TABLE: Entry = PRESENT | WRITE | IN_USER_MODE;
+
+/// A table of 512 entries.
+#[derive(Debug)]
+#[repr(C, align(4096))]
+pub(super) struct Table([Entry; 512]);
+
+const EMPTY: Table = Table([0; 512]);
+const LAYOUT: Layout = Layout::new::<Table>();
+
+/// The kernel's tables, of which the boot code fills in what it needs.
+#[repr(C)]
+pub(super) struct Tables {
+    pub(super) root: Table,
+    pub(super) gibs: Table,
+    /// What maps RAM and devices, in large pages.
+    pub(super) low: [Table; BOOT_GIBS],
+}
+
+pub(super) struct Kernel(UnsafeCell<Tables>);
+// SAFETY: changed only under `LOCK`; `Space::new` reads under it what changes no more.
+unsafe impl Sync for Kernel {}
+
+pub(super) static KERNEL: Kernel =
+    Kernel(UnsafeCell::new(Tables { root: EMPTY, gibs: EMPTY, low: [EMPTY; BOOT_GIBS] }));
+/// The right to change the kernel's tables.
+static LOCK: SpinMutex<()> = SpinMutex::new(());
+
+/// The part of `address` that selects the entry: level 2 is that of GiBs.
+fn index(address: usize, level: usize) -> usize {
+    address >> (12 + 9 * level) & 511
+}
+
+/// A page of zeroes for a table or for a user.
+fn zeroed_page() -> Option<usize> {
+    // SAFETY: its size is not zero.
+    let page = unsafe { alloc::alloc::alloc_zeroed(LAYOUT) };
+    (!page.is_null()).then(|| page.expose_provenance())
+}
+
+/// # Safety
+///
+/// `page` is from `zeroed_page`, and nobody uses it.
+unsafe fn free_page(page: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { alloc::alloc::dealloc(core::ptr::with_exposed_provenance_mut(page), LAYOUT) }
+}
+
+impl Table {
+    /// The table that an entry points to.
+    ///
+    /// # Safety
+    ///
+    /// The entry is of a table that the caller may change, present, and of no page.
+    unsafe fn below(entry: Entry) -> &'static mut Self {
+        // SAFETY: the tables are this module's, and are used by who holds the root.
+        unsafe { &mut *core::ptr::with_exposed_provenance_mut(entry & ADDRESS) }
+    }
+
+    /// From a table of GiBs: the last level's entry for `address`; with `make`, with the tables on the way
+    /// to it.
+    fn find(&mut self, address: usize, make: bool) -> Option<&mut Entry> {
+        let mut table = self;
+        for level in [2, 1] {
+            let entry = &mut table.0[index(address, level)];
+            if *entry & PRESENT == 0 {
+                if !make {
+                    return None;
+                }
+                *entry = zeroed_page()? | TABLE;
+            }
+            if *entry & LARGE != 0 {
+                return None;
+            }
+            // SAFETY: present, and a table. It belongs to the tree of `self`.
+            table = unsafe { Self::below(*entry) };
+        }
+        Some(&mut table.0[index(address, 0)])
+    }
+}
+
+/// Calls `f` with the kernel's tables.
+fn with_kernel<R>(f: impl FnOnce(&mut Tables) -> R) -> R {
+    // SAFETY: under the lock, and nobody keeps the reference.
+    exclusively(&LOCK, |()| f(unsafe { &mut *KERNEL.0.get() }))
+}
+
+/// Completes the kernel's map, for RAM that ends at `end`. Once, on core 0, when the heap is there. `None` if
+/// there is no memory for it.
+pub(super) fn init(end: usize) -> Option<()> {
+    with_kernel(|kernel| {
+        for gib in BOOT_GIBS..end.div_ceil(GIB) {
+            let table = zeroed_page()? | TABLE;
+            // SAFETY: just made.
+            for (n, entry) in unsafe { Table::below(table) }.0.iter_mut().enumerate() {
+                let page = gib * GIB + n * LARGE_PAGE;
+                *entry = page | PRESENT | WRITE | LARGE | GLOBAL | USED;
+            }
+            kernel.gibs.0[gib] = table;
+        }
+        // All of them now, as spaces copy these entries.
+        for gib in 0..end.div_ceil(GIB) {
+            kernel.gibs.0[STACKS / GIB + gib] = zeroed_page()? | TABLE;
+        }
+        Some(())
+    })
+}
+
+/// Takes the page of null pointers out of the kernel's map. `None` if there is no memory for it.
+pub(super) fn unmap_null() -> Option<()> {
+    with_kernel(|kernel| {
+        // The first large page in small ones.
+        let table = zeroed_page()? | TABLE;
+        // SAFETY: just made.
+        for (n, entry) in unsafe { Table::below(table) }.0.iter_mut().enumerate().skip(1) {
+            let page = n * PAGE;
+            *entry = page | PRESENT | WRITE | GLOBAL | USED;
+        }
+        kernel.low[0].0[0] = table;
+        Some(())
+    })?;
+    tlb::flush(VirtAddr::zero());
+    Some(())
+}
+
+/// Loads the map whose root is `root` on this core.
+///
+/// # Safety
+///
+/// It maps the kernel, and lives until another is loaded.
+unsafe fn load(root: *const Table) {
+    let frame = PhysFrame::<Size4KiB>::containing_address(PhysAddr::new(root.addr() as u64));
+    // SAFETY: the caller's promise.
+    unsafe { Cr3::write(frame, Cr3Flags::empty()) };
+}
+
+/// Memory for a stack of `size` bytes, with a page below it that is mapped nowhere.
+pub(super) fn allocate_stack(size: usize) -> Option<NonNull<u8>> {
+    let layout = stack_layout(size)?;
+    // SAFETY: its size is not zero.
+    let memory = NonNull::new(unsafe { alloc::alloc::alloc(layout) })?;
+    let start = memory.as_ptr().expose_provenance();
+    let mapped = with_kernel(|kernel| {
+        (start + PAGE..start + layout.size()).step_by(PAGE).try_for_each(|page| {
+            // What was not present is in no TLB.
+            *kernel.gibs.find(STACKS + page, true)? =
+                page | PRESENT | WRITE | GLOBAL | USED | NO_EXECUTE;
+            Some(())
+        })
+    });
+    // The stack ends where its last page does.
+    let base = STACKS + start + layout.size() - size;
+    if mapped.is_none() {
+        // SAFETY: as it was allocated, and nobody has it.
+        unsafe { free_stack_at(start, layout) };
+        return None;
+    }
+    NonNull::new(core::ptr::with_exposed_provenance_mut(base))
+}
+
+/// # Safety
+///
+/// `base` and `size` are of one `allocate_stack`, and nobody uses the stack.
+pub(super) unsafe fn free_stack(base: NonNull<u8>, size: usize) {
+    let Some(layout) = stack_layout(size) else { unreachable!("it was allocated with this size") };
+    let start = base.as_ptr().addr() + size - layout.size() - STACKS;
+    // SAFETY: the caller's promise.
+    unsafe { free_stack_at(start, layout) };
+}
+
+/// # Safety
+///
+/// A stack's memory, that nobody uses.
+unsafe fn free_stack_at(start: usize, layout: Layout) {
+    with_kernel(|kernel| {
+        for page in (start + PAGE..start + layout.size()).step_by(PAGE) {
+            if let Some(entry) = kernel.gibs.find(STACKS + page, false) {
+                *entry = 0;
+                tlb::flush(VirtAddr::new_truncate((STACKS + page) as u64));
+            }
+        }
+    });
+    // SAFETY: the caller's promise.
+    unsafe { alloc::alloc::dealloc(core::ptr::with_exposed_provenance_mut(start), layout) };
+}
+
+/// The guard and the stack.
+fn stack_layout(size: usize) -> Option<Layout> {
+    let size = size.checked_next_multiple_of(PAGE)?.checked_add(PAGE)?;
+    Layout::from_size_align(size, PAGE).ok()
+}
+
+/// See [`crate::user::Space`].
+#[derive(Debug)]
+pub(crate) struct Space {
+    /// Has one entry, which points to `gibs`.
+    root: NonNull<Table>,
+    gibs: NonNull<Table>,
+}
+
+// SAFETY: the tables belong to the value; cores that have it loaded only read them.
+unsafe impl Send for Space {}
+// SAFETY: as above: without `&mut`, nothing changes.
+unsafe impl Sync for Space {}
+
+impl Space {
+    pub(crate) const PAGE: usize = PAGE;
+
+    pub(crate) fn new() -> Option<Self> {
+        let page = zeroed_page()?;
+        let Some(gibs_page) = zeroed_page() else {
+            // SAFETY: just made.
+            unsafe { free_page(page) };
+            return None;
+        };
+        // SAFETY: two pages of zeroes, which are tables, and nobody else has them.
+        let [root, gibs] = [page, gibs_page].map(|page| unsafe { Table::below(page) });
+        root.0[0] = gibs_page | TABLE;
+        with_kernel(|kernel| {
+            let kernels = USER.start / GIB;
+            gibs.0[..kernels].copy_from_slice(&kernel.gibs.0[..kernels]);
+        });
+        Some(Self { root: root.into(), gibs: gibs.into() })
+    }
+
+    fn gibs(&mut self) -> &mut Table {
+        // SAFETY: it lives as long as `self`, which is borrowed.
+        unsafe { self.gibs.as_mut() }
+    }
+
+    pub(crate) fn map(
+        &mut self,
+        address: usize,
+        pages: usize,
+        rights: Rights,
+    ) -> Result<(), MapError> {
+        let size = pages.checked_mul(PAGE).ok_or(MapError::NotUser)?;
+        let end = address.checked_add(size).ok_or(MapError::NotUser)?;
+        if address < USER.start || end > USER.end {
+            return Err(MapError::NotUser);
+        }
+        if !address.is_multiple_of(PAGE) {
+            return Err(MapError::Unaligned);
+        }
+        let mut flags = PRESENT | IN_USER_MODE | USED;
+        if rights.write {
+            flags |= WRITE;
+        }
+        if !rights.execute {
+            flags |= NO_EXECUTE;
+        }
+        for address in (address..end).step_by(PAGE) {
+            let entry = self.gibs().find(address, true).ok_or(MapError::OutOfMemory)?;
+            if *entry & PRESENT != 0 {
+                return Err(MapError::Taken);
+            }
+            *entry = zeroed_page().ok_or(MapError::OutOfMemory)? | flags;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn find(&self, address: usize) -> Option<(NonNull<u8>, Rights)> {
+        if !USER.contains(&address) {
+            return None;
+        }
+        // SAFETY: as in `gibs`; without `make`, nothing is changed.
+        let entry = *unsafe { &mut *self.gibs.as_ptr() }.find(address, false)?;
+        if entry & PRESENT == 0 {
+            return None;
+        }
+        let byte = core::ptr::with_exposed_provenance_mut((entry & ADDRESS) + address % PAGE);
+        let rights = Rights { write: entry & WRITE != 0, execute: entry & NO_EXECUTE == 0 };
+        Some((NonNull::new(byte)?, rights))
+    }
+
+    /// # Safety
+    ///
+    /// As [`crate::user::Space::load`].
+    pub(crate) unsafe fn load(&self) {
+        // SAFETY: `new` has put the kernel's part in; the caller promises that it lives.
+        unsafe { load(self.root.as_ptr()) };
+    }
+
+    pub(crate) fn unload() {
+        // SAFETY: static, and `init` has filled it in.
+        unsafe { load(KERNEL.0.get().cast()) };
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        /// # Safety
+        ///
+        /// The table and all below is the space's own, and goes.
+        unsafe fn free(entries: &[Entry], level: usize) {
+            for &entry in entries.iter().filter(|&entry| entry & PRESENT != 0) {
+                if level > 0 {
+                    // SAFETY: present, and users have no large pages.
+                    unsafe { free(&Table::below(entry).0, level - 1) };
+                }
+                // SAFETY: a table or a page from `zeroed_page`, which only this entry led to.
+                unsafe { free_page(entry & ADDRESS) };
+            }
+        }
+        let users = USER.start / GIB..USER.end / GIB;
+        // SAFETY: no core has it loaded: `load`'s contract.
+        unsafe {
+            free(&self.gibs.as_ref().0[users], 2);
+            free_page(self.gibs.as_ptr().addr());
+            free_page(self.root.as_ptr().addr());
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! User programs for loongarch64, and what the tests must know of the architecture.
+
+use core::arch::{global_asm, naked_asm};
+
+use trapline::arch::TrapContext;
+
+/// What `other` ends with: a load from an address that is none (address error, of a memory access).
+pub const OTHER: usize = 0x8 << 16 | 1 << 22;
+/// Whether pages that may not be executed are not: QEMU hangs where one is, so `hal-shim` says it of none.
+pub const HAS_NO_EXECUTE: bool = false;
+/// Whether the smallest breakpoint is shorter than an instruction can be.
+pub const HAS_SHORT_BREAKPOINT: bool = false;
+
+global_asm!(
+    ".pushsection .rodata.user, \"a\"",
+    ".balign 16",
+    ".globl user_code, user_code_end, user_call, user_spin, user_spin_a_while, user_load, user_store",
+    ".globl user_jump, user_push, user_breakpoint, user_short_breakpoint, user_illegal",
+    ".globl user_privileged, user_other, user_poison, user_compute, user_registers",
+    "user_code:",
+    // Calls with the registers as they are; what a call gives is the next one's number.
+    "user_call:",
+    "  syscall 0",
+    "  move $a7, $a0",
+    "  b user_call",
+    "user_spin:",
+    "  addi.d $s0, $s0, 1",
+    "  b user_spin",
+    // a0: how often.
+    "user_spin_a_while:",
+    "  addi.d $a0, $a0, -1",
+    "  bnez $a0, user_spin_a_while",
+    "  syscall 0",
+    // a0: the address.
+    "user_load:",
+    "  ld.d $a0, $a0, 0",
+    "  syscall 0",
+    "user_store:",
+    "  st.d $a0, $a0, 0",
+    "  syscall 0",
+    "user_jump:",
+    "  jr $a0",
+    "user_push:",
+    "  st.d $a0, $sp, -8",
+    "  syscall 0",
+    "user_breakpoint:",
+    "user_short_breakpoint:",
+    "  break 0",
+    "  li.w $a7, 77",
+    "  syscall 0",
+    "user_illegal:",
+    "  .4byte 0xffffffff",
+    "user_privileged:",
+    "  csrrd $a0, 0",
+    "  syscall 0",
+    "user_other:",
+    "  li.d $a0, 1 << 60",
+    "  ld.d $a1, $a0, 0",
+    "  syscall 0",
+    // What belongs to the kernel is overwritten, then calls follow.
+    "user_poison:",
+    "  li.w $r21, -1",
+    "  li.w $tp, -1",
+    "  li.w $ra, -1",
+    "1:",
+    "  syscall 0",
+    "  b 1b",
+    // a0: a value, written to f9 if a1 is not 0; calls with the bits of f9 in a2, again and again.
+    "user_compute:",
+    "  beqz $a1, 1f",
+    "  movgr2fr.d $f9, $a0",
+    "1:",
+    "  movfr2gr.d $a2, $f9",
+    "  syscall 0",
+    "  b 1b",
+    // a0: a word of memory that ends it when it isn't 0; a1: a seed. Fills all registers from it and
+    // checks them again and again. Calls with a number that is not 0 if one was changed.
+    "user_registers:",
+    "  move $sp, $a1",
+    "  move $tp, $a0",
+    // r30 and r31 are scratch; $tp: the word; sp: the seed. Register n holds seed + n.
+    ".irp n, 1,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29",
+    "  addi.d $r\\n, $sp, \\n",
+    ".endr",
+    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+    "  addi.d $r31, $sp, 100 + \\n",
+    "  movgr2fr.d $f\\n, $r31",
+    ".endr",
+    ".irp n, 0,1,2,3,4,5,6,7",
+    "  bstrpick.d $r31, $sp, 8 + \\n, 8 + \\n",
+    "  movgr2cf $fcc\\n, $r31",
+    ".endr",
+    // The rounding mode.
+    "  andi $r31, $sp, 0x300",
+    "  movgr2fcsr $fcsr0, $r31",
+    "2:",
+    ".irp n, 1,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29",
+    "  addi.d $r31, $sp, \\n",
+    "  bne $r31, $r\\n, 8f",
+    ".endr",
+    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+    "  movfr2gr.d $r30, $f\\n",
+    "  addi.d $r31, $sp, 100 + \\n",
+    "  bne $r31, $r30, 8f",
+    ".endr",
+    ".irp n, 0,1,2,3,4,5,6,7",
+    "  movcf2gr $r30, $fcc\\n",
+    "  bstrpick.d $r31, $sp, 8 + \\n, 8 + \\n",
+    "  bne $r31, $r30, 8f",
+    ".endr",
+    "  movfcsr2gr $r31, $fcsr0",
+    "  andi $r30, $sp, 0x300",
+    "  bne $r31, $r30, 8f",
+    "  ld.d $r31, $tp, 0",
+    "  beqz $r31, 2b",
+    "  li.w $a7, 0",
+    "  syscall 0",
+    "8:",
+    "  li.w $a7, 1",
+    "  syscall 0",
+    "user_code_end:",
+    ".popsection",
+);
+
+/// Loads the byte at `address`. If that faults, [`skip_probe`] has it return.
+#[unsafe(naked)]
+pub unsafe extern "C" fn probe(address: usize) -> usize {
+    naked_asm!("ld.bu $a0, $a0, 0", "ret")
+}
+
+/// Makes an interrupted `probe` return `result`.
+pub fn skip_probe(context: &mut TrapContext, result: usize) {
+    context.r[4] = result;
+    context.era = context.r[1];
+}
+
+/// A breakpoint in the kernel.
+pub fn breakpoint() {
+    // SAFETY: the test has a handler for it.
+    unsafe { core::arch::asm!("break 0", options(nostack)) }
+}
+
+/// Overwrites the per-core register, where a trap context has it.
+pub fn poison_core_register(context: &mut TrapContext) {
+    context.r[21] = usize::MAX;
+}
+
+/// Whether the context's floating point was used.
+pub fn has_computed(context: &TrapContext) -> bool {
+    context.fp != 0
+}
+
+/// Overflows the stack of the caller, which it never returns to.
+#[unsafe(naked)]
+pub unsafe extern "C" fn overflow() {
+    naked_asm!("1:", "addi.d $sp, $sp, -16", "st.d $zero, $sp, 0", "b 1b")
+}
+
+/// Sets the stack pointer to where nothing is, and pushes.
+#[unsafe(naked)]
+pub unsafe extern "C" fn lose_stack() {
+    naked_asm!("li.w $sp, -4096", "st.d $zero, $sp, 0", "ret")
+}
+
+pub fn stack_pointer() -> usize {
+    let sp;
+    // SAFETY: reads a register.
+    unsafe { core::arch::asm!("move {}, $sp", out(reg) sp, options(nomem, nostack)) };
+    sp
+}

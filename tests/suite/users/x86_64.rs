@@ -1,0 +1,301 @@
+//! User programs for x86_64, and what the tests must know of the architecture.
+
+use core::arch::{asm, global_asm, naked_asm};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use core::time::Duration;
+
+use hal_shim::{interrupt, trap};
+use trapline::arch::TrapContext;
+use trapline::time::now;
+use trapline::trap::Trap;
+
+use super::{CALL, Hooks, Process, STACK_AT, Space, next_trap, program};
+
+/// What `other` ends with: a general protection fault, with the selector that was loaded as its error code.
+pub const OTHER: usize = 13 | 0x28 << 8;
+/// Whether pages that may not be executed are not.
+pub const HAS_NO_EXECUTE: bool = true;
+/// Whether the smallest breakpoint is shorter than an instruction can be.
+pub const HAS_SHORT_BREAKPOINT: bool = false;
+
+global_asm!(
+    ".pushsection .rodata.user, \"a\"",
+    ".balign 16",
+    ".globl user_code, user_code_end, user_call, user_spin, user_spin_a_while, user_load, user_store",
+    ".globl user_jump, user_push, user_breakpoint, user_short_breakpoint, user_illegal",
+    ".globl user_privileged, user_other, user_poison, user_compute, user_registers",
+    "user_code:",
+    // Calls with the registers as they are, but for the fourth argument, which comes in rcx. What a call gives
+    // is the next one's number.
+    "user_call:",
+    "  mov r10, rcx",
+    "2:",
+    "  syscall",
+    "  jmp 2b",
+    "user_spin:",
+    "  inc rbx",
+    "  jmp user_spin",
+    // rdi: how often.
+    "user_spin_a_while:",
+    "  dec rdi",
+    "  jnz user_spin_a_while",
+    "  syscall",
+    // rdi: the address.
+    "user_load:",
+    "  mov rax, [rdi]",
+    "  syscall",
+    "user_store:",
+    "  mov [rdi], rax",
+    "  syscall",
+    "user_jump:",
+    "  jmp rdi",
+    "user_push:",
+    "  push rdi",
+    "  syscall",
+    "user_breakpoint:",
+    // The long form.
+    "  .byte 0xcd, 3",
+    "  mov eax, 77",
+    "  syscall",
+    "user_short_breakpoint:",
+    "  int3",
+    "  mov eax, 77",
+    "  syscall",
+    "user_illegal:",
+    "  ud2",
+    "user_privileged:",
+    "  mov rax, cr3",
+    "  syscall",
+    "user_other:",
+    "  mov eax, 0x28",
+    "  mov ds, eax",
+    "  syscall",
+    // What belongs to the kernel is overwritten, then calls follow: segments, flags, the pointers.
+    "user_poison:",
+    "  xor eax, eax",
+    "  mov gs, eax",
+    "  mov fs, eax",
+    "  mov ds, eax",
+    "  mov rsp, -1",
+    "  mov rbp, -1",
+    "  std",
+    "2:",
+    "  syscall",
+    "  jmp 2b",
+    // rdi: a value, written to xmm9 if rsi is not 0; calls with the bits of xmm9 in rdx, again and again.
+    "user_compute:",
+    "  test rsi, rsi",
+    "  jz 2f",
+    "  movq xmm9, rdi",
+    "2:",
+    "  movq rdx, xmm9",
+    "  syscall",
+    "  jmp 2b",
+    // rdi: a word of memory that ends it when it isn't 0; rsi: a seed. Fills all registers from it and
+    // checks them again and again. Calls with a number that is not 0 if one was changed.
+    "user_registers:",
+    // rbp: the word; rsp: the seed, and nothing that could be pushed to. Register n holds seed + n.
+    "  mov rbp, rdi",
+    "  mov rsp, rsi",
+    // Whether the upper halves of ymm are there, behind the word.
+    "  mov eax, 1",
+    "  cpuid",
+    "  and ecx, 1 << 28 | 1 << 27",
+    "  xor eax, eax",
+    "  cmp ecx, 1 << 28 | 1 << 27",
+    "  sete al",
+    "  mov [rbp + 8], rax",
+    // A control word that nobody else has, by the seed: which exceptions are masked.
+    "  mov eax, esp",
+    "  and eax, 3",
+    "  shl eax, 13",
+    "  or eax, 0x1f80",
+    "  mov [rbp + 16], eax",
+    "  ldmxcsr [rbp + 16]",
+    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
+    "  lea rax, [rsp + 100 + \\n]",
+    "  movq xmm\\n, rax",
+    ".endr",
+    "  cmp qword ptr [rbp + 8], 0",
+    "  je 3f",
+    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
+    "  vinsertf128 ymm\\n, ymm\\n, xmm\\n, 1",
+    ".endr",
+    "3:",
+    // The x87 unit's top of the stack.
+    "  lea rax, [rsp + 99]",
+    "  mov [rbp + 24], rax",
+    "  fild qword ptr [rbp + 24]",
+    "  mov r15, 0",
+    ".irp r, rax,rbx,rcx,rdx,rsi,rdi,r8,r9,r10,r11,r12,r13,r14",
+    "  inc r15",
+    "  lea \\r, [rsp + r15]",
+    ".endr",
+    "4:",
+    "  mov r15, rsp",
+    ".irp r, rax,rbx,rcx,rdx,rsi,rdi,r8,r9,r10,r11,r12,r13,r14",
+    "  inc r15",
+    "  cmp r15, \\r",
+    "  jne 8f",
+    ".endr",
+    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
+    "  lea r15, [rsp + 100 + \\n]",
+    "  movq r14, xmm\\n",
+    "  cmp r15, r14",
+    "  jne 8f",
+    ".endr",
+    "  cmp qword ptr [rbp + 8], 0",
+    "  je 5f",
+    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14",
+    "  vextractf128 xmm15, ymm\\n, 1",
+    "  lea r15, [rsp + 100 + \\n]",
+    "  movq r14, xmm15",
+    "  cmp r15, r14",
+    "  jne 8f",
+    ".endr",
+    "  lea r15, [rsp + 115]",
+    "  movq xmm15, r15",
+    "5:",
+    "  stmxcsr [rbp + 32]",
+    "  mov r15d, [rbp + 32]",
+    "  cmp r15d, [rbp + 16]",
+    "  jne 8f",
+    "  fld st(0)",
+    "  fistp qword ptr [rbp + 32]",
+    "  mov r15, [rbp + 32]",
+    "  cmp r15, [rbp + 24]",
+    "  jne 8f",
+    "  lea r14, [rsp + 13]",
+    "  cmp qword ptr [rbp], 0",
+    "  je 4b",
+    "  xor eax, eax",
+    "  syscall",
+    "8:",
+    "  mov eax, 1",
+    "  syscall",
+    "user_code_end:",
+    ".popsection",
+);
+
+/// Loads the byte at `address`. If that faults, [`skip_probe`] has it return.
+#[unsafe(naked)]
+pub unsafe extern "C" fn probe(address: usize) -> usize {
+    naked_asm!("movzx eax, byte ptr [rdi]", "ret")
+}
+
+/// Makes an interrupted `probe` return `result`.
+pub fn skip_probe(context: &mut TrapContext, result: usize) {
+    context.registers.rax = result;
+    let stack: *const usize = core::ptr::with_exposed_provenance(context.rsp);
+    // SAFETY: `probe` has pushed nothing, so its return address is there.
+    context.rip = unsafe { stack.read() };
+    context.rsp += size_of::<usize>();
+}
+
+/// A breakpoint in the kernel.
+pub fn breakpoint() {
+    // SAFETY: the test has a handler for it.
+    unsafe { asm!("int3", options(nostack)) }
+}
+
+/// The per-core register is in no trap context.
+pub fn poison_core_register(_: &mut TrapContext) {}
+
+/// Whether the context's floating point was used.
+pub fn has_computed(context: &TrapContext) -> bool {
+    context.fp.is_some()
+}
+
+/// Overflows the stack of the caller, which it never returns to.
+#[unsafe(naked)]
+pub unsafe extern "C" fn overflow() {
+    naked_asm!("2:", "push 0", "jmp 2b")
+}
+
+/// Sets the stack pointer to where nothing is, and pushes.
+#[unsafe(naked)]
+pub unsafe extern "C" fn lose_stack() {
+    naked_asm!("mov rsp, -4096", "push 0", "ret")
+}
+
+pub fn stack_pointer() -> usize {
+    let sp;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, rsp", out(reg) sp, options(nomem, nostack)) };
+    sp
+}
+
+static NMIS: AtomicUsize = AtomicUsize::new(0);
+/// Those at the entry to kernel mode, where the stack pointer and gs are still the program's.
+static NMIS_IN_BETWEEN: AtomicUsize = AtomicUsize::new(0);
+
+fn count_nmi(context: &mut TrapContext) -> bool {
+    if context.trap() != Trap::Other(2) {
+        return false;
+    }
+    // It finds the core by gs.
+    assert_eq!(hal_shim::this_core(), 0);
+    if !context.is_user() && context.sp() == STACK_AT + Space::PAGE {
+        NMIS_IN_BETWEEN.fetch_add(1, SeqCst);
+    }
+    NMIS.fetch_add(1, SeqCst);
+    true
+}
+
+pub fn an_nmi_finds_the_core_where_gs_is_a_programs() {
+    trap::on_fault(count_nmi);
+    NMIS.store(0, SeqCst);
+    interrupt::raise_nmi(0);
+    wait_until(|| NMIS.load(SeqCst) == 1);
+    for _ in 0..10 {
+        // SAFETY: nobody uses gs in between but the handler, which puts it back.
+        unsafe { asm!("cli", "swapgs", "int 2", "swapgs", "sti") };
+    }
+    trap::reset();
+    assert_eq!(NMIS.load(SeqCst), 11);
+}
+
+pub fn nmis_meet_system_calls() {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    fn raise_again_and_again() {
+        while !STOP.load(SeqCst) {
+            let before = NMIS.load(SeqCst);
+            interrupt::raise_nmi(0);
+            wait_until(|| NMIS.load(SeqCst) != before || STOP.load(SeqCst));
+        }
+    }
+    if hal_shim::cores() < 2 {
+        hal_shim::print!("(one core: skipped) ");
+        return;
+    }
+    trap::on_fault(count_nmi);
+    STOP.store(false, SeqCst);
+    NMIS_IN_BETWEEN.store(0, SeqCst);
+    let process = Process::new();
+    process.enter();
+    wait_until(|| hal_shim::start_core(1, raise_again_and_again).is_ok());
+    let arguments = [0, 61, 62, 63, 64, 65];
+    let mut context = program(&CALL, arguments);
+    wait_until(|| {
+        for _ in 0..1000 {
+            assert_eq!(next_trap(&mut context), Trap::Syscall);
+            assert_eq!(context.syscall().arguments[1..], arguments[1..]);
+        }
+        NMIS_IN_BETWEEN.load(SeqCst) >= 10
+    });
+    STOP.store(true, SeqCst);
+    // The last one may be on its way: it has its handler until the core says that it is done.
+    wait_until(|| hal_shim::start_core(1, || ()).is_ok());
+    wait_until(|| hal_shim::start_core(1, || ()).is_ok());
+    process.leave();
+    trap::reset();
+}
+
+/// Waits for what another core or an NMI brings about, and not for ever.
+fn wait_until(mut is_so: impl FnMut() -> bool) {
+    let give_up = now() + Duration::from_secs(20);
+    while !is_so() {
+        assert!(now() < give_up, "it doesn't come about");
+        core::hint::spin_loop();
+    }
+}

@@ -1,0 +1,462 @@
+//! QEMU's loongarch64 `virt`: one vector for all traps, the core's timer, `$r21`.
+//!
+//! The vector saves what a call doesn't preserve, and no more. The rest the compiler saves in the functions that
+//! use it, and `switch` where the stack is left: on the same stack. Where the ABI has floating-point
+//! registers, they are saved if floating point is on, as `switch` does with those that are its.
+
+use core::arch::{asm, global_asm, naked_asm};
+use core::mem::{offset_of, size_of};
+use core::ptr::with_exposed_provenance_mut;
+
+use crate::kernel::{CPU, Cpu, main, on_fault, on_timer_interrupt};
+
+/// What the vector saves.
+#[repr(C, align(16))]
+struct Frame {
+    ra: usize,
+    a: [usize; 8],
+    t: [usize; 9],
+    /// A later trap overwrites these.
+    era: usize,
+    prmd: usize,
+    /// Whether floating point was on, and the rest was written: 0 or 1.
+    #[cfg(target_feature = "d")]
+    fp: usize,
+    #[cfg(target_feature = "d")]
+    fcsr: usize,
+    #[cfg(target_feature = "d")]
+    fcc: [u8; 8],
+    /// fa0 to fa7, ft0 to ft15.
+    #[cfg(target_feature = "d")]
+    f: [u64; 24],
+}
+
+/// CSRs by number.
+mod csr {
+    pub(super) const CRMD: usize = 0x0;
+    pub(super) const PRMD: usize = 0x1;
+    pub(super) const EUEN: usize = 0x2;
+    pub(super) const ECFG: usize = 0x4;
+    pub(super) const ESTAT: usize = 0x5;
+    pub(super) const ERA: usize = 0x6;
+    pub(super) const BADV: usize = 0x7;
+    pub(super) const EENTRY: usize = 0xc;
+    pub(super) const CPUID: usize = 0x20;
+    /// The first of five that the kernel has for itself, which this vector doesn't need.
+    pub(super) const SAVE: usize = 0x30;
+    pub(super) const TCFG: usize = 0x41;
+    pub(super) const TICLR: usize = 0x44;
+    pub(super) const DMW0: usize = 0x180;
+    pub(super) const DMW1: usize = 0x181;
+}
+
+/// The windows through which the kernel sees all memory, devices and all else.
+const UNCACHED: usize = 0x8000 << 48;
+const CACHED: usize = 0x9000 << 48;
+/// CRMD: interrupts are enabled; paging is on.
+const IE: usize = 1 << 2;
+const PAGING: usize = 0xb0;
+/// ECFG, ESTAT: the timer.
+const TIMER: usize = 1 << 11;
+/// EUEN: floating point is on, where the ABI has it.
+const FPE: usize = if cfg!(target_feature = "d") { 1 } else { 0 };
+/// Nanoseconds that a tick of `virt`'s clock and timer takes.
+const TICK: u64 = 10;
+
+/// Older versions of QEMU come here on all cores; the others than core 0 stay here.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".text.entry")]
+unsafe extern "C" fn _start() -> ! {
+    naked_asm!(
+        "li.d $t0, {uncached} | 1 << 0",
+        "csrwr $t0, {dmw0}",
+        "li.d $t0, {cached} | 1 << 4 | 1 << 0",
+        "csrwr $t0, {dmw1}",
+        // To the address in the window, and only then paging.
+        "li.d $t0, {cached}",
+        "la.pcrel $t1, 2f",
+        "or $t0, $t0, $t1",
+        "jr $t0",
+        "2:",
+        "li.w $t0, {paging}",
+        "csrwr $t0, {crmd}",
+        "csrwr $zero, {ecfg}",
+        "csrrd $t0, {cpuid}",
+        "andi $t0, $t0, 0x1ff",
+        "3:",
+        "beqz $t0, 4f",
+        "idle 0",
+        "b 3b",
+        "4:",
+        "li.w $t0, {fpe}",
+        "csrwr $t0, {euen}",
+        "la.pcrel $t0, __bss_start",
+        "la.pcrel $t1, __bss_end",
+        "5:",
+        "bgeu $t0, $t1, 6f",
+        "st.d $zero, $t0, 0",
+        "addi.d $t0, $t0, 8",
+        "b 5b",
+        "6:",
+        "la.pcrel $sp, __boot_stack_top",
+        "la.pcrel $r21, {cpu}",
+        "bl {main}",
+        uncached = const UNCACHED,
+        cached = const CACHED,
+        paging = const PAGING,
+        fpe = const FPE,
+        dmw0 = const csr::DMW0,
+        dmw1 = const csr::DMW1,
+        crmd = const csr::CRMD,
+        ecfg = const csr::ECFG,
+        euen = const csr::EUEN,
+        cpuid = const csr::CPUID,
+        cpu = sym CPU,
+        main = sym main,
+    )
+}
+
+// On entry all registers are the interrupted code's, and IE is 0.
+global_asm!(
+    ".pushsection .text.own_vector, \"ax\"",
+    // EENTRY has no lower bits.
+    ".balign 4096",
+    ".globl own_vector",
+    "own_vector:",
+    "addi.d $sp, $sp, -{size}",
+    "st.d $ra, $sp, {ra}",
+    ".irp n, 0,1,2,3,4,5,6,7",
+    "  st.d $a\\n, $sp, {a} + 8*\\n",
+    ".endr",
+    ".irp n, 0,1,2,3,4,5,6,7,8",
+    "  st.d $t\\n, $sp, {t} + 8*\\n",
+    ".endr",
+    "csrrd $t0, {csr_era}",
+    "st.d $t0, $sp, {era}",
+    "csrrd $t0, {csr_prmd}",
+    "st.d $t0, $sp, {prmd}",
+    #[cfg(target_feature = "d")]
+    "csrrd $t0, {csr_euen}
+    st.d $t0, $sp, {fp}
+    beqz $t0, 2f
+    .irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23
+      fst.d $f\\n, $sp, {f} + 8*\\n
+    .endr
+    .irp n, 0,1,2,3,4,5,6,7
+      movcf2gr $t0, $fcc\\n
+      st.b $t0, $sp, {fcc} + \\n
+    .endr
+    movfcsr2gr $t0, $fcsr0
+    st.d $t0, $sp, {fcsr}
+    2:",
+    "move $a0, $sp",
+    "bl {on_trap}",
+    // Much may have happened, but this is the stack from before, and the handler's callees have preserved
+    // the rest.
+    #[cfg(target_feature = "d")]
+    "ld.d $t0, $sp, {fp}
+    beqz $t0, 3f
+    .irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23
+      fld.d $f\\n, $sp, {f} + 8*\\n
+    .endr
+    .irp n, 0,1,2,3,4,5,6,7
+      ld.bu $t0, $sp, {fcc} + \\n
+      movgr2cf $fcc\\n, $t0
+    .endr
+    ld.d $t0, $sp, {fcsr}
+    movgr2fcsr $fcsr0, $t0
+    3:",
+    "ld.d $t0, $sp, {era}",
+    "csrwr $t0, {csr_era}",
+    "ld.d $t0, $sp, {prmd}",
+    "csrwr $t0, {csr_prmd}",
+    ".irp n, 0,1,2,3,4,5,6,7,8",
+    "  ld.d $t\\n, $sp, {t} + 8*\\n",
+    ".endr",
+    ".irp n, 0,1,2,3,4,5,6,7",
+    "  ld.d $a\\n, $sp, {a} + 8*\\n",
+    ".endr",
+    "ld.d $ra, $sp, {ra}",
+    "addi.d $sp, $sp, {size}",
+    // Ends also a reservation (`ll`) that another task has made.
+    "ertn",
+    ".popsection",
+    on_trap = sym on_trap,
+    size = const size_of::<Frame>(),
+    ra = const offset_of!(Frame, ra),
+    a = const offset_of!(Frame, a),
+    t = const offset_of!(Frame, t),
+    era = const offset_of!(Frame, era),
+    prmd = const offset_of!(Frame, prmd),
+    #[cfg(target_feature = "d")]
+    fp = const offset_of!(Frame, fp),
+    #[cfg(target_feature = "d")]
+    fcsr = const offset_of!(Frame, fcsr),
+    #[cfg(target_feature = "d")]
+    fcc = const offset_of!(Frame, fcc),
+    #[cfg(target_feature = "d")]
+    f = const offset_of!(Frame, f),
+    csr_era = const csr::ERA,
+    csr_prmd = const csr::PRMD,
+    #[cfg(target_feature = "d")]
+    csr_euen = const csr::EUEN,
+);
+
+unsafe extern "C" {
+    /// The vector above: code.
+    static own_vector: [u8; 0];
+}
+
+extern "C" fn on_trap(frame: &mut Frame) {
+    const FP_DISABLED: usize = 0xf;
+    let estat = read::<{ csr::ESTAT }>();
+    match estat >> 16 & 0x3f {
+        // An interrupt. Only the timer is enabled.
+        0 => {}
+        // Trapline's switch leaves it off for code that hasn't used it yet, and switches the registers of code
+        // that has.
+        // SAFETY: the registers hold nothing that anybody wants.
+        FP_DISABLED if FPE != 0 => return unsafe { write::<{ csr::EUEN }>(FPE) },
+        _ => on_fault(estat, frame.era, read::<{ csr::BADV }>()),
+    }
+    // What it would wait for has come.
+    let waiting = wait_enabled as *const () as usize;
+    if (waiting..waiting + WAIT).contains(&frame.era) {
+        frame.era = waiting + WAIT;
+    }
+    // SAFETY: acknowledges it.
+    unsafe { write::<{ csr::TICLR }>(1) };
+    on_timer_interrupt();
+}
+
+fn read<const CSR: usize>() -> usize {
+    let value;
+    // SAFETY: only reads.
+    unsafe { asm!("csrrd {}, {}", out(reg) value, const CSR, options(nostack)) };
+    value
+}
+
+/// # Safety
+///
+/// The kernel can go on with that value.
+unsafe fn write<const CSR: usize>(value: usize) {
+    // SAFETY: the caller's promise. The register gets the old value.
+    unsafe { asm!("csrwr {}, {}", inout(reg) value => _, const CSR, options(nostack)) };
+}
+
+/// Sets IE, and returns how it was.
+///
+/// # Safety
+///
+/// Interrupts may come if `enable` is `IE`; else it is 0.
+unsafe fn exchange(enable: usize) -> usize {
+    let old: usize;
+    // SAFETY: the caller's promise. A barrier for the compiler.
+    unsafe {
+        asm!(
+            "csrxchg {}, {}, {}",
+            inout(reg) enable => old,
+            in(reg) IE,
+            const csr::CRMD,
+            options(nostack),
+        )
+    };
+    old & IE
+}
+
+pub fn init() {
+    // SAFETY: interrupts are masked, and the vector knows what to do with all traps.
+    unsafe {
+        write::<{ csr::EENTRY }>((&raw const own_vector).addr());
+        write::<{ csr::TICLR }>(1);
+        write::<{ csr::ECFG }>(TIMER);
+        write::<{ csr::SAVE }>(0x7361_7665_3000);
+        write::<{ csr::SAVE + 1 }>(0x7361_7665_3100);
+        write::<{ csr::SAVE + 2 }>(0x7361_7665_3200);
+        write::<{ csr::SAVE + 3 }>(0x7361_7665_3300);
+        write::<{ csr::SAVE + 4 }>(0x7361_7665_3400);
+    }
+}
+
+/// The per-core register.
+pub fn cpu() -> *const Cpu {
+    let cpu;
+    // SAFETY: only reads.
+    unsafe { asm!("move {}, $r21", out(reg) cpu, options(nomem, nostack, preserves_flags)) };
+    cpu
+}
+
+pub fn now() -> u64 {
+    let ticks: u64;
+    // SAFETY: only reads.
+    unsafe { asm!("rdtime.d {}, $zero", out(reg) ticks, options(nomem, nostack)) };
+    ticks * TICK
+}
+
+/// Has the timer fire at `at` or, if that has passed, at once; at `u64::MAX` not at all.
+pub fn set_timer(at: u64) {
+    const ON: u64 = 1;
+    let config = match at {
+        u64::MAX => 0,
+        // In steps of four; one more, since `now` is in the middle of a tick.
+        at => (at.saturating_sub(now()) / TICK + 1).next_multiple_of(4) | ON,
+    };
+    // SAFETY: its handler is there. What has fired before is void, and must be before it may fire again.
+    unsafe {
+        write::<{ csr::TICLR }>(1);
+        write::<{ csr::TCFG }>(config as usize);
+    }
+}
+
+/// Waits for an interrupt, which is handled here. They are masked before and after.
+pub fn wait() {
+    // SAFETY: the caller expects them; `enable` is IE.
+    unsafe { wait_enabled(IE) };
+    mask();
+}
+
+/// The processor leaves `idle` for enabled interrupts only, and one may come just before it: [`on_trap`] then
+/// skips it.
+#[unsafe(naked)]
+unsafe extern "C" fn wait_enabled(enable: usize) {
+    naked_asm!("csrxchg $a0, $a0, {crmd}", "idle 0", "ret", crmd = const csr::CRMD)
+}
+
+/// The size of `wait_enabled` up to its `ret`.
+const WAIT: usize = 2 * size_of::<u32>();
+
+pub fn mask() -> usize {
+    // SAFETY: no danger to memory.
+    unsafe { exchange(0) }
+}
+
+/// # Safety
+///
+/// `state` is what `mask` returned.
+pub unsafe fn restore(state: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { exchange(state) };
+}
+
+/// # Safety
+///
+/// Interrupts may come.
+pub unsafe fn enable() {
+    // SAFETY: the caller's promise.
+    unsafe { exchange(IE) };
+}
+
+pub fn put(byte: u8) {
+    // SAFETY: the UART's data register. QEMU's is always ready.
+    unsafe { with_exposed_provenance_mut::<u8>(UNCACHED | 0x1fe0_01e0).write_volatile(byte) };
+}
+
+/// QEMU is switched off, which is a success; or is told that the guest has panicked.
+pub fn exit(code: u8) -> ! {
+    /// The configuration registers of the first PCI devices; pvpanic's vendor and device; a place for its
+    /// only register.
+    const PCI: usize = UNCACHED | 0x2000_0000;
+    const PVPANIC: u32 = 0x0011_1b36;
+    const PLACE: usize = 0x4000_0000;
+    let register = |address| with_exposed_provenance_mut::<u32>(address);
+    for config in (0..32).map(|device| PCI + (device << 15)) {
+        // SAFETY: reads all ones where there is no device. Nobody else uses the bus.
+        unsafe {
+            if code != 0 && register(config).read_volatile() == PVPANIC {
+                register(config + 0x10).write_volatile(PLACE as u32);
+                register(config + 0x4).write_volatile(1 << 1);
+                with_exposed_provenance_mut::<u8>(UNCACHED | PLACE).write_volatile(1);
+            }
+        }
+    }
+    loop {
+        // SAFETY: this is what the device is for.
+        unsafe { with_exposed_provenance_mut::<u8>(UNCACHED | 0x100e_001c).write_volatile(0x34) };
+    }
+}
+
+/// What is the kernel's: EENTRY, the five SAVEs, ECFG, `$r21`.
+pub fn system_registers() -> [usize; 8] {
+    [
+        read::<{ csr::EENTRY }>(),
+        read::<{ csr::SAVE }>(),
+        read::<{ csr::SAVE + 1 }>(),
+        read::<{ csr::SAVE + 2 }>(),
+        read::<{ csr::SAVE + 3 }>(),
+        read::<{ csr::SAVE + 4 }>(),
+        read::<{ csr::ECFG }>(),
+        cpu().addr(),
+    ]
+}
+
+/// What a function has to preserve.
+#[repr(C, align(16))]
+struct Saved {
+    ra: usize,
+    /// $r22 to $r31.
+    s: [usize; 10],
+    #[cfg(target_feature = "d")]
+    fs: [u64; 8],
+}
+
+/// Fills all registers with `seed` + 1, `seed` + 2 and so on, counts `rounds` down to zero, and looks whether they
+/// are still there. Returns 0 if so.
+///
+/// # Safety
+///
+/// None: it only counts.
+#[unsafe(naked)]
+pub unsafe extern "C" fn hold(seed: usize, rounds: usize) -> usize {
+    naked_asm!(
+        "addi.d $sp, $sp, -{size}",
+        "st.d $ra, $sp, {ra}",
+        ".irp n, 22,23,24,25,26,27,28,29,30,31",
+        "  st.d $r\\n, $sp, {s} + 8*(\\n - 22)",
+        ".endr",
+        // a0: the value; a1: the counter. All but sp, tp and $r21.
+        #[cfg(target_feature = "d")]
+        ".irp n, 0,1,2,3,4,5,6,7
+          fst.d $fs\\n, $sp, {fs} + 8*\\n
+        .endr
+        .irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
+          addi.d $a0, $a0, 1
+          movgr2fr.d $f\\n, $a0
+        .endr",
+        ".irp n, 1,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,22,23,24,25,26,27,28,29,30,31",
+        "  addi.d $a0, $a0, 1",
+        "  move $r\\n, $a0",
+        ".endr",
+        "2:",
+        "addi.d $a1, $a1, -1",
+        "bnez $a1, 2b",
+        // a1: what differs. Backwards.
+        ".irp n, 31,30,29,28,27,26,25,24,23,22,20,19,18,17,16,15,14,13,12,11,10,9,8,7,6,1",
+        "  xor $r\\n, $r\\n, $a0",
+        "  or $a1, $a1, $r\\n",
+        "  addi.d $a0, $a0, -1",
+        ".endr",
+        #[cfg(target_feature = "d")]
+        ".irp n, 31,30,29,28,27,26,25,24,23,22,21,20,19,18,17,16,15,14,13,12,11,10,9,8,7,6,5,4,3,2,1,0
+          movfr2gr.d $t0, $f\\n
+          xor $t0, $t0, $a0
+          or $a1, $a1, $t0
+          addi.d $a0, $a0, -1
+        .endr
+        .irp n, 0,1,2,3,4,5,6,7
+          fld.d $fs\\n, $sp, {fs} + 8*\\n
+        .endr",
+        "move $a0, $a1",
+        ".irp n, 22,23,24,25,26,27,28,29,30,31",
+        "  ld.d $r\\n, $sp, {s} + 8*(\\n - 22)",
+        ".endr",
+        "ld.d $ra, $sp, {ra}",
+        "addi.d $sp, $sp, {size}",
+        "ret",
+        size = const size_of::<Saved>(),
+        ra = const offset_of!(Saved, ra),
+        s = const offset_of!(Saved, s),
+        #[cfg(target_feature = "d")]
+        fs = const offset_of!(Saved, fs),
+    )
+}

@@ -1,0 +1,330 @@
+//! QEMU's riscv64 `virt`, in S-mode: a vector in vectored mode, the firmware's timer, `tp`.
+//!
+//! The vector saves what a call doesn't preserve, and no more. The rest the compiler saves in the functions that
+//! use it, and `switch` where the stack is left: on the same stack.
+
+use core::arch::{asm, global_asm, naked_asm};
+use core::mem::{offset_of, size_of};
+use core::ptr::with_exposed_provenance_mut;
+
+use crate::kernel::{CPU, Cpu, main, on_fault, on_timer_interrupt};
+
+/// What the vector saves.
+#[repr(C, align(16))]
+struct Frame {
+    ra: usize,
+    t: [usize; 7],
+    a: [usize; 8],
+    /// A later trap overwrites these.
+    sepc: usize,
+    sstatus: usize,
+    fcsr: usize,
+    ft: [u64; 12],
+    fa: [u64; 8],
+}
+
+/// `sstatus`: interrupts enabled; FP on, with registers that nobody has written yet.
+const SIE: usize = 1 << 1;
+const FS_INITIAL: usize = 1 << 13;
+/// `sie`, `sip`: the timer.
+const STI: usize = 1 << 5;
+/// `stvec`: an interrupt goes to its own entry of the table.
+const VECTORED: usize = 1;
+/// What the kernel keeps in `sscratch`, which this vector doesn't need.
+const SCRATCH: usize = 0x7363_7261_7463_6821;
+/// Nanoseconds that a tick of `virt`'s clock takes.
+const TICK: u64 = 100;
+
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".text.entry")]
+unsafe extern "C" fn _start() -> ! {
+    naked_asm!(
+        "csrw sie, zero",
+        "li t0, {fs}",
+        "csrs sstatus, t0",
+        ".option push",
+        ".option norelax",
+        "la gp, __global_pointer$",
+        ".option pop",
+        "la t0, __bss_start",
+        "la t1, __bss_end",
+        "2:",
+        "bgeu t0, t1, 3f",
+        "sd zero, (t0)",
+        "addi t0, t0, 8",
+        "j 2b",
+        "3:",
+        "la sp, __boot_stack_top",
+        "la tp, {cpu}",
+        "call {main}",
+        fs = const FS_INITIAL,
+        cpu = sym CPU,
+        main = sym main,
+    )
+}
+
+// On entry all registers are the interrupted code's, and SIE is 0.
+global_asm!(
+    ".pushsection .text.own_vector, \"ax\"",
+    ".option push",
+    ".option arch, +a, +d",
+    // Entries of four bytes.
+    ".option norvc",
+    ".balign 256",
+    ".globl own_vector",
+    "own_vector:",
+    // 0: an exception. 1 to 4: interrupts that are not enabled. 5: the timer.
+    ".rept 5",
+    "  j 2f",
+    ".endr",
+    "j 3f",
+    // Nothing goes on from here.
+    "2:",
+    "csrr a0, scause",
+    "csrr a1, sepc",
+    "csrr a2, stval",
+    "la sp, __boot_stack_top",
+    "call {on_fault}",
+    "3:",
+    "addi sp, sp, -{size}",
+    "sd ra, {ra}(sp)",
+    ".irp n, 0,1,2,3,4,5,6",
+    "  sd t\\n, {t} + 8*\\n(sp)",
+    ".endr",
+    ".irp n, 0,1,2,3,4,5,6,7",
+    "  sd a\\n, {a} + 8*\\n(sp)",
+    "  fsd fa\\n, {fa} + 8*\\n(sp)",
+    ".endr",
+    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
+    "  fsd ft\\n, {ft} + 8*\\n(sp)",
+    ".endr",
+    "csrr t0, sepc",
+    "sd t0, {sepc}(sp)",
+    "csrr t0, sstatus",
+    "sd t0, {sstatus}(sp)",
+    "frcsr t0",
+    "sd t0, {fcsr}(sp)",
+    "call {on_timer}",
+    // Much may have happened, but this is the stack from before, and the handler's callees have preserved
+    // the rest.
+    "ld t0, {fcsr}(sp)",
+    "fscsr t0",
+    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
+    "  fld ft\\n, {ft} + 8*\\n(sp)",
+    ".endr",
+    // The f registers first: `sstatus` tells also whether the interrupted code has written any.
+    "ld t0, {sstatus}(sp)",
+    ".irp n, 0,1,2,3,4,5,6,7",
+    "  fld fa\\n, {fa} + 8*\\n(sp)",
+    "  ld a\\n, {a} + 8*\\n(sp)",
+    ".endr",
+    "csrw sstatus, t0",
+    "ld t0, {sepc}(sp)",
+    "csrw sepc, t0",
+    // Ends a reservation (`lr`) that another task has made.
+    "addi t1, sp, {sepc}",
+    "sc.d zero, t0, (t1)",
+    ".irp n, 0,1,2,3,4,5,6",
+    "  ld t\\n, {t} + 8*\\n(sp)",
+    ".endr",
+    "ld ra, {ra}(sp)",
+    "addi sp, sp, {size}",
+    "sret",
+    ".option pop",
+    ".popsection",
+    on_fault = sym on_fault,
+    on_timer = sym on_timer,
+    size = const size_of::<Frame>(),
+    ra = const offset_of!(Frame, ra),
+    t = const offset_of!(Frame, t),
+    a = const offset_of!(Frame, a),
+    sepc = const offset_of!(Frame, sepc),
+    sstatus = const offset_of!(Frame, sstatus),
+    fcsr = const offset_of!(Frame, fcsr),
+    ft = const offset_of!(Frame, ft),
+    fa = const offset_of!(Frame, fa),
+);
+
+unsafe extern "C" {
+    /// The table above: code.
+    static own_vector: [u8; 0];
+}
+
+extern "C" fn on_timer() {
+    // SAFETY: acknowledges it by not listening; `set_timer` does so again.
+    unsafe { asm!("csrc sie, {}", in(reg) STI, options(nostack)) };
+    on_timer_interrupt();
+}
+
+pub fn init() {
+    let vector = (&raw const own_vector).addr() | VECTORED;
+    // SAFETY: interrupts are masked, and the vector knows what to do with all traps.
+    unsafe {
+        asm!("csrw stvec, {}", "csrw sscratch, {}", in(reg) vector, in(reg) SCRATCH, options(nostack))
+    };
+}
+
+/// The per-core register.
+pub fn cpu() -> *const Cpu {
+    let cpu;
+    // SAFETY: only reads.
+    unsafe { asm!("mv {}, tp", out(reg) cpu, options(nomem, nostack, preserves_flags)) };
+    cpu
+}
+
+pub fn now() -> u64 {
+    let ticks: u64;
+    // SAFETY: only reads.
+    unsafe { asm!("rdtime {}", out(reg) ticks, options(nomem, nostack, preserves_flags)) };
+    ticks * TICK
+}
+
+/// Has the timer fire at `at` or, if that has passed, at once; at `u64::MAX` not at all.
+pub fn set_timer(at: u64) {
+    /// The firmware's extension "TIME"; its function 0 sets the timer.
+    const TIME: usize = 0x5449_4d45;
+    let ticks = if at == u64::MAX { at } else { at.div_ceil(TICK) };
+    // SAFETY: a call of the firmware, which changes a0 and a1 only; its handler is there.
+    unsafe {
+        asm!(
+            "ecall",
+            "csrs sie, {}",
+            in(reg) STI,
+            inout("a0") ticks => _,
+            out("a1") _,
+            in("a6") 0,
+            in("a7") TIME,
+            options(nostack),
+        )
+    };
+}
+
+/// Waits for an interrupt that is enabled in `sie`, whatever `sstatus` says.
+pub fn wait() {
+    // SAFETY: changes nothing; a barrier, as interrupts will be handled.
+    unsafe { asm!("wfi", options(nostack)) };
+}
+
+pub fn mask() -> usize {
+    let status: usize;
+    // SAFETY: no danger to memory. A barrier for the compiler.
+    unsafe { asm!("csrrci {}, sstatus, {}", out(reg) status, const SIE, options(nostack)) };
+    status & SIE
+}
+
+/// # Safety
+///
+/// `state` is what `mask` returned.
+pub unsafe fn restore(state: usize) {
+    // SAFETY: the caller's promise. A barrier for the compiler.
+    unsafe { asm!("csrs sstatus, {}", in(reg) state, options(nostack)) };
+}
+
+/// # Safety
+///
+/// Interrupts may come.
+pub unsafe fn enable() {
+    // SAFETY: the caller's promise.
+    unsafe { restore(SIE) };
+}
+
+pub fn put(byte: u8) {
+    const UART: usize = 0x1000_0000;
+    // SAFETY: the device's data register. QEMU's is always ready.
+    unsafe { with_exposed_provenance_mut::<u8>(UART).write_volatile(byte) };
+}
+
+pub fn exit(code: u8) -> ! {
+    const FINISHER: usize = 0x10_0000;
+    let word = if code == 0 { 0x5555 } else { u32::from(code) << 16 | 0x3333 };
+    loop {
+        // SAFETY: this is what the device is for.
+        unsafe { with_exposed_provenance_mut::<u32>(FINISHER).write_volatile(word) };
+    }
+}
+
+/// What is the kernel's: stvec, sscratch, tp, gp.
+pub fn system_registers() -> [usize; 4] {
+    let (vector, scratch, tp, gp);
+    // SAFETY: only reads.
+    unsafe {
+        asm!(
+            "csrr {}, stvec",
+            "csrr {}, sscratch",
+            "mv {}, tp",
+            "mv {}, gp",
+            out(reg) vector,
+            out(reg) scratch,
+            out(reg) tp,
+            out(reg) gp,
+            options(nostack),
+        )
+    };
+    [vector, scratch, tp, gp]
+}
+
+/// What a function has to preserve.
+#[repr(C, align(16))]
+struct Saved {
+    ra: usize,
+    s: [usize; 12],
+    fs: [u64; 12],
+}
+
+/// Fills all registers with `seed` + 1, `seed` + 2 and so on, counts `rounds` down to zero, and looks whether they
+/// are still there. Returns 0 if so.
+///
+/// # Safety
+///
+/// None: it only counts.
+#[unsafe(naked)]
+pub unsafe extern "C" fn hold(seed: usize, rounds: usize) -> usize {
+    naked_asm!(
+        ".option push",
+        ".option arch, +d",
+        "addi sp, sp, -{size}",
+        "sd ra, {ra}(sp)",
+        ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
+        "  sd s\\n, {s} + 8*\\n(sp)",
+        "  fsd fs\\n, {fs} + 8*\\n(sp)",
+        ".endr",
+        // a0: the value; a1: the counter. All but sp, gp and tp.
+        ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+        "  addi a0, a0, 1",
+        "  fmv.d.x f\\n, a0",
+        ".endr",
+        ".irp n, 1,5,6,7,8,9,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+        "  addi a0, a0, 1",
+        "  mv x\\n, a0",
+        ".endr",
+        "2:",
+        "addi a1, a1, -1",
+        "bnez a1, 2b",
+        // a1: what differs. Backwards.
+        ".irp n, 31,30,29,28,27,26,25,24,23,22,21,20,19,18,17,16,15,14,13,12,9,8,7,6,5,1",
+        "  xor x\\n, x\\n, a0",
+        "  or a1, a1, x\\n",
+        "  addi a0, a0, -1",
+        ".endr",
+        ".irp n, 31,30,29,28,27,26,25,24,23,22,21,20,19,18,17,16,15,14,13,12,11,10,9,8,7,6,5,4,3,2,1,0",
+        "  fmv.x.d t0, f\\n",
+        "  xor t0, t0, a0",
+        "  or a1, a1, t0",
+        "  addi a0, a0, -1",
+        ".endr",
+        "mv a0, a1",
+        ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
+        "  ld s\\n, {s} + 8*\\n(sp)",
+        "  fld fs\\n, {fs} + 8*\\n(sp)",
+        ".endr",
+        "ld ra, {ra}(sp)",
+        "addi sp, sp, {size}",
+        "ret",
+        ".option pop",
+        size = const size_of::<Saved>(),
+        ra = const offset_of!(Saved, ra),
+        s = const offset_of!(Saved, s),
+        fs = const offset_of!(Saved, fs),
+    )
+}
