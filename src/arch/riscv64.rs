@@ -318,17 +318,16 @@ pub struct TrapCore {
 impl TrapCore {
     /// For a core that has not installed the entry yet.
     pub const fn new() -> Self {
-        const ZERO: AtomicUsize = AtomicUsize::new(0);
         Self {
-            t0: ZERO,
-            t1: ZERO,
-            sp: ZERO,
-            sepc: ZERO,
-            emergency_base: ZERO,
-            emergency_top: ZERO,
-            kernel_sp: ZERO,
-            kernel_tp: ZERO,
-            context: ZERO,
+            t0: AtomicUsize::new(0),
+            t1: AtomicUsize::new(0),
+            sp: AtomicUsize::new(0),
+            sepc: AtomicUsize::new(0),
+            emergency_base: AtomicUsize::new(0),
+            emergency_top: AtomicUsize::new(0),
+            kernel_sp: AtomicUsize::new(0),
+            kernel_tp: AtomicUsize::new(0),
+            context: AtomicUsize::new(0),
         }
     }
 
