@@ -450,6 +450,7 @@ impl TrapContext {
     }
 
     /// What the trap was.
+    #[inline]
     pub fn trap(&self) -> Trap {
         let fault = |access| Trap::PageFault { addr: self.stval, access };
         match self.scause {

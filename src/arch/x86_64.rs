@@ -831,6 +831,7 @@ mod traps {
         }
 
         /// What the trap was.
+        #[inline]
         pub fn trap(&self) -> Trap {
             let error = self.cause >> 8;
             match self.vector() {

@@ -221,7 +221,7 @@ fn init_core() {
     // boot stack has been left for ever, and is this core's. `on_trap` returns with interrupts masked.
     unsafe { install_trap_entry(&core.trap, emergency_stack, on_trap) };
     // The firmware drops an IPI that came before it started this hart.
-    Core::here().is_notified.store(false, Ordering::Relaxed);
+    Core::here().is_notified.store(0, Ordering::Relaxed);
     // SAFETY: its handler is there.
     unsafe { sie::set_ssoft() };
     // SAFETY: nothing is masked on purpose yet.

@@ -47,8 +47,8 @@ pub(crate) struct Core {
     in_interrupt: AtomicBool,
     /// The core's own: whether the software interrupt is (also) one that the program raised.
     is_raised: AtomicBool,
-    /// An IPI is on its way that has not been handled yet.
-    pub(super) is_notified: AtomicBool,
+    /// 1: an IPI is on its way that has not been handled yet. A word, as the hart has no atomics for bytes.
+    pub(super) is_notified: AtomicUsize,
 }
 
 impl Core {
@@ -63,7 +63,7 @@ impl Core {
             slot: CoreSlot::new(),
             in_interrupt: AtomicBool::new(false),
             is_raised: AtomicBool::new(false),
-            is_notified: AtomicBool::new(false),
+            is_notified: AtomicUsize::new(0),
         }
     }
 
@@ -170,7 +170,7 @@ unsafe impl Platform for Machine {
     fn wake(&self, core: usize) {
         let Some(core) = CORES.get(core) else { return };
         // Release: what was written before is seen by the handler.
-        if core.is_notified.swap(true, Ordering::AcqRel) {
+        if core.is_notified.swap(1, Ordering::AcqRel) != 0 {
             return;
         }
         if core::ptr::eq(core, Core::here()) {
@@ -230,7 +230,8 @@ const SOFT: usize = 1;
 pub(super) fn on_trap(context: &mut TrapContext) {
     let core = Core::here();
     // It may have interrupted a handler, which then has forbidden to be left.
-    let outer = core.in_interrupt.swap(true, Ordering::Relaxed);
+    let outer = core.in_interrupt.load(Ordering::Relaxed);
+    core.in_interrupt.store(true, Ordering::Relaxed);
     match context.trap() {
         Trap::Timer => {
             // SAFETY: acknowledges it; `set_alarm` enables the next one.
@@ -244,8 +245,9 @@ pub(super) fn on_trap(context: &mut TrapContext) {
             // raises it again.
             unsafe { sip::clear_ssoft() };
             // Acquire: what was written before a wake is seen by the runtime's look at its inbox.
-            core.is_notified.swap(false, Ordering::AcqRel);
-            if core.is_raised.swap(false, Ordering::Relaxed) {
+            core.is_notified.swap(0, Ordering::AcqRel);
+            if core.is_raised.load(Ordering::Relaxed) {
+                core.is_raised.store(false, Ordering::Relaxed);
                 interrupt::handle();
             }
             // SAFETY: the interrupt is acknowledged, and all that remains is to return.
