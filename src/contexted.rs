@@ -9,13 +9,15 @@ use core::ptr::NonNull;
 use core::task::{Context, Poll};
 
 use crate::Runtime;
+use crate::fatal::fatal;
 use crate::preempt::PreemptGuard;
 
 /// What a future needs around it while it has the core: its address space loaded, its thread set as the
 /// current one.
 ///
 /// Both functions are called in task context with preemption off, on the core that runs the future.
-/// They are short, and they neither panic nor allocate: they run whenever the core changes hands.
+/// They are short, and they neither allocate nor panic: they run whenever the core changes hands, and nobody
+/// could tell what is loaded after a panic. So that ends the program, whoever would catch it.
 pub trait Hooks: Send + Sync + 'static {
     /// Before the future's code runs: for the first time, after an await, after it was preempted.
     fn enter(&self);
@@ -66,15 +68,29 @@ pub(crate) unsafe fn leave(innermost: ScopeLink) {
 
 impl Scope<'_> {
     fn enter(&self) {
+        let no_panic = NoPanic;
         for hooks in self.hooks {
             hooks.enter();
         }
+        core::mem::forget(no_panic);
     }
 
     fn leave(&self) {
+        let no_panic = NoPanic;
         for hooks in self.hooks.iter().rev() {
             hooks.leave();
         }
+        core::mem::forget(no_panic);
+    }
+}
+
+/// Ends the program when it drops, in a panic of hooks. If that were caught, the task that was to go on would
+/// be taken for the one that panicked, and its future dropped though frames are in the middle of it.
+struct NoPanic;
+
+impl Drop for NoPanic {
+    fn drop(&mut self) {
+        fatal("trapline: hooks panicked: they run where nobody can go on after that")
     }
 }
 

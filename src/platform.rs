@@ -44,6 +44,7 @@ impl CoreSlot {
     }
 
     /// The runtime that this core is inside of. Called on this core only, or for comparison.
+    #[inline]
     pub(crate) fn runtime(&self) -> Option<&'static Runtime> {
         // Relaxed: only the core itself writes its slot, its own interrupts included.
         let runtime = self.runtime.load(Ordering::Relaxed);

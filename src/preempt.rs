@@ -40,31 +40,37 @@ impl Gate {
         self.set_depth(1);
     }
 
+    #[inline]
     pub(crate) fn is_open(&self) -> bool {
         self.depth() == 0
     }
 
     /// How many reasons keep it shut.
+    #[inline]
     pub(crate) fn depth(&self) -> usize {
         self.shut.load(Ordering::Relaxed)
     }
 
     /// Sets the number of reasons: to 1 for the runtime's own code, to 0 for the code of a task.
+    #[inline]
     pub(crate) fn set_depth(&self, depth: usize) {
         compiler_fence(Ordering::SeqCst);
         self.shut.store(depth, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
     }
 
+    #[inline]
     pub(crate) fn owe(&self) {
         self.owed.store(true, Ordering::Relaxed);
     }
 
+    #[inline]
     pub(crate) fn owes(&self) -> bool {
         self.owed.load(Ordering::Relaxed)
     }
 
     /// The loop has the core, so nothing is owed to it.
+    #[inline]
     pub(crate) fn settle(&self) {
         self.owed.store(false, Ordering::Relaxed);
     }
@@ -81,8 +87,9 @@ impl Gate {
 ///
 /// - Called on a core, in the handler of its alarm, as the last thing that it does but return, after
 ///   the interrupt has been acknowledged, with interrupts masked.
-/// - All registers of the interrupted code are saved on the interrupted stack, which is also the one
-///   that this is called on, and restored from there.
+/// - All registers of the interrupted code are restored when this returns. Those that a callee preserves may
+///   be left to the handler's callees, and to the switch. What the vector itself saves lies on the
+///   interrupted stack, which is also the one that this is called on.
 /// - The handler interrupted task context, not another handler: one that enables interrupts holds an
 ///   [`InterruptGuard`].
 /// - The handler holds no lock and no guard.
@@ -90,8 +97,9 @@ pub unsafe fn on_timer() {
     let Some(runtime) = bound::slot().runtime() else { return };
     let alarm = runtime.alarm();
     alarm.forget();
+    let now = bound::now();
     if !runtime.gate().is_open() {
-        alarm.set_due();
+        alarm.set_due(now);
         runtime.gate().owe();
         return;
     }
@@ -99,16 +107,16 @@ pub unsafe fn on_timer() {
         runtime.put_off();
         return;
     }
-    let left = match alarm.look(runtime.slice(), runtime.timers().next()) {
+    let left = match alarm.look(now, runtime.slice(), runtime.timers().next()) {
         Some(left) => {
-            alarm.set_due();
+            alarm.set_due(now);
             left
         }
         None if runtime.is_wanted() => alarm.slice_left(runtime.slice()),
         None => return,
     };
     // SAFETY: the gate is open, so this is a stackful task's stack, which the caller promises.
-    unsafe { runtime.leave_stack(Reason::Preempted { left, interrupt: true }) };
+    unsafe { runtime.leave_preempted(left, Reason::Interrupted) };
 }
 
 /// Ends any other interrupt: preempts the running stackful task if somebody was woken meanwhile.
@@ -132,7 +140,7 @@ pub unsafe fn on_interrupt() {
     } else {
         let left = runtime.alarm().slice_left(runtime.slice());
         // SAFETY: the gate is open, so this is a stackful task's stack, which the caller promises.
-        unsafe { runtime.leave_stack(Reason::Preempted { left, interrupt: true }) };
+        unsafe { runtime.leave_preempted(left, Reason::Interrupted) };
     }
 }
 
@@ -323,15 +331,27 @@ impl<T> PreemptLock<T> {
         Self { locked: AtomicBool::new(false), value: UnsafeCell::new(value) }
     }
 
-    pub(crate) fn lock(&self) -> Locked<'_, T> {
+    pub(crate) fn lock(&self) -> Locked<'_, T, PreemptGuard> {
         let guard = PreemptGuard::new();
+        self.acquire();
+        Locked { lock: self, _guard: guard }
+    }
+
+    /// # Safety
+    ///
+    /// The caller is a runtime's loop, which isn't preempted.
+    pub(crate) unsafe fn lock_with_gate_shut(&self) -> Locked<'_, T, ()> {
+        self.acquire();
+        Locked { lock: self, _guard: () }
+    }
+
+    fn acquire(&self) {
         // Acquire pairs with the release in `Locked::drop`.
         while self.locked.swap(true, Ordering::Acquire) {
             while self.locked.load(Ordering::Relaxed) {
                 core::hint::spin_loop();
             }
         }
-        Locked { lock: self, _guard: guard }
     }
 }
 
@@ -342,12 +362,12 @@ impl<T> fmt::Debug for PreemptLock<T> {
 }
 
 /// The right to touch what a [`PreemptLock`] guards.
-pub(crate) struct Locked<'a, T> {
+pub(crate) struct Locked<'a, T, G> {
     lock: &'a PreemptLock<T>,
-    _guard: PreemptGuard,
+    _guard: G,
 }
 
-impl<T> Deref for Locked<'_, T> {
+impl<T, G> Deref for Locked<'_, T, G> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -356,14 +376,14 @@ impl<T> Deref for Locked<'_, T> {
     }
 }
 
-impl<T> DerefMut for Locked<'_, T> {
+impl<T, G> DerefMut for Locked<'_, T, G> {
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: the lock is held.
         unsafe { &mut *self.lock.value.get() }
     }
 }
 
-impl<T> Drop for Locked<'_, T> {
+impl<T, G> Drop for Locked<'_, T, G> {
     fn drop(&mut self) {
         // Release pairs with the acquire in `lock`. The guard goes after it.
         self.lock.locked.store(false, Ordering::Release);

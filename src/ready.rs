@@ -24,6 +24,7 @@ use crate::task::{Header, Link};
 #[derive(Debug)]
 pub(crate) struct Fifo {
     head: Cell<Link>,
+    /// The last one, unless it is empty.
     tail: Cell<Link>,
 }
 
@@ -32,6 +33,7 @@ impl Fifo {
         Self { head: Cell::new(None), tail: Cell::new(None) }
     }
 
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.head.get().is_none()
     }
@@ -41,14 +43,21 @@ impl Fifo {
     /// For this and the other functions that take a task: the caller is the owning core's loop (or
     /// task context with preemption off that the loop is waiting for), the task is alive until it
     /// is popped, and it is in no queue.
+    #[inline]
     pub(crate) unsafe fn push_back(&self, task: NonNull<Header>) {
         // SAFETY: the caller owns the task's link (rule 3 of the task's fields).
-        unsafe {
-            set_next(task, None);
-            match self.tail.replace(Some(task)) {
-                Some(last) => set_next(last, Some(task)),
-                None => self.head.set(Some(task)),
-            }
+        unsafe { set_next(task, None) };
+        self.append(task, task);
+    }
+
+    /// Appends tasks that are linked, `first` to `last`.
+    #[inline]
+    fn append(&self, first: NonNull<Header>, last: NonNull<Header>) {
+        let before = self.tail.replace(Some(last));
+        match before.filter(|_| !self.is_empty()) {
+            // SAFETY: a task in the FIFO is alive, and its link is ours.
+            Some(before) => unsafe { set_next(before, Some(first)) },
+            None => self.head.set(Some(first)),
         }
     }
 
@@ -64,14 +73,11 @@ impl Fifo {
         }
     }
 
+    #[inline]
     pub(crate) fn pop(&self) -> Link {
         let task = self.head.get()?;
         // SAFETY: a task in the FIFO is alive, and its link is ours.
-        let next = unsafe { next(task) };
-        self.head.set(next);
-        if next.is_none() {
-            self.tail.set(None);
-        }
+        self.head.set(unsafe { next(task) });
         Some(task)
     }
 
@@ -83,55 +89,55 @@ impl Fifo {
     unsafe fn append_reversed(&self, newest: Link) {
         let Some(last) = newest else { return };
         // Turn the chain round in place: it becomes first-pushed to last-pushed.
-        let mut first = None;
-        let mut rest = newest;
+        let mut first = last;
+        // SAFETY: the caller owns the chain's links.
+        let mut rest = unsafe { next(last) };
+        // SAFETY: as above.
+        unsafe { set_next(last, None) };
         while let Some(task) = rest {
-            // SAFETY: the caller owns the chain's links.
+            // SAFETY: as above.
             unsafe {
                 rest = next(task);
-                set_next(task, first);
+                set_next(task, Some(first));
             }
-            first = Some(task);
+            first = task;
         }
-        match self.tail.replace(Some(last)) {
-            // SAFETY: a task in the FIFO is alive, and its link is ours.
-            Some(tail) => unsafe { set_next(tail, first) },
-            None => self.head.set(first),
-        }
+        self.append(first, last);
     }
 }
 
 /// So many polls of others a queue waits before it goes first.
-pub(crate) const PATIENCE: u32 = 32;
+pub(crate) const PATIENCE: u64 = 32;
 
 /// A queue that others may go before, but not for ever. Owning core's loop only.
+///
+/// `polls` is how many polls the runtime has counted so far.
 #[derive(Debug)]
 pub(crate) struct PatientFifo {
     fifo: Fifo,
-    /// Polls of others since its first task is waiting.
-    waited: Cell<u32>,
+    /// At how many polls its patience is over: never while it is empty.
+    patient_until: Cell<u64>,
 }
 
 impl PatientFifo {
     pub(crate) const fn new() -> Self {
-        Self { fifo: Fifo::new(), waited: Cell::new(0) }
-    }
-
-    /// Notes a poll, of whomever.
-    pub(crate) fn wait_one_poll(&self) {
-        self.waited.set(self.waited.get().saturating_add(1));
+        Self { fifo: Fifo::new(), patient_until: Cell::new(u64::MAX) }
     }
 
     /// Whether it has waited for too long.
-    pub(crate) fn is_impatient(&self) -> bool {
-        self.waited.get() >= PATIENCE && !self.fifo.is_empty()
+    #[inline]
+    pub(crate) fn is_impatient(&self, polls: u64) -> bool {
+        polls >= self.patient_until.get()
     }
 
     /// # Safety
     ///
     /// As [`Fifo::push_back`].
-    pub(crate) unsafe fn push_back(&self, task: NonNull<Header>) {
-        self.before_push();
+    #[inline]
+    pub(crate) unsafe fn push_back(&self, task: NonNull<Header>, polls: u64) {
+        if self.fifo.is_empty() {
+            self.patient_until.set(polls + PATIENCE);
+        }
         // SAFETY: passed on.
         unsafe { self.fifo.push_back(task) };
     }
@@ -139,28 +145,29 @@ impl PatientFifo {
     /// # Safety
     ///
     /// As [`Fifo::push_back`].
-    pub(crate) unsafe fn push_front(&self, task: NonNull<Header>) {
-        self.before_push();
+    #[inline]
+    pub(crate) unsafe fn push_front(&self, task: NonNull<Header>, polls: u64) {
+        if self.fifo.is_empty() {
+            self.patient_until.set(polls + PATIENCE);
+        }
         // SAFETY: passed on.
         unsafe { self.fifo.push_front(task) };
     }
 
-    /// There was nothing to be had for it: it waits anew.
-    pub(crate) fn wait_again(&self) {
-        self.waited.set(0);
+    /// Its turn is over, or came in vain: those who are left wait anew.
+    #[inline]
+    pub(crate) fn wait_again(&self, polls: u64) {
+        self.patient_until.set(if self.fifo.is_empty() { u64::MAX } else { polls + PATIENCE });
     }
 
-    fn before_push(&self) {
-        if self.fifo.is_empty() {
-            self.waited.set(0);
-        }
+    #[inline]
+    pub(crate) fn pop(&self, polls: u64) -> Link {
+        let task = self.fifo.pop();
+        self.wait_again(polls);
+        task
     }
 
-    pub(crate) fn pop(&self) -> Link {
-        self.waited.set(0);
-        self.fifo.pop()
-    }
-
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.fifo.is_empty()
     }
@@ -169,6 +176,7 @@ impl PatientFifo {
 /// # Safety
 ///
 /// `task` is alive and its link is the caller's.
+#[inline]
 unsafe fn next(task: NonNull<Header>) -> Link {
     // SAFETY: the caller's promise.
     unsafe { task.as_ref().next.with(|next| *next) }
@@ -177,6 +185,7 @@ unsafe fn next(task: NonNull<Header>) -> Link {
 /// # Safety
 ///
 /// As [`next`].
+#[inline]
 unsafe fn set_next(task: NonNull<Header>, to: Link) {
     // SAFETY: the caller's promise.
     unsafe { task.as_ref().next.with_mut(|next| *next = to) }
@@ -306,6 +315,7 @@ impl Inbox {
 
     /// Moves all that was pushed to the FIFO, in the order of the pushes, and forgets what the core
     /// announced. Owning core's loop.
+    #[inline(never)]
     pub(crate) fn take(&self, to: &Fifo, closed: bool) {
         let left = tagged(if closed { CLOSED } else { 0 });
         // Acquire pairs with the release in `publish`. Nothing is released: the tags carry no data.
@@ -323,6 +333,7 @@ impl Inbox {
 
     /// Announces that the core enters a stackful task's stack. `false`: something was pushed. Owning
     /// core's loop.
+    #[inline]
     #[must_use]
     pub(crate) fn announce_stackful(&self) -> bool {
         // A tag that is there already was put there by this core, and costs nothing to keep.
@@ -351,9 +362,10 @@ impl Inbox {
     }
 }
 
-/// Whether this is task context of `runtime`'s own core in which nothing can come between: only there
-/// may anybody but the loop touch its FIFO, or free memory.
-fn short_way(runtime: &Runtime) -> bool {
+/// Whether this is task context of `runtime`'s own core in which nothing can come between (off a stack the
+/// gate is shut): only there may anybody but the loop touch its FIFO, or free memory.
+#[inline]
+pub(crate) fn short_way(runtime: &Runtime) -> bool {
     bound::slot().runtime().is_some_and(|own| ptr::eq(own, runtime))
         && bound::in_interrupt() == InInterrupt::No
         && !runtime.is_on_stack()

@@ -12,7 +12,9 @@ use std::time::Duration;
 use atomic_waker::AtomicWaker;
 use trapline::preempt::PreemptGuard;
 use trapline::time::sleep;
-use trapline::{Config, EnterError, JoinError, Runtime, block_on, spawn, stackful, yield_now};
+use trapline::{
+    Config, EnterError, Hooks, JoinError, Runtime, block_on, contexted, spawn, stackful, yield_now,
+};
 
 /// Runs `test` on a core of its own, with a runtime.
 fn with_runtime(test: impl FnOnce(&'static Runtime) + Send) {
@@ -82,6 +84,86 @@ fn panic_of_a_stackful_task_is_its_handles() {
             })
             .unwrap();
         assert_eq!(runtime.stats().stacks, 1);
+    });
+}
+
+#[test]
+fn hooks_are_left_in_a_panic() {
+    /// How often the core was entered more than left, and how often entered at all.
+    static INSIDE: AtomicUsize = AtomicUsize::new(0);
+    static ENTERED: AtomicUsize = AtomicUsize::new(0);
+    struct Counting;
+    impl Hooks for Counting {
+        fn enter(&self) {
+            INSIDE.fetch_add(1, SeqCst);
+            ENTERED.fetch_add(1, SeqCst);
+        }
+
+        fn leave(&self) {
+            INSIDE.fetch_sub(1, SeqCst);
+        }
+    }
+    /// Dropped inside.
+    struct Inside;
+    impl Drop for Inside {
+        fn drop(&mut self) {
+            assert_eq!(INSIDE.load(SeqCst), 1);
+        }
+    }
+    async fn panics() {
+        let _inside = Inside;
+        yield_now().await;
+        panic!("contexted");
+    }
+    with_runtime(|runtime| {
+        runtime
+            .run_until(async {
+                let plain = contexted(panics(), Arc::new(Counting));
+                assert_eq!(message(spawn(plain).await.unwrap_err()), "contexted");
+                // Two polls and a drop.
+                assert_eq!((INSIDE.load(SeqCst), ENTERED.load(SeqCst)), (0, 3));
+                let on_stack = contexted(stackful(panics()), Arc::new(Counting));
+                assert_eq!(message(spawn(on_stack).await.unwrap_err()), "contexted");
+                assert_eq!(INSIDE.load(SeqCst), 0);
+                // What goes on isn't inside of them.
+                spawn(stackful(async { compute_for(Duration::from_millis(5)) })).await.unwrap();
+                assert_eq!(INSIDE.load(SeqCst), 0);
+            })
+            .unwrap();
+    });
+}
+
+/// The future of a preempted task must not be dropped, so nobody may go on after such a panic.
+#[test]
+fn a_panic_of_hooks_ends_the_program() {
+    const CHILD: &str = "TRAPLINE_TEST_HOOKS_PANIC";
+    struct Panicking(AtomicUsize);
+    impl Hooks for Panicking {
+        fn enter(&self) {
+            // The first poll finds that it wants a stack, the second is preempted; then it goes on.
+            assert!(self.0.fetch_add(1, SeqCst) < 2, "hooks");
+        }
+
+        fn leave(&self) {}
+    }
+    if std::env::var_os(CHILD).is_none() {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_panic_of_hooks_ends_the_program", "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        assert!(!child.status.success());
+        assert!(String::from_utf8_lossy(&child.stderr).contains("trapline: hooks panicked"));
+        return;
+    }
+    with_runtime(|runtime| {
+        let hog = async {
+            loop {
+                compute_for(Duration::from_millis(1));
+            }
+        };
+        let hooks = Arc::new(Panicking(AtomicUsize::new(0)));
+        let _ = runtime.run_until(runtime.spawn(contexted(stackful(hog), hooks)));
     });
 }
 

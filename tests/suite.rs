@@ -142,6 +142,12 @@ fn program() {
         users::registers_of_programs_survive_preemption,
         users::an_overflowed_stack_ends_its_task_only,
         users::cores_have_left_their_boot_stacks,
+        #[cfg(target_arch = "riscv64")]
+        users::a_programs_rounding_is_not_the_kernels,
+        #[cfg(target_arch = "x86_64")]
+        users::a_programs_flags_are_not_the_kernels,
+        #[cfg(target_arch = "x86_64")]
+        users::a_program_has_no_segments_of_its_own,
         #[cfg(target_arch = "x86_64")]
         users::an_nmi_finds_the_core_where_gs_is_a_programs,
         #[cfg(target_arch = "x86_64")]

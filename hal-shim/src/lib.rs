@@ -62,6 +62,8 @@ pub mod trap;
 #[cfg(target_os = "none")]
 pub mod user;
 
+#[cfg(target_os = "none")]
+mod bare;
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "linux")]

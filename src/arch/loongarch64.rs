@@ -99,9 +99,13 @@
 //! - A trap: if FPE is on, all f registers go into the trap context before any Rust code runs, and FPE goes
 //!   off for the handler. The return loads them, and turns FPE on or off as it was.
 //!
-//! Under lp64s, kernel code never uses them, FPE is off in the kernel, and none of this is compiled. A kernel
-//! that has a vector of its own, under lp64d, turns FPE on when an instruction traps for it, and keeps
-//! FPE with the f registers that it saves.
+//! Under lp64s, kernel code never uses them, FPE is off in the kernel, and none of this is compiled.
+//!
+//! A kernel under lp64d that has a vector of its own keeps the invariant there: it answers exception
+//! 0xf, the trap of an FP instruction with FPE off, by turning FPE on and going back to that instruction. Its
+//! vector saves and loads f registers, `fcsr` and `fcc` if FPE was on at the trap, and touches none of
+//! them while it is off, since that traps in the vector; nor does the code that answers 0xf, which
+//! would trap for ever.
 //!
 //! A user program, under both, begins with FPE off. Its first FP instruction traps: it then gets f
 //! registers that are zero, and goes on. From then on they are loaded before it runs and saved after. So

@@ -89,12 +89,10 @@
 //!
 //! - It holds when code starts: what nobody wrote, nobody wants.
 //! - Code that writes an f register makes FS Dirty, by hardware.
-//! - `switch` away: if FS is Dirty, fs0 to fs11 go into the frame and `fp` is 1. If not, nothing
-//!   there is wanted, and `fp` is 0.
+//! - `switch` away: if FS is Dirty, fs0 to fs11 go into the frame, `fp` is 1, and FS becomes Clean, or it
+//!   would be charged to whoever runs next. If not, nothing there is wanted, and `fp` is 0.
 //! - `switch` to a frame whose `fp` is 1: FS becomes Dirty and the registers are loaded, so that
-//!   the next switch saves them again. To one whose `fp` is 0: that code wants nothing, and a Dirty
-//!   of the code that was left (which has its registers in its frame) becomes Clean, or it would be
-//!   charged to whoever runs now.
+//!   the next switch saves them again.
 //! - A trap: if FS is Dirty, all f registers go into the trap context before any Rust code runs.
 //!   Nothing of them is then wanted by the handler: FS becomes Clean, and a switch in the handler
 //!   saves them a second time only if the handler has computed in them. The return from the trap
@@ -192,35 +190,17 @@ unsafe extern "C" fn switch(save: *mut Context, to: Context) {
         r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
         r"  sd s\n, {s} + 8*\n(sp)",
         r".endr",
+        "sd zero, {fp}(sp)",
         "csrr t0, sstatus",
-        "srli t0, t0, {fs_shift}",
-        "andi t0, t0, {fs_mask}",
-        "addi t0, t0, -{fs_dirty}",
-        "seqz t0, t0",
-        // t0: 1 if FS is Dirty.
-        "sd t0, {fp}(sp)",
-        "beqz t0, 2f",
-        r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
-        r"  fsd fs\n, {fs} + 8*\n(sp)",
-        r".endr",
+        // Its sign says that there is something Dirty.
+        "bltz t0, 4f",
         "2:",
         "sd sp, (a0)",
-        // From here on the other stack. t0: as before.
+        // From here on the other stack.
         "mv sp, a1",
-        "ld t1, {fp}(sp)",
-        "beqz t1, 3f",
-        "li t2, {fs_mask} << {fs_shift}",
-        "csrs sstatus, t2",
-        r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
-        r"  fld fs\n, {fs} + 8*\n(sp)",
-        r".endr",
-        "j 4f",
-        // This side wants no f register. Dirty, and only Dirty, becomes Clean.
+        "ld t0, {fp}(sp)",
+        "bnez t0, 5f",
         "3:",
-        "beqz t0, 4f",
-        "li t2, {fs_not_clean} << {fs_shift}",
-        "csrc sstatus, t2",
-        "4:",
         // Not ra: a jump by ra or t0 would be predicted to go where this stack's `switch` was
         // called from, which is wrong each time.
         "ld t1, {ra}(sp)",
@@ -229,6 +209,28 @@ unsafe extern "C" fn switch(save: *mut Context, to: Context) {
         r".endr",
         "addi sp, sp, {size}",
         "jr t1",
+        // t0: sstatus. It may be something else than FS that is Dirty.
+        "4:",
+        "srli t0, t0, {fs_shift}",
+        "andi t0, t0, {fs_mask}",
+        "addi t0, t0, -{fs_dirty}",
+        "bnez t0, 2b",
+        "li t0, 1",
+        "sd t0, {fp}(sp)",
+        r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
+        r"  fsd fs\n, {fs} + 8*\n(sp)",
+        r".endr",
+        "li t0, {fs_not_clean} << {fs_shift}",
+        "csrc sstatus, t0",
+        "j 2b",
+        // sp: the other stack, whose code wants its f registers.
+        "5:",
+        "li t0, {fs_mask} << {fs_shift}",
+        "csrs sstatus, t0",
+        r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
+        r"  fld fs\n, {fs} + 8*\n(sp)",
+        r".endr",
+        "j 3b",
         ".option pop",
         ra = const offset_of!(Frame, ra),
         s = const offset_of!(Frame, s),
@@ -735,7 +737,9 @@ unsafe extern "C" fn trap_entry() {
         "csrr t0, sepc",
         "sd t0, {sepc}(sp)",
         "5:",
-        "csrr t1, sstatus",
+        // Interrupted code may have been allowed to access users' pages. Who comes next is not.
+        "li t0, {sum_mxr}",
+        "csrrc t1, sstatus, t0",
         "sd t1, {sstatus}(sp)",
         "csrr t0, scause",
         "sd t0, {scause}(sp)",
@@ -853,7 +857,8 @@ unsafe extern "C" fn trap_entry() {
         "sd t1, {sstatus}(t0)",
         "ld t2, {fp}(t0)",
         "beqz t2, 52f",
-        "frcsr t2",
+        // The program's rounding mode is not the kernel's, which is the one that 0 means.
+        "fscsr t2, zero",
         "sd t2, {fcsr}(t0)",
         "srli t1, t1, {fs_shift}",
         "andi t1, t1, {fs_mask}",
@@ -884,6 +889,7 @@ unsafe extern "C" fn trap_entry() {
         ".option pop",
         on_trap = sym on_trap,
         no_stack_left = sym no_stack_left,
+        sum_mxr = const SUM_MXR,
         x = const offset_of!(TrapContext, x),
         sepc = const offset_of!(TrapContext, sepc),
         sstatus = const offset_of!(TrapContext, sstatus),

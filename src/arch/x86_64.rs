@@ -644,7 +644,7 @@ mod traps {
     /// # Safety
     ///
     /// - This core is in 64-bit mode, with EFER.NXE on (or a fault of a fetch is taken for one of a load) and
-    ///   CR4.FSGSBASE off. From now on GDT, IDT, TSS, fs, gs and its bases, and the registers of
+    ///   CR4.FSGSBASE off. From now on GDT, LDT, IDT, TSS, fs, gs and its bases, and the registers of
     ///   `syscall` are the entry's. The base of gs becomes the address of `core`.
     /// - The kernel is compiled without SSE, x87 and red zone.
     /// - Every stack on which a trap can be taken has room for a [`TrapContext`] and the handler's frames, or an
@@ -728,9 +728,10 @@ mod traps {
                 "mov gs, {scratch:e}",
                 "mov {scratch:e}, {tss}",
                 "ltr {scratch:x}",
-                "lidt [{idt}]",
+                // No local table. A reset leaves one at address 0.
+                "xor {scratch:e}, {scratch:e}",
+                "lldt {scratch:x}",
                 gdt = in(reg) &raw const gdt,
-                idt = in(reg) &raw const idt,
                 scratch = out(reg) _,
                 cs = const KERNEL_CS,
                 ss = const KERNEL_SS,
@@ -743,6 +744,8 @@ mod traps {
             // All that has a meaning in kernel mode: TF, IF, DF, IOPL, NT, AC among them.
             write_msr(FMASK, flag::ALL);
             write_msr(EFER, read_msr(EFER) | EFER_SCE);
+            // Last: an NMI looks at gs.
+            asm!("lidt [{}]", in(reg) &raw const idt, options(nostack));
         }
     }
 
@@ -1108,7 +1111,9 @@ mod traps {
     unsafe extern "C" fn leave() {
         naked_asm!(
             "mov rsp, gs:[{kernel_sp}]",
-            "cld",
+            // The user's flags: DF, and AC, which would let the kernel access users' pages.
+            "push {flags}",
+            "popfq",
             "pop r15",
             "pop r14",
             "pop r13",
@@ -1116,6 +1121,7 @@ mod traps {
             "pop rbx",
             "pop rbp",
             "ret",
+            flags = const flag::RESERVED,
             kernel_sp = const offset_of!(TrapCore, kernel_sp),
         )
     }

@@ -7,7 +7,7 @@ use core::pin::pin;
 use core::ptr::NonNull;
 use core::task::{Context, Poll};
 
-use super::{Root, Runtime};
+use super::Runtime;
 use crate::config::ConfigError;
 use crate::platform::{PanicPayload, bound};
 use crate::sync::atomic::Ordering;
@@ -24,7 +24,7 @@ impl Runtime {
     pub fn enter(&'static self) -> Result<Infallible, EnterError> {
         let _entered = self.claim()?;
         loop {
-            if let Err(payload) = self.run(&mut || false) {
+            if let Err(payload) = self.run() {
                 return Err(EnterError::Panicked(payload));
             }
         }
@@ -54,12 +54,12 @@ impl Runtime {
             // that it points into is left, in whichever way.
             let poll: NonNull<dyn FnMut(&mut Context<'_>) -> bool> =
                 unsafe { core::mem::transmute(poll) };
-            self.own.root.set(Root::Polls(poll));
+            self.own.root.set(Some(poll));
         }
         struct Reset(&'static Runtime);
         impl Drop for Reset {
             fn drop(&mut self) {
-                self.0.own.root.set(Root::None);
+                self.0.own.root.set(None);
             }
         }
         let reset = Reset(self);
@@ -67,7 +67,7 @@ impl Runtime {
             // SAFETY: the loop's own, and BLOCKED until now. It lives in the runtime.
             unsafe { self.own.ready.push_back(NonNull::from(&self.root)) };
         }
-        let ran = self.run(&mut || matches!(self.own.root.get(), Root::None));
+        let ran = self.run();
         drop(reset);
         match (ran, output) {
             (Err(payload), _) => Err(EnterError::Panicked(payload)),
@@ -100,7 +100,8 @@ impl Runtime {
         }
         self.gate.void_guards();
         // Whatever the alarm did while nobody was inside: look at the timers.
-        self.alarm.set_due();
+        self.alarm.set_due(bound::now());
+        self.own.leave_loop.set(false);
         slot.set_runtime(Some(self));
         Ok(Entered)
     }

@@ -1,52 +1,74 @@
 //! What becomes of a task after it had the core, and its end.
 
 use core::ptr::NonNull;
-use core::task::Poll;
 
 use super::{Runtime, count};
 use crate::platform::{PanicPayload, bound};
-use crate::stackful::Outcome;
+use crate::stackful::{HeldStack, Reason, Stack};
 use crate::task::Header;
 use crate::task::join::{JoinError, take_waker};
 use crate::task::state::{Pending, Start};
 
 impl Runtime {
-    /// Acts on what became of a task.
-    pub(super) fn settle(&'static self, task: NonNull<Header>, outcome: Outcome) {
+    /// A task whose poll returned `Pending`, or that waits in `block_on`.
+    #[inline(always)]
+    pub(super) fn wait(&'static self, task: NonNull<Header>) {
+        self.link(task);
         // SAFETY: the task is RUNNING, hence alive.
-        let state = unsafe { &task.as_ref().state };
-        match outcome {
-            Outcome::Polled(Poll::Ready(())) => self.complete(task, true),
-            Outcome::Panicked(payload) => self.panicked(task, payload),
-            Outcome::Preempted { first } => {
-                self.link(task);
-                let preempted = &self.own.stacks.preempted;
-                // SAFETY: RUNNING tasks are in no queue, and this one is until it goes on.
-                unsafe {
-                    if first { preempted.push_front(task) } else { preempted.push_back(task) }
-                }
-            }
-            Outcome::Ended => {
-                count(&self.counters.ended);
-                self.abandon(task);
-                // Guards that the task had leaked.
-                self.gate.void_guards();
-            }
-            Outcome::Polled(Poll::Pending) | Outcome::Suspended => {
-                self.link(task);
-                match state.pending() {
-                    Pending::Blocked => {}
-                    // If it was aborted as well, `start` acts on it.
-                    Pending::Ready => {
-                        // SAFETY: READY, and whoever set it while it was RUNNING did not push it.
-                        unsafe { self.own.ready.push_back(task) };
-                    }
-                }
+        match unsafe { task.as_ref() }.state.pending() {
+            Pending::Blocked => {}
+            // If it was aborted as well, `start` acts on it.
+            Pending::Ready => {
+                // SAFETY: READY, and whoever set it while it was RUNNING did not push it.
+                unsafe { self.own.ready.push_back(task) };
             }
         }
     }
 
+    /// A task that was preempted, and wants to go on.
+    #[inline(always)]
+    pub(super) fn preempted(&'static self, task: NonNull<Header>, stack: NonNull<Stack>) {
+        count(&self.counters.preemptions);
+        self.link(task);
+        let queue = &self.own.stacks.preempted;
+        // SAFETY: RUNNING tasks are in no queue, and this one is until it goes on. Its stack is alive.
+        unsafe {
+            if stack.as_ref().has_left() {
+                queue.push_front(task, self.polls());
+            } else {
+                queue.push_back(task, self.polls());
+            }
+        }
+    }
+
+    /// A task that is not to have the core again.
+    #[inline(never)]
+    pub(super) fn ended(
+        &'static self,
+        task: NonNull<Header>,
+        stack: NonNull<Stack>,
+        reason: Reason,
+    ) {
+        if reason == Reason::Ended {
+            // SAFETY: the loop, which a handler has just left for.
+            unsafe { bound::enable_interrupts() };
+            // SAFETY: the task is RUNNING, hence alive, and this is its core (rule 4).
+            unsafe { task.as_ref() }.stack.set(HeldStack::held(stack));
+            count(&self.counters.ended);
+            self.abandon(task);
+            // Guards that the task had leaked.
+            self.gate.void_guards();
+            return;
+        }
+        self.put_back(task, stack);
+        match self.own.stacks.take_panic() {
+            Some(payload) => self.panicked(task, payload),
+            None => self.complete(task, true),
+        }
+    }
+
     /// A task whose poll panicked.
+    #[inline(never)]
     pub(super) fn panicked(&'static self, task: NonNull<Header>, payload: PanicPayload) {
         // SAFETY: RUNNING, hence alive.
         if unsafe { task.as_ref() }.state.is_stored() {
@@ -61,6 +83,7 @@ impl Runtime {
 
     /// Drops a task's future and finishes the task with `error`. It is RUNNING and no stack holds
     /// frames of it.
+    #[inline(never)]
     pub(super) fn fail(&'static self, task: NonNull<Header>, error: JoinError, release: bool) {
         self.set_current(Some(task));
         let mut error = Some(error);
@@ -75,7 +98,8 @@ impl Runtime {
     }
 
     /// Finishes a task whose output is stored, and with `release` drops the runtime's reference.
-    fn complete(&'static self, task: NonNull<Header>, release: bool) {
+    #[inline(never)]
+    pub(super) fn complete(&'static self, task: NonNull<Header>, release: bool) {
         self.unlink(task);
         // SAFETY: RUNNING, hence alive, until the reference is released below.
         let header = unsafe { task.as_ref() };
@@ -149,16 +173,23 @@ impl Runtime {
         }
     }
 
-    pub(super) fn link(&self, task: NonNull<Header>) {
+    #[inline]
+    fn link(&self, task: NonNull<Header>) {
         // SAFETY: alive, and its links are the loop's (rule 4).
-        let siblings = unsafe { &task.as_ref().siblings };
-        let first = self.own.tasks.get();
-        if siblings.previous.get().is_some() || first == Some(task) {
-            return;
+        let is_first = unsafe { task.as_ref() }.siblings.previous.get().is_none();
+        if is_first && self.own.tasks.get() != Some(task) {
+            self.link_first(task);
         }
+    }
+
+    #[inline(never)]
+    fn link_first(&self, task: NonNull<Header>) {
         if task == NonNull::from(&self.root) {
             return;
         }
+        // SAFETY: as `link`.
+        let siblings = unsafe { &task.as_ref().siblings };
+        let first = self.own.tasks.get();
         siblings.next.set(first);
         if let Some(first) = first {
             // SAFETY: tasks in the list are alive, and their links the loop's.
@@ -167,7 +198,7 @@ impl Runtime {
         self.own.tasks.set(Some(task));
     }
 
-    pub(super) fn unlink(&self, task: NonNull<Header>) {
+    fn unlink(&self, task: NonNull<Header>) {
         // SAFETY: as `link`.
         let siblings = unsafe { &task.as_ref().siblings };
         let (previous, next) = (siblings.previous.take(), siblings.next.take());

@@ -48,6 +48,8 @@ pub struct Runtime {
     /// A task was aborted in a queue, so look among those that wait for a stack.
     aborted_in_queue: AtomicBool,
     config: Config,
+    /// `config.slice` in nanoseconds.
+    slice: u64,
     gate: Gate,
     alarm: Alarm,
     timers: Timers,
@@ -69,21 +71,17 @@ struct Own {
     scopes: Cell<ScopeLink>,
     /// Where in a plain task that consists of hooks around a future that future lies, and its size.
     inside_of_hooks: Cell<(*const (), usize)>,
-    /// The last that had the core was on a stack.
-    after_stack: Cell<bool>,
+    /// How many polls there had been after the last that was on a stack.
+    stack_polls: Cell<u64>,
     closed: Cell<bool>,
-    root: Cell<Root>,
+    /// What `run_until` has the loop poll until it says that its future is done: a closure in the
+    /// frame of `run_until`, whose lifetime is that frame's.
+    root: Cell<Option<NonNull<RootPoll>>>,
+    /// It is.
+    leave_loop: Cell<bool>,
 }
 
-/// What `run_until` has the loop poll.
-#[derive(Clone, Copy)]
-enum Root {
-    /// Nobody is in `run_until`, or its future is done.
-    None,
-    /// A closure in the frame of `run_until`, which says whether its future is done. The lifetime is
-    /// that frame's.
-    Polls(NonNull<dyn FnMut(&mut Context<'_>) -> bool>),
-}
+type RootPoll = dyn FnMut(&mut Context<'_>) -> bool;
 
 // SAFETY: `own`, `root`'s plain fields and the cells in them are touched only by the owning core in
 // task context with its gate shut; all else is atomic or behind a lock. A stackful task on its own
@@ -114,16 +112,17 @@ pub struct Stats {
 }
 
 #[derive(Debug)]
-pub(crate) struct Counters {
+struct Counters {
     polls: AtomicU64,
-    pub(crate) preemptions: AtomicU64,
+    preemptions: AtomicU64,
     parks: AtomicU64,
     aborted_in_poll: AtomicU64,
     ended: AtomicU64,
 }
 
 /// Counts one. Owning core, so a load and a store do.
-pub(crate) fn count(counter: &AtomicU64) {
+#[inline]
+fn count(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
@@ -142,6 +141,7 @@ impl Runtime {
                 inbox: CachePadded::new(Inbox::new()),
                 owner: AtomicUsize::new(0),
                 aborted_in_queue: AtomicBool::new(false),
+                slice: nanoseconds(config.slice),
                 config,
                 gate: Gate::new(),
                 alarm: Alarm::new(),
@@ -161,15 +161,17 @@ impl Runtime {
                     current: AtomicPtr::new(core::ptr::null_mut()),
                     scopes: Cell::new(None),
                     inside_of_hooks: Cell::new((core::ptr::null(), 0)),
-                    after_stack: Cell::new(false),
+                    stack_polls: Cell::new(0),
                     closed: Cell::new(false),
-                    root: Cell::new(Root::None),
+                    root: Cell::new(None),
+                    leave_loop: Cell::new(false),
                 },
             }
         }
     }
 
     /// The runtime that the calling core is inside of. Any context.
+    #[inline]
     pub fn current() -> Option<&'static Self> {
         bound::slot().runtime()
     }
@@ -188,50 +190,61 @@ impl Runtime {
         }
     }
 
+    #[inline]
     pub(crate) fn inbox(&self) -> &Inbox {
         &self.inbox
     }
 
     /// The loop's FIFO. For whom [`ready`] allows it.
+    #[inline]
     pub(crate) fn ready(&self) -> &Fifo {
         &self.own.ready
     }
 
+    #[inline]
     pub(crate) fn gate(&self) -> &Gate {
         &self.gate
     }
 
+    #[inline]
     pub(crate) fn alarm(&self) -> &Alarm {
         &self.alarm
     }
 
+    #[inline]
     pub(crate) fn timers(&self) -> &Timers {
         &self.timers
     }
 
-    pub(crate) fn counters(&self) -> &Counters {
-        &self.counters
-    }
-
+    #[inline]
     pub(crate) fn stacks(&self) -> &Stacks {
         &self.own.stacks
     }
 
     /// The slice in nanoseconds.
+    #[inline]
     pub(crate) fn slice(&self) -> u64 {
-        nanoseconds(self.config.slice)
+        self.slice
+    }
+
+    /// How many polls have been counted.
+    #[inline]
+    fn polls(&self) -> u64 {
+        self.counters.polls.load(Ordering::Relaxed)
     }
 
     pub(crate) fn current_task(&self) -> Link {
         NonNull::new(self.own.current.load(Ordering::Relaxed))
     }
 
+    #[inline]
     pub(crate) fn set_current(&self, task: Link) {
         let task = task.map_or(core::ptr::null_mut(), NonNull::as_ptr);
         self.own.current.store(task, Ordering::Relaxed);
     }
 
     /// The hooks that the running poll is inside of. That poll's own code, with preemption off, and the loop.
+    #[inline]
     pub(crate) fn scopes(&self) -> &Cell<ScopeLink> {
         &self.own.scopes
     }
@@ -259,6 +272,7 @@ impl Runtime {
     }
 
     /// Whether a stack has the core.
+    #[inline]
     pub(crate) fn is_on_stack(&self) -> bool {
         self.own.stacks.running().is_some()
     }
@@ -297,23 +311,31 @@ impl Runtime {
     }
 
     /// Whether there is somebody to leave a stack for: a push that came meanwhile, or a debt.
+    #[inline]
     pub(crate) fn is_wanted(&self) -> bool {
         !self.inbox.is_empty() || self.gate.owes()
     }
 
     /// Panics if the poll that has just returned left a guard.
+    #[inline]
     pub(crate) fn check_guards(&self, expected: usize, task: NonNull<Header>, poll: Poll<()>) {
         if self.gate.depth() != expected {
-            if poll.is_ready() {
-                // SAFETY: RUNNING, hence alive.
-                unsafe { task.as_ref() }.state.set_stored();
-            }
-            panic!(
-                "{} held or forgot a PreemptGuard when its poll returned: drop it before the await",
-                TaskId::of(task)
-            );
+            held_a_guard(task, poll);
         }
     }
+}
+
+#[cold]
+#[inline(never)]
+fn held_a_guard(task: NonNull<Header>, poll: Poll<()>) -> ! {
+    if poll.is_ready() {
+        // SAFETY: RUNNING, hence alive.
+        unsafe { task.as_ref() }.state.set_stored();
+    }
+    panic!(
+        "{} held or forgot a PreemptGuard when its poll returned: drop it before the await",
+        TaskId::of(task)
+    );
 }
 
 impl Default for Runtime {

@@ -31,8 +31,8 @@ impl Runtime {
         loop {
             self.inbox.close(&self.own.ready);
             let queued = (self.own.ready.pop())
-                .or_else(|| self.own.stacks.ready.pop())
-                .or_else(|| self.own.stacks.waiting.pop());
+                .or_else(|| self.own.stacks.ready.pop(self.polls()))
+                .or_else(|| self.own.stacks.waiting.pop(self.polls()));
             if let Some(task) = queued {
                 report.dropped += usize::from(self.shut_down_queued(task));
             } else if let Some(task) = self.first_without_frames() {
@@ -48,7 +48,7 @@ impl Runtime {
         while let Some(task) = self.own.tasks.get() {
             self.abandon(task);
         }
-        while self.own.stacks.preempted.pop().is_some() {}
+        while self.own.stacks.preempted.pop(self.polls()).is_some() {}
         report.stacks_with_frames = self.own.stacks.pool.free_idle();
         Ok(report)
     }

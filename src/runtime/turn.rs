@@ -12,25 +12,37 @@
 //! So a task that was woken never waits for those that compute. Those do not wait for ever either:
 //! after [`PATIENCE`](crate::ready::PATIENCE) polls of others, 4 or 5 comes before 3.
 
-use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use core::task::{Context, Poll};
 
-use super::{Root, Runtime, count};
+use super::{Runtime, count};
 use crate::platform::{PanicPayload, bound};
 use crate::ready::Fifo;
-use crate::stackful::{HeldStack, Outcome, Stack, Stall};
+use crate::stackful::{HeldStack, Reason, Stack, Stall};
 use crate::sync::atomic::Ordering;
+use crate::task::Header;
 use crate::task::join::JoinError;
 use crate::task::state::{Pending, Start};
-use crate::task::{self, Header};
 
+/// Who gets the core next. Taken from the queue that it was in.
+enum Next {
+    /// READY, to be polled here.
+    Plain(NonNull<Header>),
+    /// READY, to be polled or to go on on this stack.
+    Stackful(NonNull<Header>, NonNull<Stack>),
+    /// RUNNING, to go on.
+    Preempted(NonNull<Header>),
+    Nobody,
+}
+
+// What is rare is in functions of its own that aren't inlined, so that all the rest of a turn is one
+// stretch of code which keeps what it needs in registers.
 impl Runtime {
-    /// Turns the loop until `done`; a caught panic that is no task's comes back.
-    pub(super) fn run(&'static self, done: &mut dyn FnMut() -> bool) -> Result<(), PanicPayload> {
+    /// Turns the loop until `leave_loop`; a caught panic that is no task's comes back.
+    pub(super) fn run(&'static self) -> Result<(), PanicPayload> {
         loop {
             let caught = bound::catch_unwind(&mut || {
-                while !done() {
+                while !self.own.leave_loop.get() {
                     self.turn();
                 }
             });
@@ -51,180 +63,252 @@ impl Runtime {
         }
     }
 
+    #[inline(always)]
     fn turn(&'static self) {
         // In this order: what is owed after this comes with a reason that is seen below, or it makes
         // the next stackful task leave at once.
         self.gate.settle();
         if self.alarm.is_due() {
-            self.alarm.clear_due();
+            let now = self.alarm.take_due();
             self.alarm.forget();
-            self.timers.fire(bound::now());
+            self.timers.fire(now);
         }
         if !self.inbox.is_empty() {
             self.inbox.take(&self.own.ready, false);
         }
-        // Who has waited for too many polls goes first, but not twice running: a stack was perhaps
-        // left for somebody in the FIFO.
-        let patient = !self.own.after_stack.replace(false);
-        let [ready, waiting, preempted] =
-            self.own.stacks.queues().map(|queue| patient && queue.is_impatient());
-        let ran = (preempted && self.resume_preempted())
-            || ((ready || waiting) && self.run_stackful())
-            || self.run_plain()
-            // Without this, stackful tasks that only yield would keep a preempted one waiting.
-            || (self.own.stacks.preempted.is_impatient() && self.resume_preempted())
-            || self.run_stackful()
-            || self.resume_preempted();
-        if !ran {
-            self.park();
-        }
+        let (task, stack) = match self.choose() {
+            Next::Plain(task) => {
+                self.alarm.set_by(self.timers.next());
+                if self.start(task, None) {
+                    self.poll(task);
+                }
+                return;
+            }
+            Next::Stackful(task, stack) => {
+                if !self.start(task, Some(stack)) {
+                    return;
+                }
+                self.grant_slice(stack);
+                (task, stack)
+            }
+            Next::Preempted(task) => {
+                // SAFETY: preempted tasks are RUNNING, hence alive.
+                let header = unsafe { task.as_ref() };
+                let Some(stack) = header.stack.get().get() else {
+                    unreachable!("a preempted task has a stack")
+                };
+                if header.state.is_aborted() {
+                    count(&self.counters.aborted_in_poll);
+                }
+                self.grant_rest(stack);
+                (task, stack)
+            }
+            Next::Nobody => return self.park(),
+        };
+        self.enter_stack(task, stack);
     }
 
-    /// Polls the first plain task of the FIFO. On the way to it, stackful ones move to their own queue.
-    fn run_plain(&'static self) -> bool {
+    #[inline(always)]
+    fn choose(&'static self) -> Next {
+        let stacks = &self.own.stacks;
+        let polls = self.polls();
+        let impatient = stacks.queues().iter().any(|queue| queue.is_impatient(polls));
+        if impatient && let Some(next) = self.choose_impatient() {
+            return next;
+        }
         while let Some(task) = self.own.ready.pop() {
             // SAFETY: a task in the FIFO is alive: it is READY and not DONE, or it is ours to bury.
             if unsafe { task.as_ref() }.stack.get() == HeldStack::PLAIN {
-                self.alarm.set_by(self.timers.next());
-                self.start(task, None);
-                return true;
+                return Next::Plain(task);
             }
             // SAFETY: still READY (or ours to bury), and in no queue now.
-            unsafe { self.own.stacks.ready.push_back(task) };
+            unsafe { stacks.ready.push_back(task, polls) };
         }
-        false
+        // Without this, stackful tasks that only yield would keep a preempted one waiting.
+        let preempted_first = stacks.preempted.is_impatient(polls);
+        if !preempted_first && let Some(next) = self.choose_stackful(polls) {
+            return next;
+        }
+        stacks.preempted.pop(polls).map_or(Next::Nobody, Next::Preempted)
     }
 
-    /// Gives a stack, or its own, to the first stackful task that is READY and can have one.
-    fn run_stackful(&'static self) -> bool {
+    /// Somebody has waited for too many polls and goes first, but not twice running: a stack was
+    /// perhaps left for somebody in the FIFO.
+    #[cold]
+    #[inline(never)]
+    fn choose_impatient(&'static self) -> Option<Next> {
         let stacks = &self.own.stacks;
-        if !stacks.waiting.is_empty() {
-            if self.aborted_in_queue.swap(false, Ordering::Acquire) {
-                self.stop_waiting();
-            }
-            // Before those that are queued, from among which they were taken.
-            if let Some(stack) = self.take_stack() {
-                match stacks.waiting.pop() {
-                    Some(task) => {
-                        self.start(task, Some(stack));
-                        return true;
-                    }
-                    // SAFETY: taken above, and not entered.
-                    None => unsafe { stacks.pool.give(stack) },
-                }
-            } else {
-                stacks.waiting.wait_again();
-            }
+        let polls = self.polls();
+        if self.own.stack_polls.get() == polls {
+            return None;
         }
-        while let Some(task) = stacks.ready.pop() {
-            // SAFETY: as in `run_plain`.
-            let header = unsafe { task.as_ref() };
-            let held = header.stack.get().get();
-            let needs_none = held.is_some() || header.state.is_done() || header.state.is_aborted();
-            let stack = if needs_none { held } else { self.take_stack() };
-            if needs_none || stack.is_some() {
-                self.start(task, stack);
+        if stacks.preempted.is_impatient(polls) {
+            return stacks.preempted.pop(polls).map(Next::Preempted);
+        }
+        self.choose_stackful(polls)
+    }
+
+    /// The first stackful task that is READY and can have a stack, or has one.
+    #[inline(always)]
+    fn choose_stackful(&'static self, polls: u64) -> Option<Next> {
+        let stacks = &self.own.stacks;
+        // Before those that are queued, from among which they were taken.
+        if !stacks.waiting.is_empty()
+            && let Some(next) = self.choose_waiting()
+        {
+            return Some(next);
+        }
+        while let Some(task) = stacks.ready.pop(polls) {
+            // SAFETY: as in `choose`.
+            let held = unsafe { task.as_ref() }.stack.get().get();
+            if let Some(stack) = held.or_else(|| self.take_stack()) {
+                return Some(Next::Stackful(task, stack));
+            }
+            self.put_off_start(task);
+        }
+        None
+    }
+
+    /// The first of those that wait for a stack, if there is one now.
+    #[cold]
+    #[inline(never)]
+    fn choose_waiting(&'static self) -> Option<Next> {
+        let stacks = &self.own.stacks;
+        if self.aborted_in_queue.swap(false, Ordering::Acquire) {
+            self.stop_waiting();
+        }
+        let Some(stack) = self.take_stack() else {
+            stacks.waiting.wait_again(self.polls());
+            return None;
+        };
+        let task = stacks.waiting.pop(self.polls());
+        if task.is_none() {
+            // SAFETY: taken above, and not entered.
+            unsafe { stacks.pool.give(stack) };
+        }
+        task.map(|task| Next::Stackful(task, stack))
+    }
+
+    /// A stackful task that was READY, and there is no stack for it.
+    #[cold]
+    #[inline(never)]
+    fn put_off_start(&'static self, task: NonNull<Header>) {
+        // SAFETY: as in `choose`.
+        let state = unsafe { &task.as_ref().state };
+        if state.is_done() || state.is_aborted() {
+            // It needs none.
+            let _never_run = self.start(task, None);
+        } else {
+            // SAFETY: still READY, and in no queue now.
+            unsafe { self.own.stacks.waiting.push_back(task, self.polls()) };
+        }
+    }
+
+    /// Makes a task that was in a queue RUNNING. `false`: it isn't to be polled any more, and has been dealt
+    /// with. `stack` is its own, or was taken for it.
+    #[inline(always)]
+    fn start(&'static self, task: NonNull<Header>, stack: Option<NonNull<Stack>>) -> bool {
+        // SAFETY: a task that was queued is alive: it is READY and not DONE, or it is ours to bury.
+        let start = unsafe { task.as_ref() }.state.start();
+        start == Start::Run { aborted: false } || self.start_otherwise(task, stack, start)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn start_otherwise(
+        &'static self,
+        task: NonNull<Header>,
+        stack: Option<NonNull<Stack>>,
+        start: Start,
+    ) -> bool {
+        // SAFETY: as in `start`.
+        let holds_frames = unsafe { task.as_ref() }.stack.get().get().is_some();
+        if let Some(stack) = stack.filter(|_| !holds_frames) {
+            // SAFETY: taken for the task, and not entered.
+            unsafe { self.own.stacks.pool.give(stack) };
+        }
+        match start {
+            Start::Run { .. } if holds_frames => {
+                count(&self.counters.aborted_in_poll);
                 return true;
             }
-            // SAFETY: still READY, and in no queue now.
-            unsafe { stacks.waiting.push_back(task) };
+            Start::Run { .. } => self.fail(task, JoinError::Aborted, true),
+            other => self.bury(task, other),
         }
         false
     }
 
-    /// Gives the core, and perhaps `stack`, to a task that was in a queue.
-    fn start(&'static self, task: NonNull<Header>, stack: Option<NonNull<Stack>>) {
-        // SAFETY: a task that was queued is alive: it is READY and not DONE, or it is ours to bury.
-        let header = unsafe { task.as_ref() };
-        let holds_frames = header.stack.get().get().is_some();
-        let outcome = match (header.state.start(), stack) {
-            (Start::Run { aborted: true }, _) if !holds_frames => {
-                if let Some(stack) = stack {
-                    // SAFETY: taken above, and not entered.
-                    unsafe { self.own.stacks.pool.give(stack) };
-                }
-                return self.fail(task, JoinError::Aborted, true);
-            }
-            (Start::Run { .. }, Some(stack)) => self.enter_stack(task, stack),
-            (Start::Run { .. }, None) => Outcome::Polled(self.poll(task)),
-            (other, _) => return self.bury(task, other),
-        };
-        self.settle(task, outcome);
+    /// Polls a plain task that is RUNNING.
+    #[inline(always)]
+    fn poll(&'static self, task: NonNull<Header>) {
+        count(&self.counters.polls);
+        self.set_current(Some(task));
+        // SAFETY: it is RUNNING, this is the owning core, and it is not DONE.
+        let poll = unsafe { Header::poll(task) };
+        self.check_guards(1, task, poll);
+        self.set_current(None);
+        match poll {
+            Poll::Pending => self.wait(task),
+            Poll::Ready(()) => self.complete(task, true),
+        }
     }
 
-    /// Lets the preempted task go on that is first in turn.
-    fn resume_preempted(&'static self) -> bool {
-        let Some(task) = self.own.stacks.preempted.pop() else { return false };
-        // SAFETY: preempted tasks are RUNNING, hence alive.
-        let Some(stack) = unsafe { task.as_ref() }.stack.get().get() else {
-            unreachable!("a preempted task has a stack")
-        };
-        let outcome = self.enter_stack(task, stack);
-        self.settle(task, outcome);
-        true
-    }
-
-    fn enter_stack(&'static self, task: NonNull<Header>, stack: NonNull<Stack>) -> Outcome {
+    /// Gives the core to a task that is RUNNING, on its stack, until it leaves.
+    #[inline(always)]
+    fn enter_stack(&'static self, task: NonNull<Header>, stack: NonNull<Stack>) {
         while !self.inbox.announce_stackful() {
             // It came after this turn's look, perhaps in a hurry: the task leaves at once.
             self.inbox.take(&self.own.ready, false);
             self.gate.owe();
         }
-        self.count_poll();
-        self.own.after_stack.set(true);
-        // SAFETY: RUNNING, hence alive.
-        if unsafe { task.as_ref() }.state.is_aborted() {
-            count(&self.counters.aborted_in_poll);
-        }
-        self.run_on_stack(task, stack)
-    }
-
-    /// Polls a plain task.
-    fn poll(&'static self, task: NonNull<Header>) -> Poll<()> {
-        self.count_poll();
-        self.set_current(Some(task));
-        let poll = if task == NonNull::from(&self.root) {
-            self.poll_root()
-        } else {
-            // SAFETY: `start` made it RUNNING, this is the owning core, and it is not DONE.
-            unsafe { Header::poll(task) }
-        };
-        self.check_guards(1, task, poll);
-        self.set_current(None);
-        poll
-    }
-
-    fn count_poll(&self) {
         count(&self.counters.polls);
-        for queue in self.own.stacks.queues() {
-            queue.wait_one_poll();
+        self.own.stack_polls.set(self.polls());
+        // SAFETY: RUNNING, hence alive, unless it is done below; and this is its core (rule 4).
+        let held = unsafe { &task.as_ref().stack };
+        match self.run_on_stack(task, stack) {
+            Reason::Suspended => {
+                held.set(HeldStack::held(stack));
+                self.wait(task);
+            }
+            Reason::Interrupted => {
+                // SAFETY: the loop, which a handler has just left for.
+                unsafe { bound::enable_interrupts() };
+                held.set(HeldStack::held(stack));
+                self.preempted(task, stack);
+            }
+            Reason::Preempted => {
+                held.set(HeldStack::held(stack));
+                self.preempted(task, stack);
+            }
+            Reason::Pending => {
+                self.put_back(task, stack);
+                self.wait(task);
+            }
+            ended => self.ended(task, stack, ended),
         }
     }
 
-    /// Polls what `run_until` waits for. The root task itself is never ready.
-    fn poll_root(&'static self) -> Poll<()> {
-        if let Root::Polls(mut poll) = self.own.root.get() {
-            // SAFETY: the root task is never freed, so a waker of it needs no reference.
-            let waker =
-                ManuallyDrop::new(unsafe { task::waker::from_header(NonNull::from(&self.root)) });
+    /// Polls what `run_until` waits for.
+    pub(crate) fn poll_root(&'static self, context: &mut Context<'_>) {
+        if let Some(mut poll) = self.own.root.get() {
             // SAFETY: `run_until` is in its loop, further up on this stack, so its closure lives, and
             // nobody else calls it.
-            if unsafe { poll.as_mut() }(&mut Context::from_waker(&waker)) {
-                self.own.root.set(Root::None);
+            if unsafe { poll.as_mut() }(context) {
+                self.own.root.set(None);
+                self.own.leave_loop.set(true);
             }
         }
-        Poll::Pending
     }
 
     /// Moves the aborted among those that wait for a stack to the others: they need none.
     fn stop_waiting(&'static self) {
         let waiting = Fifo::new();
-        while let Some(task) = self.own.stacks.waiting.pop() {
+        while let Some(task) = self.own.stacks.waiting.pop(self.polls()) {
             // SAFETY: READY, hence alive, and in no queue now.
             unsafe {
                 let aborted = task.as_ref().state.is_aborted();
                 if aborted {
-                    self.own.stacks.ready.push_back(task);
+                    self.own.stacks.ready.push_back(task, self.polls());
                 } else {
                     waiting.push_back(task);
                 }
@@ -232,15 +316,24 @@ impl Runtime {
         }
         while let Some(task) = waiting.pop() {
             // SAFETY: as above.
-            unsafe { self.own.stacks.waiting.push_back(task) };
+            unsafe { self.own.stacks.waiting.push_back(task, self.polls()) };
         }
     }
 
+    /// An idle stack, or a new one if there may be more.
+    #[inline(always)]
     fn take_stack(&'static self) -> Option<NonNull<Stack>> {
-        let size = self.config.rounded_stack_size()?;
-        self.own.stacks.pool.take(self, size, self.config.stacks)
+        self.own.stacks.pool.take().or_else(|| self.new_stack())
     }
 
+    #[cold]
+    #[inline(never)]
+    fn new_stack(&'static self) -> Option<NonNull<Stack>> {
+        let size = self.config.rounded_stack_size()?;
+        self.own.stacks.pool.grow(self, size, self.config.stacks)
+    }
+
+    #[inline(never)]
     fn park(&'static self) {
         if !self.own.stacks.waiting.is_empty()
             && let Some(on_stall) = self.config.on_stall

@@ -11,7 +11,8 @@ use crate::platform::bound;
 /// with the same guard. Returns only if that fails.
 ///
 /// Called once the allocator works, and before the core enters its runtime. Nothing that lies on the
-/// boot stack is dropped; its memory is free for other use once `main` runs.
+/// boot stack is dropped; its memory is free for other use once `main` runs, unless somebody has a pointer
+/// to something that is pinned or borrowed there.
 ///
 /// # Errors
 ///

@@ -48,40 +48,24 @@ use crate::ready::PatientFifo;
 use crate::task::Header;
 use crate::task::join::{JoinError, JoinHandle, panic_message};
 use crate::time::{NEVER, SliceLeft};
-use crate::{Runtime, TaskId, runtime};
+use crate::{Runtime, TaskId};
 
 /// Why a stack's code gave the core to the loop.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
-    /// Nobody did.
-    #[default]
-    None,
-    /// The poll returned. The stack is idle.
-    Polled(Poll<()>),
-    /// The poll panicked, and the panic was caught. The stack is idle.
-    Panicked(PanicPayload),
     /// The task waits in `block_on`.
     Suspended,
-    /// The slice is over or something urgent came; in an interrupt, or when a guard dropped.
-    Preempted { left: SliceLeft, interrupt: bool },
+    /// The slice is over or something urgent came, in an interrupt.
+    Interrupted,
+    /// The same, when a guard dropped.
+    Preempted,
+    /// The poll returned `Pending`. The stack is idle.
+    Pending,
+    /// The poll returned `Ready`. The stack is idle.
+    Ready,
+    /// The poll panicked, and [`Stacks::take_panic`] says what. The stack is idle.
+    Panicked,
     /// It caused a fault, and its handler doesn't go back.
-    Ended,
-}
-
-/// What became of a task that was given the core.
-#[derive(Debug)]
-pub(crate) enum Outcome {
-    /// As a plain task's poll: no stack holds frames of it.
-    Polled(Poll<()>),
-    Panicked(PanicPayload),
-    /// It waits for a wake, and holds a stack.
-    Suspended,
-    /// It wants to go on, and holds a stack: before the others if it has something left of its
-    /// slice.
-    Preempted {
-        first: bool,
-    },
-    /// Its stack holds frames that will never run again.
     Ended,
 }
 
@@ -209,28 +193,36 @@ impl<F: Future> fmt::Debug for Stackful<F> {
 }
 
 impl Runtime {
+    /// Grants the code on `stack` a slice. Loop only.
+    #[inline(always)]
+    pub(crate) fn grant_slice(&self, stack: NonNull<Stack>) {
+        // SAFETY: stacks live until they are freed, which only the loop does.
+        unsafe { stack.as_ref() }.left.set(0);
+        self.alarm().begin_slice(self.slice(), self.timers().next());
+    }
+
+    /// Grants the code on `stack` what it had left when it was preempted. Loop only.
+    #[inline(always)]
+    pub(crate) fn grant_rest(&self, stack: NonNull<Stack>) {
+        // SAFETY: as in `grant_slice`.
+        let left = unsafe { stack.as_ref() }.left.get();
+        self.alarm().resume_slice(left, self.timers().next());
+    }
+
     /// Polls a stackful task, or lets it go on, on `stack`. Loop only; the task is RUNNING.
+    #[inline(always)]
     pub(crate) fn run_on_stack(
         &'static self,
         task: NonNull<Header>,
         stack: NonNull<Stack>,
-    ) -> Outcome {
-        // SAFETY: stacks live until they are freed, which only the loop does.
+    ) -> Reason {
+        // SAFETY: as in `grant_slice`.
         let this = unsafe { stack.as_ref() };
-        let granted = this.left.take();
-        match granted {
-            Some(left) => self.alarm().resume_slice(left, self.timers().next()),
-            None => self.alarm().begin_slice(self.slice(), self.timers().next()),
-        }
-        self.stacks().entered.set(false);
         this.task.set(Some(task));
         self.set_current(Some(task));
         self.stacks().set_running(Some(stack));
-        let scopes = this.scopes.take();
-        if scopes.is_some() {
-            // SAFETY: the stack's poll is in the middle.
-            unsafe { contexted::enter(scopes) };
-            self.scopes().set(scopes);
+        if this.scopes.get().is_some() {
+            self.enter_scopes(this);
         }
         // SAFETY: the stack is prepared or was saved by `leave_stack` on this core, and is alive; it
         // is entered once for each time, since its task is in one queue and an idle stack in one
@@ -238,50 +230,37 @@ impl Runtime {
         unsafe { Context::switch(self.stacks().loop_context.as_ptr(), this.context.get()) };
         self.stacks().set_running(None);
         self.set_current(None);
+        if self.scopes().get().is_some() {
+            self.leave_scopes(this);
+        }
+        self.stacks().reason.get()
+    }
 
-        let reason = self.stacks().reason.take();
-        let holds_frames =
-            matches!(reason, Reason::Suspended | Reason::Preempted { .. } | Reason::Ended);
+    #[inline(never)]
+    fn enter_scopes(&self, stack: &Stack) {
+        let scopes = stack.scopes.take();
+        // SAFETY: the stack's poll is in the middle.
+        unsafe { contexted::enter(scopes) };
+        self.scopes().set(scopes);
+    }
+
+    #[inline(never)]
+    fn leave_scopes(&self, stack: &Stack) {
         let scopes = self.scopes().take();
-        if scopes.is_some() {
-            // SAFETY: a poll that is over has left all its scopes, so this one is in the middle.
-            unsafe { contexted::leave(scopes) };
-            this.scopes.set(scopes);
-        }
-        // SAFETY: the task is RUNNING, hence alive, and this is its core (rule 4).
-        let held = unsafe { &task.as_ref().stack };
-        if holds_frames {
-            held.set(HeldStack::held(stack));
-        } else {
-            held.set(HeldStack::NONE);
-            this.task.set(None);
-            // SAFETY: it is this runtime's, and idle.
-            unsafe { self.stacks().pool.give(stack) };
-        }
-        match reason {
-            Reason::Polled(poll) => Outcome::Polled(poll),
-            Reason::Panicked(payload) => Outcome::Panicked(payload),
-            Reason::Suspended => Outcome::Suspended,
-            Reason::Ended => {
-                // SAFETY: the loop, which a handler has just left for.
-                unsafe { bound::enable_interrupts() };
-                Outcome::Ended
-            }
-            Reason::Preempted { left, interrupt } => {
-                if interrupt {
-                    // SAFETY: the loop, which a handler has just left for.
-                    unsafe { bound::enable_interrupts() };
-                }
-                runtime::count(&self.counters().preemptions);
-                this.left.set(Some(match left {
-                    SliceLeft::Nanoseconds(left) => left,
-                    SliceLeft::Nothing if self.stacks().entered.get() => self.slice(),
-                    // A slice shorter than the way into it: double it until it isn't.
-                    SliceLeft::Nothing => granted.unwrap_or(self.slice()).saturating_mul(2),
-                }));
-                Outcome::Preempted { first: left != SliceLeft::Nothing }
-            }
-            Reason::None => unreachable!("a stack was left without a reason"),
+        // SAFETY: a poll that is over has left all its scopes, so this one is in the middle.
+        unsafe { contexted::leave(scopes) };
+        stack.scopes.set(scopes);
+    }
+
+    /// Takes an idle stack back. Loop only; it has just been left.
+    #[inline(always)]
+    pub(crate) fn put_back(&self, task: NonNull<Header>, stack: NonNull<Stack>) {
+        // SAFETY: the task is RUNNING, hence alive, and this is its core (rule 4); the stack is this
+        // runtime's, and idle.
+        unsafe {
+            task.as_ref().stack.set(HeldStack::NONE);
+            stack.as_ref().task.set(None);
+            self.stacks().pool.give(stack);
         }
     }
 
@@ -290,30 +269,85 @@ impl Runtime {
     /// # Safety
     ///
     /// On the stack of the running stackful task, in its own code or in an interrupt of it, not in
-    /// the runtime's; with `interrupt`, interrupts are masked, and are so again when it returns.
-    pub(crate) unsafe fn leave_stack(&'static self, mut reason: Reason) {
-        loop {
-            let Some(stack) = self.stacks().running() else { unreachable!("no stack to leave") };
-            // SAFETY: the running stack is alive.
-            let stack = unsafe { stack.as_ref() };
-            stack.check_depth();
-            let interrupt = matches!(reason, Reason::Preempted { interrupt: true, .. });
-            self.gate().set_depth(1);
-            self.stacks().reason.set(reason);
-            // SAFETY: the loop saved its context when it entered this stack, and is entered once for
-            // that. The place in `stack` outlives the switch, since it lies on top of the stack.
-            unsafe { Context::switch(stack.context.as_ptr(), self.stacks().loop_context.get()) };
-            if interrupt {
-                // The handler goes on; its return restores what the interrupted code had.
-                bound::mask_interrupts();
+    /// the runtime's. When `Interrupted`, interrupts are masked, and are so again when it returns.
+    #[inline]
+    pub(crate) unsafe fn leave_stack(&'static self, reason: Reason) {
+        // SAFETY: passed on.
+        unsafe {
+            if self.yield_core(reason) {
+                self.leave_again(reason);
             }
-            self.open_gate();
-            if !self.gate().owes() {
+        }
+    }
+
+    /// Leaves the running stack with what its task has left of its slice.
+    ///
+    /// # Safety
+    ///
+    /// As [`leave_stack`](Self::leave_stack).
+    #[inline]
+    pub(crate) unsafe fn leave_preempted(&'static self, left: SliceLeft, reason: Reason) {
+        self.running_stack().set_left(match left {
+            SliceLeft::Nanoseconds(left) => (true, left),
+            SliceLeft::Nothing => (false, self.slice()),
+        });
+        // SAFETY: passed on.
+        unsafe { self.leave_stack(reason) };
+    }
+
+    /// Something came between the loop's last look and the opening of the gate, or just after that.
+    ///
+    /// # Safety
+    ///
+    /// As [`leave_stack`](Self::leave_stack), and `reason` is the one for which it was left last.
+    #[cold]
+    #[inline(never)]
+    unsafe fn leave_again(&'static self, reason: Reason) {
+        let reason =
+            if reason == Reason::Interrupted { Reason::Interrupted } else { Reason::Preempted };
+        loop {
+            let stack = self.running_stack();
+            stack.set_left(match self.alarm().slice_left(self.slice()) {
+                SliceLeft::Nanoseconds(left) => (true, left),
+                SliceLeft::Nothing if self.gate().is_open() => (false, self.slice()),
+                // A slice shorter than the way into it: double it until it isn't.
+                SliceLeft::Nothing => (false, stack.left.get().saturating_mul(2).max(self.slice())),
+            });
+            // SAFETY: passed on.
+            if !unsafe { self.yield_core(reason) } {
                 return;
             }
-            // The alarm fired between the loop's last look and here. The slice has hardly begun.
-            reason = Reason::Preempted { left: self.alarm().slice_left(self.slice()), interrupt };
         }
+    }
+
+    /// Switches to the loop; when that enters the stack again, opens the gate. Returns whether something is
+    /// owed nevertheless.
+    ///
+    /// # Safety
+    ///
+    /// As [`leave_stack`](Self::leave_stack).
+    #[inline(always)]
+    unsafe fn yield_core(&'static self, reason: Reason) -> bool {
+        let stack = self.running_stack();
+        stack.check_depth();
+        self.gate().set_depth(1);
+        self.stacks().reason.set(reason);
+        // SAFETY: the loop saved its context when it entered this stack, and is entered once for
+        // that. The place in `stack` outlives the switch, since it lies on top of the stack.
+        unsafe { Context::switch(stack.context.as_ptr(), self.stacks().loop_context.get()) };
+        if reason == Reason::Interrupted {
+            // The handler goes on; its return restores what the interrupted code had.
+            bound::mask_interrupts();
+        }
+        self.open_gate()
+    }
+
+    /// The running code's own.
+    #[inline(always)]
+    fn running_stack(&self) -> &Stack {
+        let Some(stack) = self.stacks().running() else { unreachable!("no stack to leave") };
+        // SAFETY: the running stack is alive.
+        unsafe { stack.as_ref() }
     }
 
     /// Leaves the running stack for ever, from whichever stack the handler of its fault is on.
@@ -322,21 +356,21 @@ impl Runtime {
     ///
     /// As [`leave_stack`](Self::leave_stack), in a handler, with interrupts masked.
     pub(crate) unsafe fn end_stack(&'static self) -> ! {
-        let Some(stack) = self.stacks().running() else { unreachable!("no stack to end") };
+        let stack = self.running_stack();
         self.gate().set_depth(1);
         self.stacks().reason.set(Reason::Ended);
-        // SAFETY: as in `leave_stack`; what is stored in the stack is never entered.
-        unsafe {
-            Context::switch(stack.as_ref().context.as_ptr(), self.stacks().loop_context.get());
-        }
+        // SAFETY: as in `yield_core`; what is stored in the stack is never entered.
+        unsafe { Context::switch(stack.context.as_ptr(), self.stacks().loop_context.get()) };
         unreachable!("somebody entered a stack that had been ended")
     }
 
-    fn open_gate(&self) {
+    /// Opens the gate for a task's code unless something is owed. Returns whether it is, perhaps since just now.
+    #[inline(always)]
+    fn open_gate(&self) -> bool {
         if !self.gate().owes() {
-            self.stacks().entered.set(true);
             self.gate().set_depth(0);
         }
+        self.gate().owes()
     }
 
     /// The alarm fired, or a wake came, where the core must not be taken: look again after a slice. Its
@@ -349,8 +383,7 @@ impl Runtime {
     /// Opens the gate for a task's code, and leaves the stack first if a preemption is owed. Task
     /// context, on a stack.
     pub(crate) fn enter_task(&'static self) {
-        self.open_gate();
-        if self.gate().owes() {
+        if self.open_gate() {
             if !bound::may_preempt() {
                 // It panics, for one; what is due will be found due after a slice. Masked, so that an
                 // alarm that fires meanwhile finds the gate open, and is put off in its turn.
@@ -364,7 +397,7 @@ impl Runtime {
             }
             let left = self.alarm().slice_left(self.slice());
             // SAFETY: the running task's own code, on its stack, in task context.
-            unsafe { self.leave_stack(Reason::Preempted { left, interrupt: false }) };
+            unsafe { self.leave_preempted(left, Reason::Preempted) };
         }
     }
 }
@@ -384,15 +417,22 @@ unsafe extern "C" fn stack_main(stack: *mut ()) -> ! {
         };
         let mut poll = Poll::Pending;
         let caught = bound::catch_unwind(&mut || {
-            runtime.enter_task();
+            if runtime.open_gate() {
+                // SAFETY: the running task's own code, on its stack, in task context.
+                unsafe { runtime.leave_again(Reason::Pending) };
+            }
             // SAFETY: the loop entered the stack for a task that it had started: it is RUNNING, on
             // this core.
             poll = unsafe { Header::poll(task) };
             runtime.check_guards(0, task, poll);
         });
         let reason = match caught {
-            Ok(()) => Reason::Polled(poll),
-            Err(payload) => Reason::Panicked(payload),
+            Ok(()) if poll.is_ready() => Reason::Ready,
+            Ok(()) => Reason::Pending,
+            Err(payload) => {
+                runtime.stacks().panic.set(Some(payload));
+                Reason::Panicked
+            }
         };
         runtime.finish_poll(stack, reason);
     }
@@ -400,11 +440,12 @@ unsafe extern "C" fn stack_main(stack: *mut ()) -> ! {
 
 impl Runtime {
     /// Leaves an idle stack; returns when the loop brings the next task.
+    #[inline]
     fn finish_poll(&'static self, stack: &Stack, reason: Reason) {
         // One more than the poll left: a guard that it leaked stays in force until its task is gone.
         self.gate().set_depth(self.gate().depth().saturating_add(1));
         self.stacks().reason.set(reason);
-        // SAFETY: as in `leave_stack`. No frame of a task's is left below `stack_main`.
+        // SAFETY: as in `yield_core`. No frame of a task's is left below `stack_main`.
         unsafe { Context::switch(stack.context.as_ptr(), self.stacks().loop_context.get()) };
     }
 }
@@ -422,9 +463,10 @@ pub(crate) struct Stacks {
     loop_context: Cell<Context>,
     /// The stack that has the core. Interrupts look at it.
     running: AtomicPtr<Stack>,
-    /// The gate was opened since the stack was entered.
-    entered: Cell<bool>,
+    /// Why it was left last.
     reason: Cell<Reason>,
+    /// What the panic carried for which it was left.
+    panic: Cell<Option<PanicPayload>>,
 }
 
 impl Stacks {
@@ -436,21 +478,29 @@ impl Stacks {
             waiting: PatientFifo::new(),
             loop_context: Cell::new(Context::NONE),
             running: AtomicPtr::new(core::ptr::null_mut()),
-            entered: Cell::new(false),
-            reason: Cell::new(Reason::None),
+            reason: Cell::new(Reason::Pending),
+            panic: Cell::new(None),
         }
     }
 
     /// The queues of tasks that compute: those that are ready, that wait, and that were preempted.
+    #[inline]
     pub(crate) fn queues(&self) -> [&PatientFifo; 3] {
         [&self.ready, &self.waiting, &self.preempted]
     }
 
+    /// What the panic carried for which a stack was left, if it was.
+    pub(crate) fn take_panic(&self) -> Option<PanicPayload> {
+        self.panic.take()
+    }
+
     /// The stack that has the core.
+    #[inline]
     pub(crate) fn running(&self) -> Option<NonNull<Stack>> {
         NonNull::new(self.running.load(Ordering::Relaxed))
     }
 
+    #[inline]
     fn set_running(&self, stack: Option<NonNull<Stack>>) {
         let stack = stack.map_or(core::ptr::null_mut(), NonNull::as_ptr);
         self.running.store(stack, Ordering::Relaxed);

@@ -20,8 +20,10 @@ pub(crate) struct Stack {
     pub(super) runtime: &'static Runtime,
     /// The task that runs on it or that it holds frames of.
     pub(super) task: Cell<Link>,
-    /// What a preempted task gets when it goes on, in nanoseconds.
-    pub(super) left: Cell<Option<u64>>,
+    /// What a preempted task gets when it goes on, in nanoseconds. 0: it began with a slice like all.
+    pub(super) left: Cell<u64>,
+    /// That was left of its slice, so it goes before the others.
+    has_left: Cell<bool>,
     /// The hooks that its code is inside of, while it is off the core.
     pub(super) scopes: Cell<ScopeLink>,
     base: NonNull<u8>,
@@ -31,6 +33,19 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
+    /// Whether a preempted task had something left of its slice.
+    #[inline]
+    pub(crate) fn has_left(&self) -> bool {
+        self.has_left.get()
+    }
+
+    /// Notes that, and what it gets when it goes on.
+    #[inline]
+    pub(super) fn set_left(&self, (has_left, left): (bool, u64)) {
+        self.has_left.set(has_left);
+        self.left.set(left);
+    }
+
     /// Whether the code that calls has run out of its stack. By then something has been
     /// overwritten, unless a guard page caught it earlier; to go on would only hide where.
     #[inline]
@@ -53,11 +68,13 @@ impl HeldStack {
     pub(crate) const NONE: Self = Self(core::ptr::without_provenance_mut(1));
 
     /// A stackful task that is suspended or preempted.
+    #[inline]
     pub(crate) fn held(stack: NonNull<Stack>) -> Self {
         Self(stack.as_ptr())
     }
 
     /// The stack that holds frames of the task.
+    #[inline]
     pub(crate) fn get(self) -> Option<NonNull<Stack>> {
         NonNull::new(self.0).filter(|_| self != Self::NONE)
     }
@@ -81,18 +98,22 @@ impl Pool {
         self.total.load(Ordering::Relaxed)
     }
 
-    /// An idle stack, or a new one of `size` bytes as long as there are fewer than `most`.
-    pub(crate) fn take(
+    /// An idle stack.
+    #[inline]
+    pub(crate) fn take(&self) -> Option<NonNull<Stack>> {
+        let stack = self.idle.get()?;
+        // SAFETY: idle stacks are alive.
+        self.idle.set(unsafe { stack.as_ref() }.next_idle.get());
+        Some(stack)
+    }
+
+    /// A new stack of `size` bytes, as long as there are fewer than `most`.
+    pub(crate) fn grow(
         &self,
         runtime: &'static Runtime,
         size: usize,
         most: usize,
     ) -> Option<NonNull<Stack>> {
-        if let Some(stack) = self.idle.get() {
-            // SAFETY: idle stacks are alive.
-            self.idle.set(unsafe { stack.as_ref() }.next_idle.get());
-            return Some(stack);
-        }
         if self.total() >= most {
             return None;
         }
@@ -108,7 +129,8 @@ impl Pool {
                 context: Cell::new(context),
                 runtime,
                 task: Cell::new(None),
-                left: Cell::new(None),
+                left: Cell::new(0),
+                has_left: Cell::new(false),
                 scopes: Cell::new(None),
                 base,
                 size,
@@ -125,6 +147,7 @@ impl Pool {
     /// # Safety
     ///
     /// `stack` was taken from this pool and holds no frames.
+    #[inline]
     pub(crate) unsafe fn give(&self, stack: NonNull<Stack>) {
         // SAFETY: a stack lives until `free_idle`.
         unsafe { stack.as_ref() }.next_idle.set(self.idle.replace(Some(stack)));

@@ -144,6 +144,7 @@ impl Header {
     /// # Safety
     ///
     /// Rule 5: on the owning core, while the task is RUNNING, and no earlier call said Ready.
+    #[inline]
     pub(crate) unsafe fn poll(task: NonNull<Self>) -> Poll<()> {
         // SAFETY: RUNNING keeps the runtime's reference, so the header lives through the poll, and
         // so does the borrowed waker; `ManuallyDrop` keeps it from releasing a reference that it
@@ -369,9 +370,16 @@ where
 
 /// The vtable of the runtime's root task, whose future lies elsewhere.
 pub(crate) static ROOT: Vtable = Vtable {
-    // SAFETY (each): the runtime polls its root task itself, gives nobody a join handle for it, and
+    poll: |task, context| {
+        // SAFETY: the caller's task is alive.
+        if let Some(runtime) = unsafe { task.as_ref() }.runtime.get() {
+            runtime.poll_root(context);
+        }
+        // It is never done: another `run_until` may come.
+        Poll::Pending
+    },
+    // SAFETY (each): the runtime gives nobody a join handle for its root task, doesn't abort it, and
     // its references never run out; so none of these is called.
-    poll: |_, _| unreachable!(),
     fail: |_, _| unreachable!(),
     take_output: |_, _| unreachable!(),
     drop_output: |_| unreachable!(),

@@ -167,15 +167,15 @@ impl State {
         // Acquire pairs with the release of every wake that came before. What this core did with the
         // link is released by `pending` or with the last reference.
         let before = self.0.fetch_add(RUNNING - READY, Ordering::Acquire);
-        if before < REFERENCE {
+        if before & DONE == 0 {
+            debug_assert_eq!(before & (READY | RUNNING), READY);
+            Start::Run { aborted: before & ABORT != 0 }
+        } else if before < REFERENCE {
             Start::Free
         } else if before & ABANDONED != 0 {
             Start::Abandoned
-        } else if before & DONE != 0 {
-            Start::Finished
         } else {
-            debug_assert_eq!(before & (READY | RUNNING), READY);
-            Start::Run { aborted: before & ABORT != 0 }
+            Start::Finished
         }
     }
 
@@ -236,6 +236,7 @@ impl State {
     }
 
     /// Whether an abort was asked for. Owning core: a hint, `start` and `pending` decide.
+    #[inline]
     pub(crate) fn is_aborted(&self) -> bool {
         self.0.load(Ordering::Relaxed) & ABORT != 0
     }

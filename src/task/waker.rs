@@ -9,6 +9,7 @@ use core::task::{RawWaker, RawWakerVTable, Waker};
 
 use super::Header;
 use super::state::Wake;
+use crate::Runtime;
 use crate::preempt::PreemptGuard;
 use crate::ready;
 
@@ -20,6 +21,7 @@ static VTABLE: RawWakerVTable = RawWakerVTable::new(clone, wake, wake_by_ref, dr
 ///
 /// The caller has a reference to give away, or sees to it that the waker is not dropped and that the
 /// task outlives it.
+#[inline]
 pub(crate) unsafe fn from_header(task: NonNull<Header>) -> Waker {
     // SAFETY: the four functions keep `RawWakerVTable`'s contract, being thread-safe.
     unsafe { Waker::new(task.as_ptr().cast_const().cast(), &VTABLE) }
@@ -30,21 +32,37 @@ pub(crate) unsafe fn from_header(task: NonNull<Header>) -> Waker {
 /// # Safety
 ///
 /// The caller has a reference to `task`.
-pub(crate) unsafe fn wake_task(task: NonNull<Header>) {
+#[inline]
+unsafe fn wake_task(task: NonNull<Header>) {
+    // SAFETY: the caller's reference keeps the header.
+    let header = unsafe { task.as_ref() };
+    let Some(runtime) = header.runtime.get() else { return };
+    if !ready::short_way(runtime) {
+        // SAFETY: passed on.
+        unsafe { wake_the_long_way(runtime, task) };
+    } else if header.state.wake() == Wake::Push {
+        // SAFETY: the short way, and READY keeps the task alive.
+        unsafe { runtime.ready().push_back(task) };
+    }
+}
+
+/// # Safety
+///
+/// As [`wake_task`]; `runtime` is the task's.
+#[inline(never)]
+unsafe fn wake_the_long_way(runtime: &Runtime, task: NonNull<Header>) {
     // Preempted between the flag and the push, a waker would keep the task from the queue for as
     // long as it stays preempted itself.
     let _guard = PreemptGuard::new();
     // SAFETY: the caller's reference keeps the header.
-    let header = unsafe { task.as_ref() };
-    if header.state.wake() == Wake::Push
-        && let Some(runtime) = header.runtime.get()
-    {
+    if unsafe { task.as_ref() }.state.wake() == Wake::Push {
         // SAFETY: the state word said so.
         unsafe { ready::push(runtime, task) };
     }
 }
 
 /// Drops one reference.
+#[inline]
 pub(crate) fn release(task: NonNull<Header>) {
     // SAFETY: the caller has the reference that it drops.
     if unsafe { task.as_ref() }.state.release() {
@@ -55,6 +73,7 @@ pub(crate) fn release(task: NonNull<Header>) {
 /// # Safety
 ///
 /// `data` is the data of a live waker of this vtable.
+#[inline]
 unsafe fn header(data: *const ()) -> NonNull<Header> {
     // SAFETY: `from_header` made it from a `NonNull`.
     unsafe { NonNull::new_unchecked(data.cast_mut().cast()) }

@@ -28,12 +28,15 @@ pub(crate) struct Alarm {
     slice_end: AtomicU64,
     /// The alarm that is set fires within a slice from when it was set.
     covers_slice: AtomicBool,
-    /// It fired, and the loop has not looked at the timers since.
-    due: AtomicBool,
+    /// The time at which it fired, if the loop has not looked at the timers since; else [`NOT_DUE`].
+    due: AtomicU64,
 }
 
-pub(crate) fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(NEVER)
+const NOT_DUE: u64 = 0;
+
+pub(crate) const fn nanoseconds(duration: Duration) -> u64 {
+    let nanoseconds = duration.as_nanos();
+    if nanoseconds < NEVER as u128 { nanoseconds as u64 } else { NEVER }
 }
 
 impl Alarm {
@@ -42,10 +45,11 @@ impl Alarm {
             at: AtomicU64::new(NEVER),
             slice_end: AtomicU64::new(UNKNOWN),
             covers_slice: AtomicBool::new(false),
-            due: AtomicBool::new(false),
+            due: AtomicU64::new(NOT_DUE),
         }
     }
 
+    #[inline]
     fn set(&self, at: u64) {
         // An alarm that fires on either side of the store makes the timers due, after which nothing
         // of this is relied on.
@@ -56,6 +60,7 @@ impl Alarm {
     }
 
     /// Sees to it that the alarm fires at `at` or earlier.
+    #[inline]
     pub(crate) fn set_by(&self, at: u64) {
         if at < self.at.load(Ordering::Relaxed) {
             self.set(at);
@@ -63,12 +68,14 @@ impl Alarm {
     }
 
     /// It fired, or the loop looks at the timers: what was set before is not relied on any more.
+    #[inline]
     pub(crate) fn forget(&self) {
         self.at.store(NEVER, Ordering::Relaxed);
         self.covers_slice.store(false, Ordering::Relaxed);
     }
 
     /// Starts a slice of a task that has not run for a part of it.
+    #[inline]
     pub(crate) fn begin_slice(&self, slice: u64, next_timer: u64) {
         if self.covers_slice.load(Ordering::Relaxed) {
             self.slice_end.store(UNKNOWN, Ordering::Relaxed);
@@ -88,8 +95,8 @@ impl Alarm {
 
     /// In the alarm's interrupt, on a stack: is it time to leave? If so, what is left of the slice;
     /// if not, the alarm has been set again.
-    pub(crate) fn look(&self, slice: u64, next_timer: u64) -> Option<SliceLeft> {
-        let now = bound::now();
+    #[inline]
+    pub(crate) fn look(&self, now: u64, slice: u64, next_timer: u64) -> Option<SliceLeft> {
         let mut end = self.slice_end.load(Ordering::Relaxed);
         if end == UNKNOWN {
             end = now.saturating_add(slice);
@@ -112,20 +119,24 @@ impl Alarm {
         }
     }
 
-    /// Tells the loop to look at the timers.
-    pub(crate) fn set_due(&self) {
-        self.due.store(true, Ordering::Relaxed);
+    /// Tells the loop to look at the timers: it is `now` or later.
+    #[inline]
+    pub(crate) fn set_due(&self, now: u64) {
+        self.due.store(now.max(NOT_DUE + 1), Ordering::Relaxed);
     }
 
+    #[inline]
     pub(crate) fn is_due(&self) -> bool {
-        self.due.load(Ordering::Relaxed)
+        self.due.load(Ordering::Relaxed) != NOT_DUE
     }
 
-    /// The loop is about to look.
-    pub(crate) fn clear_due(&self) {
-        self.due.store(false, Ordering::Relaxed);
+    /// The loop is about to look at the timers that are due at what this returns.
+    #[inline]
+    pub(crate) fn take_due(&self) -> u64 {
+        let now = self.due.swap(NOT_DUE, Ordering::Relaxed);
         // An alarm that fires after this makes them due again.
         compiler_fence(Ordering::SeqCst);
+        now
     }
 }
 
@@ -141,6 +152,7 @@ pub(crate) enum SliceLeft {
 impl SliceLeft {
     /// An eighth of a slice or less counts as nothing: it isn't worth an alarm of its own. So where a
     /// task is due as often as slices end, both soon fall together, and cost one alarm.
+    #[inline]
     fn of(left: u64, slice: u64) -> Self {
         if left <= slice / 8 { Self::Nothing } else { Self::Nanoseconds(left) }
     }

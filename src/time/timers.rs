@@ -52,6 +52,7 @@ impl Timers {
     }
 
     /// When the next timer fires; [`NEVER`] if there is none. Any context.
+    #[inline]
     pub(crate) fn next(&self) -> u64 {
         // Relaxed: who inserts is this core. A removal elsewhere only costs an alarm for nothing.
         self.next.load(Ordering::Relaxed)
@@ -61,7 +62,8 @@ impl Timers {
     pub(crate) fn fire(&self, now: u64) {
         while self.next() <= now {
             let waker = {
-                let mut list = self.list.lock();
+                // SAFETY: in the loop.
+                let mut list = unsafe { self.list.lock_with_gate_shut() };
                 let Some(first) = list.first else { break };
                 // SAFETY: a linked node is alive and ours under the lock.
                 if unsafe { first.as_ref() }.deadline > now {

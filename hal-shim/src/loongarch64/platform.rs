@@ -1,96 +1,29 @@
 //! What Trapline asks of a kernel, and the handler of all traps.
 
 use core::arch::{asm, naked_asm};
-use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
-use trapline::arch::{Native, TrapContext, TrapCore};
+use trapline::arch::{Native, TrapContext};
 use trapline::platform::{CoreSlot, InInterrupt, Platform};
-use trapline::preempt;
 use trapline::trap::{Access, Trap};
 
-use super::boot::BOOT_STACK;
-use super::{csr, fail, space};
-use crate::{heap, interrupt};
+use super::{csr, space};
+use crate::bare::{CORES, Core, fail};
 
 /// The machine as a platform.
 pub(crate) struct Machine;
 
 trapline::bind_platform!(static MACHINE: Machine = Machine);
 
-/// How many cores can be used.
-pub(super) const MAX_CORES: usize = 64;
-
-pub(crate) static CORES: [Core; MAX_CORES] = [const { Core::new() }; MAX_CORES];
-
-/// A core. `$r21` holds the address of the own one.
-#[repr(C, align(64))]
-pub(crate) struct Core {
-    /// The trap entry's.
-    pub(super) trap: TrapCore,
-    /// The end of the stack that it boots on, which later is its emergency stack; 0 if it has none
-    /// yet.
-    pub(super) boot_stack_top: AtomicUsize,
-    /// The `fn()` that it was started with.
-    pub(super) program: AtomicPtr<()>,
-    /// From when a program is given to it until that has returned. (Core 0 runs without it.)
-    pub(super) is_started: AtomicBool,
-    /// The core's own: how many more allocations it is granted.
-    pub(super) allowance: AtomicUsize,
-    slot: CoreSlot,
-    /// The core's own: whether a trap handler runs.
-    in_interrupt: AtomicBool,
-    /// The core's own: whether the IPI is (also) one that the program raised.
-    is_raised: AtomicBool,
-    /// 1 if an IPI is on its way that has not been handled yet, else 0. (A word: there is an instruction that
-    /// swaps those.)
-    pub(super) is_notified: AtomicUsize,
-}
-
-impl Core {
-    const fn new() -> Self {
-        Self {
-            trap: TrapCore::new(),
-            boot_stack_top: AtomicUsize::new(0),
-            program: AtomicPtr::new(core::ptr::null_mut()),
-            is_started: AtomicBool::new(false),
-            allowance: AtomicUsize::new(heap::UNLIMITED),
-            slot: CoreSlot::new(),
-            in_interrupt: AtomicBool::new(false),
-            is_raised: AtomicBool::new(false),
-            is_notified: AtomicUsize::new(0),
-        }
-    }
-
-    /// The core that calls.
-    #[inline]
-    pub(super) fn here() -> &'static Self {
-        let core: *const Self;
-        // SAFETY: reads a register that is the same for as long as a stack stays on its core, which
-        // is as long as the code that reads it can tell the difference.
-        unsafe {
-            asm!("move {}, $r21", out(reg) core, options(pure, nomem, nostack, preserves_flags))
-        };
-        // SAFETY: from its first instructions on each core has the address of an element of CORES
-        // there.
-        unsafe { &*core }
-    }
-
-    pub(super) fn number(&self) -> usize {
-        (core::ptr::from_ref(self).addr() - CORES.as_ptr().addr()) / size_of::<Self>()
-    }
-
-    pub(super) fn boot_stack(&self) -> Range<usize> {
-        let top = self.boot_stack_top.load(Ordering::Relaxed);
-        top - BOOT_STACK..top
-    }
-
-    /// Raises an IPI on the calling core.
-    pub(super) fn raise(&self) {
-        self.is_raised.store(true, Ordering::Relaxed);
-        send_ipi(self.number());
-    }
+/// The address of the core that calls, which is in `$r21`.
+#[inline]
+pub(crate) fn this_core() -> *const () {
+    let core;
+    // SAFETY: reads a register that is the same for as long as a stack stays on its core, which
+    // is as long as the code that reads it can tell the difference.
+    unsafe { asm!("move {}, $r21", out(reg) core, options(pure, nomem, nostack, preserves_flags)) };
+    core
 }
 
 /// The interrupts' lines: the core's timer, and IPIs.
@@ -98,14 +31,14 @@ pub(super) const TIMER_LINE: usize = 11;
 pub(super) const IPI_LINE: usize = 12;
 
 /// Causes an interrupt on `core`. Several may melt into one.
-fn send_ipi(core: usize) {
+pub(crate) fn notify(core: &Core) {
     /// Waits until it has arrived.
     const BLOCKING: u32 = 1 << 31;
     const CORE_SHIFT: u32 = 16;
     // The fence: the device is not memory, so what was stored before must be told to come first.
     core::sync::atomic::fence(Ordering::SeqCst);
     // SAFETY: its handler is there, or the core waits for it to be started.
-    unsafe { csr::iocsr_write(csr::IPI_SEND, (core as u32) << CORE_SHIFT | BLOCKING) };
+    unsafe { csr::iocsr_write(csr::IPI_SEND, (core.number() as u32) << CORE_SHIFT | BLOCKING) };
 }
 
 /// Nanoseconds a tick of the clock and ticks a nanosecond, both times 2^[`FRACTION`].
@@ -133,7 +66,7 @@ pub(super) fn set_clock() {
 /// `factor` is times 2^[`FRACTION`].
 #[inline]
 fn scale(value: u64, factor: &AtomicU64) -> u64 {
-    (u128::from(value) * u128::from(factor.load(Ordering::Relaxed)) >> FRACTION) as u64
+    ((u128::from(value) * u128::from(factor.load(Ordering::Relaxed))) >> FRACTION) as u64
 }
 
 /// `CRMD.IE`, where `mask_interrupts` finds and `restore_interrupts` leaves it.
@@ -203,10 +136,8 @@ unsafe impl Platform for Machine {
     }
 
     fn wake(&self, core: usize) {
-        let Some(notified) = CORES.get(core) else { return };
-        // Release: what was written before is seen by the handler.
-        if notified.is_notified.swap(1, Ordering::AcqRel) == 0 {
-            send_ipi(core);
+        if let Some(core) = CORES.get(core) {
+            core.wake();
         }
     }
 
@@ -230,11 +161,7 @@ unsafe impl Platform for Machine {
 
     #[inline]
     fn in_interrupt(&self) -> InInterrupt {
-        if Core::here().in_interrupt.load(Ordering::Relaxed) {
-            InInterrupt::Yes
-        } else {
-            InInterrupt::No
-        }
+        Core::here().in_interrupt()
     }
 
     fn allocate_stack(&self, size: usize) -> Option<NonNull<u8>> {
@@ -249,7 +176,7 @@ unsafe impl Platform for Machine {
 
 /// Enables interrupts and waits for one. The processor leaves `idle` for enabled interrupts only; so one
 /// that comes between the two instructions must not be followed by the second: whichever of the three
-/// was interrupted, [`on_trap`] goes on where this was called.
+/// was interrupted, [`before_return`] has it go on where this was called.
 ///
 /// # Safety
 ///
@@ -262,58 +189,30 @@ unsafe extern "C" fn wait(enable: usize) {
 /// The size of [`wait`] in bytes.
 const WAIT: usize = 3 * size_of::<u32>();
 
-/// Handles interrupts, also those of user programs, and all else that is trapped in kernel mode. With
-/// interrupts masked.
-pub(super) fn on_trap(context: &mut TrapContext) {
-    let core = Core::here();
-    // It may have interrupted a handler, which then has forbidden to be left.
-    let outer = core.in_interrupt.load(Ordering::Relaxed);
-    core.in_interrupt.store(true, Ordering::Relaxed);
-    match context.trap() {
-        Trap::Timer => {
-            // SAFETY: acknowledges it; `set_alarm` sets the next one.
-            unsafe {
-                csr::write::<{ csr::TICLR }>(1);
-                preempt::on_timer();
-            }
-        }
-        Trap::Interrupt(IPI_LINE) => {
-            // SAFETY: acknowledges it, before looking who it was for: what comes from here on
-            // raises it again.
-            unsafe { csr::iocsr_write(csr::IPI_CLEAR, 1) };
-            // Acquire: what was written before a wake is seen by the runtime's look at its inbox.
-            core.is_notified.swap(0, Ordering::AcqRel);
-            if core.is_raised.load(Ordering::Relaxed) {
-                core.is_raised.store(false, Ordering::Relaxed);
-                interrupt::handle();
-            }
-            // SAFETY: the interrupt is acknowledged, and all that remains is to return.
-            unsafe { preempt::on_interrupt() };
-        }
-        other => on_fault(context, other),
-    }
-    core.in_interrupt.store(outer, Ordering::Relaxed);
-    if context.pc().wrapping_sub(wait as *const () as usize) < WAIT && !context.is_user() {
-        context.set_pc(context.r[1]);
+/// The software interrupt is an IPI.
+pub(crate) const SOFT: usize = IPI_LINE;
+
+pub(crate) fn acknowledge_alarm() {
+    // SAFETY: `set_alarm` sets the next one.
+    unsafe { csr::write::<{ csr::TICLR }>(1) };
+}
+
+pub(crate) fn acknowledge_soft() {
+    // SAFETY: nobody else waits for it.
+    unsafe { csr::iocsr_write(csr::IPI_CLEAR, 1) };
+}
+
+/// Whether a trap is the machine's own matter: this core's TLB had kept from before that a stack isn't there.
+pub(crate) fn answers(trap: Trap) -> bool {
+    match trap {
+        Trap::PageFault { addr, access: Access::Read | Access::Write } => space::is_mapped(addr),
+        _ => false,
     }
 }
 
-/// A trap that is no interrupt.
-#[cold]
-fn on_fault(context: &mut TrapContext, trap: Trap) {
-    if let Trap::PageFault { addr, access: Access::Read | Access::Write } = trap
-        && space::is_mapped(addr)
-    {
-        // This core's TLB had kept from before that it isn't.
-        return;
-    }
-    if !crate::trap::handle(context) {
-        fail(format_args!(
-            "core {}: {}: {trap:x?} at {:#x}, sp {:#x}",
-            Core::here().number(),
-            if context.is_overflow() { "a stack has overflowed" } else { "unexpected trap" },
-            context.pc(),
-            context.sp(),
-        ));
+/// Who was interrupted in [`wait`] has waited.
+pub(crate) fn before_return(context: &mut TrapContext) {
+    if context.pc().wrapping_sub(wait as *const () as usize) < WAIT && !context.is_user() {
+        context.set_pc(context.r[1]);
     }
 }

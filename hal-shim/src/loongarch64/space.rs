@@ -23,7 +23,8 @@ use core::ptr::{NonNull, with_exposed_provenance_mut};
 
 use spin::mutex::SpinMutex;
 
-use super::{CACHED, csr, exclusively, physical};
+use super::{CACHED, csr, physical};
+use crate::bare::exclusively;
 use crate::user::{MapError, Rights};
 
 /// What addresses say: where in a page of 16 KiB, and eleven bits each for the tables' indices.
@@ -325,7 +326,7 @@ impl Space {
         if entry == 0 {
             return None;
         }
-        let byte = with_exposed_provenance_mut(CACHED | entry & ADDRESS | address % PAGE);
+        let byte = with_exposed_provenance_mut(CACHED | (entry & ADDRESS) | (address % PAGE));
         let rights = Rights { write: entry & WRITE != 0, execute: entry & EXECUTE != 0 };
         Some((NonNull::new(byte)?, rights))
     }

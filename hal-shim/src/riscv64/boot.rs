@@ -1,53 +1,33 @@
 //! From the firmware to Rust code, on the first hart and on the others.
 //!
 //! OpenSBI jumps to `_start` on one hart, chosen at random, in S-mode, with interrupts and paging
-//! off: a0 is its number, a1 the device tree. The others wait in the firmware until [`start_core`]
+//! off: a0 is its number, a1 the device tree. The others wait in the firmware until [`bring_up`]
 //! asks for them: then they begin at `_start_other`, a1 being the address of their [`Core`]. From
 //! there on `tp` is the address of the hart's `Core`, for ever.
-//!
-//! Each leaves its boot stack for an allocated one as soon as it can, and from then on the boot stack is
-//! its emergency stack.
 
-use core::alloc::Layout;
 use core::arch::naked_asm;
 use core::mem::offset_of;
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use fdt::Fdt;
 use fdt::standard_nodes::Cpu;
 use riscv::register::sie;
-use trapline::arch::{LEAST_EMERGENCY_STACK, install_trap_entry};
 use trapline::platform::Platform as _;
 
-use super::platform::{CORES, Core, Machine, on_trap, set_clock};
-use super::{HEAP, exit, fail, init_console, space};
-use crate::StartError;
+use super::platform::{Machine, set_clock};
+use super::space;
+use crate::bare::{self, CORES, Core, HEAP, fail, init_console, set_cores};
 
 /// Where the ABI has FP registers, they are on from the beginning (FS is Initial), else off.
 const FS: usize = if cfg!(target_feature = "d") { 1 << 13 } else { 0 };
 const FS_MASK: usize = 3 << 13;
 /// `sstatus.SIE`.
 const SIE: usize = 1 << 1;
-/// How large a boot stack is, as the linker script says for core 0.
-pub(super) const BOOT_STACK: usize = 64 * 1024;
-/// How large the stack is that a core enters its runtime on.
-const STACK: usize = 64 * 1024;
-
-const _: () = assert!(BOOT_STACK >= LEAST_EMERGENCY_STACK);
-
 static DEVICE_TREE: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
-static HOW_MANY: AtomicUsize = AtomicUsize::new(1);
 
 unsafe extern "C" {
-    /// The linker script's: not data, but where the free memory begins and the boot stack ends.
+    /// The linker script's: not data, but where the free memory begins.
     static __heap_start: [u8; 0];
-    static __boot_stack_top: [u8; 0];
-}
-
-unsafe extern "Rust" {
-    /// What `entry!` defines.
-    safe fn __hal_shim_program();
 }
 
 /// Whether a hart has come through `_start`. Not in .bss, which that hart clears.
@@ -107,11 +87,11 @@ unsafe extern "C" fn _start() -> ! {
         fs = const FS,
         sie = const SIE,
         booted = sym BOOTED,
-        hart = const offset_of!(Core, hart),
+        hart = const offset_of!(Core, id),
         core = const size_of::<Core>(),
         other = sym _start_other,
         cores = sym CORES,
-        main = sym main,
+        main = sym boot,
     )
 }
 
@@ -136,96 +116,47 @@ unsafe extern "C" fn _start_other() -> ! {
         fs = const FS,
         sie = const SIE,
         boot_stack_top = const offset_of!(Core, boot_stack_top),
-        main_other = sym main_other,
+        main_other = sym boot_other,
     )
 }
 
-extern "C" fn main(hart: usize, device_tree: *mut u8) -> ! {
+extern "C" fn boot(hart: usize, device_tree: *mut u8) -> ! {
     init_console();
     DEVICE_TREE.store(device_tree, Ordering::Relaxed);
     let tree = tree();
     // The boot hart is core 0, the others follow in the tree's order.
-    CORES[0].hart.store(hart, Ordering::Relaxed);
+    CORES[0].id.store(hart, Ordering::Relaxed);
     let others = tree.cpus().map(|cpu| cpu.ids().first()).filter(|&other| other != hart);
     let mut number = 1;
     for (core, other) in CORES.iter().skip(1).zip(others) {
-        core.hart.store(other, Ordering::Relaxed);
+        core.id.store(other, Ordering::Relaxed);
         number += 1;
     }
-    HOW_MANY.store(number, Ordering::Relaxed);
+    set_cores(number);
     let Some(cpu) = tree.cpus().next() else { fail(format_args!("the device tree has no cpu")) };
     set_clock(cpu.timebase_frequency() as u64, has_sstc(cpu));
     let start = (&raw const __heap_start).addr();
     let end = end_of_memory(&tree, start);
     // SAFETY: once, and the linker script puts nothing from there on.
-    unsafe { HEAP.init(start, end) };
+    unsafe { HEAP.add(start..end) };
     if space::init(end).is_none() {
         fail(format_args!("no memory for page tables"));
     }
-    CORES[0].boot_stack_top.store((&raw const __boot_stack_top).addr(), Ordering::Relaxed);
     space::load_kernel();
-    leave_boot_stack(STACK, || {
-        init_core();
-        __hal_shim_program();
-        exit(0)
-    })
+    bare::main()
 }
 
-extern "C" fn main_other() -> ! {
+extern "C" fn boot_other() -> ! {
     space::load_kernel();
-    leave_boot_stack(STACK, || {
-        init_core();
-        loop {
-            run_program();
-        }
-    })
+    bare::main_other()
 }
 
-fn leave_boot_stack(size: usize, main: fn() -> !) -> ! {
-    match trapline::stackful::leave_boot_stack(size, main) {
-        Err(error) => fail(format_args!("{error}")),
-    }
-}
-
-/// Runs what `start_core` has given to this core, or waits for something.
-fn run_program() {
-    let core = Core::here();
-    let interrupts = Machine.mask_interrupts();
-    // Acquire pairs with the release in `start_core`.
-    let program = core.program.swap(core::ptr::null_mut(), Ordering::Acquire);
-    if program.is_null() {
-        Machine.park();
-    }
-    // SAFETY: what `mask_interrupts` has just returned.
-    unsafe { Machine.restore_interrupts(interrupts) };
-    if !program.is_null() {
-        // SAFETY: `start_core` stored a `fn()` there.
-        let program = unsafe { core::mem::transmute::<*mut (), fn()>(program) };
-        program();
-        // Release: what the program did is seen by who starts the next one.
-        core.is_started.store(false, Ordering::Release);
-    }
-}
-
-/// Sets up the calling hart's traps and enables interrupts.
-fn init_core() {
+/// Enables the calling hart's interrupts one by one, as their handlers are there now.
+pub(crate) fn init_core() {
     // One may be pending from before we came.
     Machine.set_alarm(u64::MAX);
-    let core = Core::here();
-    let emergency_stack = core::ptr::with_exposed_provenance_mut(core.boot_stack().start);
-    let Some(emergency_stack) = NonNull::new(emergency_stack) else {
-        fail(format_args!("a boot stack at address 0"))
-    };
-    let emergency_stack = NonNull::slice_from_raw_parts(emergency_stack, BOOT_STACK);
-    // SAFETY: this is S-mode, where the firmware started us. Stacks have an unmapped page below. The
-    // boot stack has been left for ever, and is this core's. `on_trap` returns with interrupts masked.
-    unsafe { install_trap_entry(&core.trap, emergency_stack, on_trap) };
-    // The firmware drops an IPI that came before it started this hart.
-    Core::here().is_notified.store(0, Ordering::Relaxed);
     // SAFETY: its handler is there.
     unsafe { sie::set_ssoft() };
-    // SAFETY: nothing is masked on purpose yet.
-    unsafe { Machine.enable_interrupts() };
 }
 
 fn tree() -> Fdt<'static> {
@@ -262,50 +193,12 @@ pub(crate) fn words() -> impl Iterator<Item = &'static str> {
     tree().chosen().bootargs().unwrap_or("").split_ascii_whitespace()
 }
 
-pub(crate) fn cores() -> usize {
-    HOW_MANY.load(Ordering::Relaxed)
-}
-
-pub(crate) fn start_core(number: usize, program: fn()) -> Result<(), StartError> {
-    let core = CORES.get(..cores()).and_then(|cores| cores.get(number));
-    let core = core.ok_or(StartError::NoSuchCore)?;
-    if number == 0 || core.is_started.swap(true, Ordering::Acquire) {
-        return Err(StartError::Running);
-    }
-    const LAYOUT: Layout = match Layout::from_size_align(BOOT_STACK, 16) {
-        Ok(layout) => layout,
-        Err(_) => panic!("a size and an alignment that are valid"),
-    };
-    let is_new = core.boot_stack_top.load(Ordering::Relaxed) == 0;
-    if is_new {
-        // SAFETY: its size is not zero.
-        let stack = unsafe { alloc::alloc::alloc(LAYOUT) };
-        if stack.is_null() {
-            core.is_started.store(false, Ordering::Release);
-            return Err(StartError::OutOfMemory);
-        }
-        core.boot_stack_top.store(stack.expose_provenance() + BOOT_STACK, Ordering::Relaxed);
-    }
-    // Release pairs with the acquire in `run_program`.
-    core.program.store(program as *mut (), Ordering::Release);
-    if !is_new {
-        Machine.wake(number);
-        return Ok(());
-    }
-    let hart = core.hart.load(Ordering::Relaxed);
+/// Starts a hart that has its boot stack; the firmware's error if it doesn't.
+pub(crate) fn bring_up(core: &'static Core) -> Result<(), isize> {
+    let hart = core.id.load(Ordering::Relaxed);
     let entry = _start_other as *const () as usize;
     let argument = core::ptr::from_ref(core).expose_provenance();
     // The firmware's call is a fence: the hart sees what was stored.
     let answer = sbi_rt::hart_start(hart, entry, argument);
-    if answer.is_err() {
-        let top = core.boot_stack_top.swap(0, Ordering::Relaxed);
-        // SAFETY: as it was allocated; no hart was started on it.
-        unsafe {
-            let stack = core::ptr::with_exposed_provenance_mut(top - BOOT_STACK);
-            alloc::alloc::dealloc(stack, LAYOUT);
-        }
-        core.is_started.store(false, Ordering::Release);
-        return Err(StartError::Refused(answer.error as isize));
-    }
-    Ok(())
+    if answer.is_err() { Err(answer.error as isize) } else { Ok(()) }
 }

@@ -1,108 +1,79 @@
 //! What Trapline asks of a kernel, and the handler of all traps.
 
 use core::arch::asm;
-use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use riscv::register::{sie, sip, time};
 use sbi_rt::HartMask;
-use trapline::arch::{Native, TrapContext, TrapCore};
+use trapline::arch::{Native, TrapContext};
 use trapline::platform::{CoreSlot, InInterrupt, Platform};
-use trapline::preempt;
 use trapline::trap::{Access, Trap};
 
-use super::boot::BOOT_STACK;
-use super::{fail, space};
-use crate::{heap, interrupt};
+use super::space;
+use crate::bare::{CORES, Core};
 
 /// The machine as a platform.
 pub(crate) struct Machine;
 
 trapline::bind_platform!(static MACHINE: Machine = Machine);
 
-/// How many harts can be used.
-const MAX_CORES: usize = 64;
-
-pub(crate) static CORES: [Core; MAX_CORES] = [const { Core::new() }; MAX_CORES];
-
-/// A core. `tp` holds the address of the own one.
-#[repr(C, align(64))]
-pub(crate) struct Core {
-    /// The trap entry's.
-    pub(super) trap: TrapCore,
-    /// The end of the stack that it boots on, which later is its emergency stack; 0 if it has none
-    /// yet.
-    pub(super) boot_stack_top: AtomicUsize,
-    /// The firmware's number of it.
-    pub(super) hart: AtomicUsize,
-    /// The `fn()` that it was started with.
-    pub(super) program: AtomicPtr<()>,
-    /// From when a program is given to it until that has returned. (Core 0 runs without it.)
-    pub(super) is_started: AtomicBool,
-    /// The core's own: how many more allocations it is granted.
-    pub(super) allowance: AtomicUsize,
-    slot: CoreSlot,
-    /// The core's own: whether a trap handler runs.
-    in_interrupt: AtomicBool,
-    /// The core's own: whether the software interrupt is (also) one that the program raised.
-    is_raised: AtomicBool,
-    /// 1: an IPI is on its way that has not been handled yet. A word, as the hart has no atomics for bytes.
-    pub(super) is_notified: AtomicUsize,
+/// The address of the core that calls, which is in `tp`.
+#[inline]
+pub(crate) fn this_core() -> *const () {
+    let core;
+    // SAFETY: reads a register that is the same for as long as a stack stays on its core, which
+    // is as long as the code that reads it can tell the difference.
+    unsafe { asm!("mv {}, tp", out(reg) core, options(pure, nomem, nostack, preserves_flags)) };
+    core
 }
 
-impl Core {
-    const fn new() -> Self {
-        Self {
-            trap: TrapCore::new(),
-            boot_stack_top: AtomicUsize::new(0),
-            hart: AtomicUsize::new(0),
-            program: AtomicPtr::new(core::ptr::null_mut()),
-            is_started: AtomicBool::new(false),
-            allowance: AtomicUsize::new(heap::UNLIMITED),
-            slot: CoreSlot::new(),
-            in_interrupt: AtomicBool::new(false),
-            is_raised: AtomicBool::new(false),
-            is_notified: AtomicUsize::new(0),
-        }
-    }
-
-    /// The core that calls.
-    #[inline]
-    pub(super) fn here() -> &'static Self {
-        let core: *const Self;
-        // SAFETY: reads a register that is the same for as long as a stack stays on its core, which
-        // is as long as the code that reads it can tell the difference.
-        unsafe { asm!("mv {}, tp", out(reg) core, options(pure, nomem, nostack, preserves_flags)) };
-        // SAFETY: from its first instructions on each hart has the address of an element of CORES
-        // there.
-        unsafe { &*core }
-    }
-
-    pub(super) fn number(&self) -> usize {
-        (core::ptr::from_ref(self).addr() - CORES.as_ptr().addr()) / size_of::<Self>()
-    }
-
-    pub(super) fn boot_stack(&self) -> Range<usize> {
-        let top = self.boot_stack_top.load(Ordering::Relaxed);
-        top - BOOT_STACK..top
-    }
-
-    /// Raises the software interrupt on the calling core.
-    pub(super) fn raise(&self) {
-        self.is_raised.store(true, Ordering::Relaxed);
+/// Causes a software interrupt on `core`.
+pub(crate) fn notify(core: &Core) {
+    if core::ptr::eq(core, Core::here()) {
         // SAFETY: its handler is there.
         unsafe { sip::set_ssoft() };
+    } else {
+        sbi_rt::send_ipi(HartMask::from_mask_base(1, core.id.load(Ordering::Relaxed)));
     }
 }
 
 /// Ticks of the clock in a second.
 static FREQUENCY: AtomicU64 = AtomicU64::new(1);
 static HAS_SSTC: AtomicBool = AtomicBool::new(false);
+/// Nanoseconds in a tick, if that is a whole number; else 0.
+static TICK: AtomicU64 = AtomicU64::new(0);
 const NANOSECONDS: u64 = 1_000_000_000;
 
+/// The time of a number of ticks, rounded down.
+#[inline]
+fn to_nanoseconds(ticks: u64) -> u64 {
+    match TICK.load(Ordering::Relaxed) {
+        0 => {
+            let frequency = FREQUENCY.load(Ordering::Relaxed);
+            ticks / frequency * NANOSECONDS + ticks % frequency * NANOSECONDS / frequency
+        }
+        tick => ticks * tick,
+    }
+}
+
+/// The first tick that isn't before a time.
+#[inline]
+fn to_ticks(at: u64) -> u64 {
+    match TICK.load(Ordering::Relaxed) {
+        0 => {
+            let frequency = FREQUENCY.load(Ordering::Relaxed);
+            at / NANOSECONDS * frequency + (at % NANOSECONDS * frequency).div_ceil(NANOSECONDS)
+        }
+        tick => at.div_ceil(tick),
+    }
+}
+
 pub(super) fn set_clock(frequency: u64, has_sstc: bool) {
-    FREQUENCY.store(frequency.max(1), Ordering::Relaxed);
+    let frequency = frequency.max(1);
+    FREQUENCY.store(frequency, Ordering::Relaxed);
+    let is_whole = NANOSECONDS.is_multiple_of(frequency);
+    TICK.store(if is_whole { NANOSECONDS / frequency } else { 0 }, Ordering::Relaxed);
     HAS_SSTC.store(has_sstc, Ordering::Relaxed);
 }
 
@@ -137,10 +108,9 @@ unsafe impl Platform for Machine {
         Core::here().number()
     }
 
+    #[inline]
     fn now(&self) -> u64 {
-        let frequency = FREQUENCY.load(Ordering::Relaxed);
-        let ticks = time::read64();
-        ticks / frequency * NANOSECONDS + ticks % frequency * NANOSECONDS / frequency
+        to_nanoseconds(time::read64())
     }
 
     fn set_alarm(&self, at: u64) {
@@ -150,9 +120,7 @@ unsafe impl Platform for Machine {
             return;
         }
         // Rounded up: when it fires, `now` is not before `at`.
-        let frequency = FREQUENCY.load(Ordering::Relaxed);
-        let ticks =
-            at / NANOSECONDS * frequency + (at % NANOSECONDS * frequency).div_ceil(NANOSECONDS);
+        let ticks = to_ticks(at);
         if HAS_SSTC.load(Ordering::Relaxed) {
             // SAFETY: this is stimecmp, which the harts have.
             unsafe { asm!("csrw 0x14d, {}", in(reg) ticks, options(nostack)) };
@@ -168,17 +136,8 @@ unsafe impl Platform for Machine {
     }
 
     fn wake(&self, core: usize) {
-        let Some(core) = CORES.get(core) else { return };
-        // Release: what was written before is seen by the handler.
-        if core.is_notified.swap(1, Ordering::AcqRel) != 0 {
-            return;
-        }
-        if core::ptr::eq(core, Core::here()) {
-            // SAFETY: its handler is there.
-            unsafe { sip::set_ssoft() };
-        } else {
-            let hart = core.hart.load(Ordering::Relaxed);
-            sbi_rt::send_ipi(HartMask::from_mask_base(1, hart));
+        if let Some(core) = CORES.get(core) {
+            core.wake();
         }
     }
 
@@ -205,11 +164,7 @@ unsafe impl Platform for Machine {
 
     #[inline]
     fn in_interrupt(&self) -> InInterrupt {
-        if Core::here().in_interrupt.load(Ordering::Relaxed) {
-            InInterrupt::Yes
-        } else {
-            InInterrupt::No
-        }
+        Core::here().in_interrupt()
     }
 
     fn allocate_stack(&self, size: usize) -> Option<NonNull<u8>> {
@@ -223,57 +178,25 @@ unsafe impl Platform for Machine {
 }
 
 /// The software interrupt's number.
-const SOFT: usize = 1;
+pub(crate) const SOFT: usize = 1;
 
-/// Handles interrupts, also those of user programs, and all else that is trapped in kernel mode. With
-/// interrupts masked.
-pub(super) fn on_trap(context: &mut TrapContext) {
-    let core = Core::here();
-    // It may have interrupted a handler, which then has forbidden to be left.
-    let outer = core.in_interrupt.load(Ordering::Relaxed);
-    core.in_interrupt.store(true, Ordering::Relaxed);
-    match context.trap() {
-        Trap::Timer => {
-            // SAFETY: acknowledges it; `set_alarm` enables the next one.
-            unsafe {
-                sie::clear_stimer();
-                preempt::on_timer();
-            }
-        }
-        Trap::Interrupt(SOFT) => {
-            // SAFETY: acknowledges it, before looking who it was for: what comes from here on
-            // raises it again.
-            unsafe { sip::clear_ssoft() };
-            // Acquire: what was written before a wake is seen by the runtime's look at its inbox.
-            core.is_notified.swap(0, Ordering::AcqRel);
-            if core.is_raised.load(Ordering::Relaxed) {
-                core.is_raised.store(false, Ordering::Relaxed);
-                interrupt::handle();
-            }
-            // SAFETY: the interrupt is acknowledged, and all that remains is to return.
-            unsafe { preempt::on_interrupt() };
-        }
-        other => on_fault(context, other),
-    }
-    core.in_interrupt.store(outer, Ordering::Relaxed);
+pub(crate) fn acknowledge_alarm() {
+    // SAFETY: `set_alarm` enables the next one.
+    unsafe { sie::clear_stimer() };
 }
 
-/// A trap that is no interrupt.
-#[cold]
-fn on_fault(context: &mut TrapContext, trap: Trap) {
-    if let Trap::PageFault { addr, access: Access::Read | Access::Write } = trap
-        && space::is_mapped(addr)
-    {
-        // This core's TLB had kept from before that it isn't.
-        return;
-    }
-    if !crate::trap::handle(context) {
-        fail(format_args!(
-            "core {}: {}: {trap:x?} at {:#x}, sp {:#x}",
-            Core::here().number(),
-            if context.is_overflow() { "a stack has overflowed" } else { "unexpected trap" },
-            context.pc(),
-            context.sp(),
-        ));
+pub(crate) fn acknowledge_soft() {
+    // SAFETY: nobody else waits for it.
+    unsafe { sip::clear_ssoft() };
+}
+
+/// Whether a trap is the machine's own matter: this core's TLB had kept from before that a stack isn't there.
+pub(crate) fn answers(trap: Trap) -> bool {
+    match trap {
+        Trap::PageFault { addr, access: Access::Read | Access::Write } => space::is_mapped(addr),
+        _ => false,
     }
 }
+
+/// Nothing is to be done: `wfi` needs no interrupts, so none comes between.
+pub(crate) fn before_return(_: &mut TrapContext) {}

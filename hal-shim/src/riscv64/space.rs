@@ -19,7 +19,7 @@ use riscv::asm::sfence_vma_all;
 use riscv::register::satp::{self, Mode};
 use spin::mutex::SpinMutex;
 
-use super::exclusively;
+use crate::bare::exclusively;
 use crate::user::{MapError, Rights};
 
 const PAGE: usize = 4096;
@@ -290,8 +290,17 @@ impl Space {
         if !USER.contains(&address) {
             return None;
         }
-        // SAFETY: as in `root`; without `make`, nothing is changed.
-        let entry = *unsafe { &mut *self.root.as_ptr() }.find(address, false)?;
+        // SAFETY: it lives as long as `self`, whose borrow keeps `map` away. Others may look too.
+        let mut table = unsafe { self.root.as_ref() };
+        for level in [2, 1] {
+            let entry = table.0[index(address, level)];
+            if entry & VALID == 0 {
+                return None;
+            }
+            // SAFETY: valid, and a table, as users have no large pages. As above.
+            table = unsafe { &*core::ptr::with_exposed_provenance(address_of(entry)) };
+        }
+        let entry = table.0[index(address, 0)];
         if entry & VALID == 0 {
             return None;
         }

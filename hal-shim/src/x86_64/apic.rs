@@ -9,7 +9,8 @@ use trapline::platform::Platform as _;
 use x86::instructions::port::Port;
 use x86::registers::model_specific::Msr;
 
-use super::{Machine, fail};
+use super::Machine;
+use crate::bare::fail;
 
 /// Where every processor has its own.
 pub(super) const BASE: usize = 0xfee0_0000;
@@ -75,7 +76,7 @@ pub(super) fn mask_legacy() {
 }
 
 /// Turns the calling core's on, with the timer stopped.
-pub(super) fn init_core() {
+pub(crate) fn init_core() {
     write(SPURIOUS, ON | u32::from(SPURIOUS_VECTOR));
     write(TASK_PRIORITY, 0);
     write(DIVIDE, BY_ONE);

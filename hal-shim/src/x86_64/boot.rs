@@ -2,47 +2,28 @@
 //!
 //! A PVH loader (QEMU's `-kernel`) finds the entry in [`NOTE`] and jumps to `_start` on one processor, in
 //! protected mode, with interrupts and paging off: ebx is the address of a [`StartInfo`]. The others wait
-//! until [`start_core`] asks for them: then they begin in real mode at a copy of [`trampoline`], and go on at
+//! until [`bring_up`] asks for them: then they begin in real mode at a copy of [`trampoline`], and go on at
 //! `start_other`. From there on the base of gs is the address of the processor's [`Core`], for ever.
-//!
-//! Each leaves its boot stack for an allocated one as soon as it can, and from then on the boot stack is
-//! its emergency stack.
 
-use core::alloc::Layout;
 use core::arch::naked_asm;
 use core::ffi::CStr;
 use core::hint::spin_loop;
 use core::mem::offset_of;
 use core::ops::Range;
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, Ordering};
 
-use trapline::arch::{LEAST_EMERGENCY_STACK, install_trap_entry};
 use trapline::platform::Platform as _;
 
-use super::platform::{CORES, Core, Machine, on_trap};
+use super::platform::{Machine, become_core};
 use super::space::{self, BOOT_GIBS, GLOBAL, KERNEL, LARGE, PRESENT, Tables, WRITE};
-use super::{FINISHER, HEAP, UART, apic, exit, fail, init_console};
-use crate::StartError;
-
-/// How large a boot stack is, as the linker script says for core 0.
-pub(super) const BOOT_STACK: usize = 64 * 1024;
-/// How large the stack is that a core enters its runtime on.
-const STACK: usize = 64 * 1024;
-
-const _: () = assert!(BOOT_STACK >= LEAST_EMERGENCY_STACK);
+use super::{FINISHER, UART, apic};
+use crate::bare::{self, CORES, Core, HEAP, fail, init_console, set_cores};
 
 unsafe extern "C" {
-    /// The linker script's: not data, but where the free memory begins and the boot stack ends.
+    /// The linker script's: not data, but where the free memory begins.
     static __heap_start: [u8; 0];
-    static __boot_stack_top: [u8; 0];
     /// The end of [`trampoline`].
     static hal_shim_trampoline_end: [u8; 0];
-}
-
-unsafe extern "Rust" {
-    /// What `entry!` defines.
-    safe fn __hal_shim_program();
 }
 
 /// An ELF note, by which a PVH loader finds the entry. Notes are aligned to 4.
@@ -91,7 +72,6 @@ struct Region {
 const RAM: u32 = 1;
 
 static COMMAND_LINE: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
-static HOW_MANY: AtomicUsize = AtomicUsize::new(1);
 
 /// Null, and flat code and data for 64 bits, until the trap entry brings its own.
 static GDT: [u64; 3] = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
@@ -232,7 +212,7 @@ unsafe extern "C" fn start() -> ! {
         "xor ebp, ebp",
         "call {main}",
         data = const DATA,
-        main = sym main,
+        main = sym boot,
     )
 }
 
@@ -311,16 +291,16 @@ unsafe extern "C" fn start_other() -> ! {
         data = const DATA,
         apic_id_register = const apic::BASE + apic::ID,
         cores = sym CORES,
-        apic_id = const offset_of!(Core, apic_id),
+        apic_id = const offset_of!(Core, id),
         core = const size_of::<Core>(),
         boot_stack_top = const offset_of!(Core, boot_stack_top),
-        main_other = sym main_other,
+        main_other = sym boot_other,
     )
 }
 
-extern "C" fn main(info: &'static StartInfo) -> ! {
+extern "C" fn boot(info: &'static StartInfo) -> ! {
     // SAFETY: first of all, on core 0.
-    unsafe { CORES[0].become_current() };
+    unsafe { become_core(&CORES[0]) };
     init_console();
     if info.magic != MAGIC || info.version == 0 {
         fail(format_args!(
@@ -331,72 +311,17 @@ extern "C" fn main(info: &'static StartInfo) -> ! {
     COMMAND_LINE.store(at(info.command_line), Ordering::Relaxed);
     apic::check();
     apic::mask_legacy();
-    HOW_MANY.store(find_cores(info), Ordering::Relaxed);
+    set_cores(find_cores(info));
     init_memory(info);
-    CORES[0].boot_stack_top.store((&raw const __boot_stack_top).addr(), Ordering::Relaxed);
     apic::init_core();
     apic::calibrate();
-    leave_boot_stack(STACK, || {
-        init_core();
-        __hal_shim_program();
-        exit(0)
-    })
+    bare::main()
 }
 
-extern "C" fn main_other(core: &'static Core) -> ! {
+extern "C" fn boot_other(core: &'static Core) -> ! {
     // SAFETY: first of all, and each has its own.
-    unsafe { core.become_current() };
-    leave_boot_stack(STACK, || {
-        init_core();
-        // Release pairs with the acquire in `start_core`, which may free what a core that is not up leaves.
-        Core::here().is_up.store(true, Ordering::Release);
-        loop {
-            run_program();
-        }
-    })
-}
-
-fn leave_boot_stack(size: usize, main: fn() -> !) -> ! {
-    match trapline::stackful::leave_boot_stack(size, main) {
-        Err(error) => fail(format_args!("{error}")),
-    }
-}
-
-/// Runs what `start_core` has given to this core, or waits for something.
-fn run_program() {
-    let core = Core::here();
-    let interrupts = Machine.mask_interrupts();
-    // Acquire pairs with the release in `start_core`.
-    let program = core.program.swap(core::ptr::null_mut(), Ordering::Acquire);
-    if program.is_null() {
-        Machine.park();
-    }
-    // SAFETY: what `mask_interrupts` has just returned.
-    unsafe { Machine.restore_interrupts(interrupts) };
-    if !program.is_null() {
-        // SAFETY: `start_core` stored a `fn()` there.
-        let program = unsafe { core::mem::transmute::<*mut (), fn()>(program) };
-        program();
-        // Release: what the program did is seen by who starts the next one.
-        core.is_started.store(false, Ordering::Release);
-    }
-}
-
-/// Sets up the calling core's traps and enables interrupts.
-fn init_core() {
-    let core = Core::here();
-    let emergency_stack = core::ptr::with_exposed_provenance_mut(core.boot_stack().start);
-    let Some(emergency_stack) = NonNull::new(emergency_stack) else {
-        fail(format_args!("a boot stack at address 0"))
-    };
-    let emergency_stack = NonNull::slice_from_raw_parts(emergency_stack, BOOT_STACK);
-    // SAFETY: this is 64-bit mode as the boot code sets it, and the program is compiled for a bare machine. Stacks
-    // have an unmapped page below. The boot stack has been left for ever, and is this core's. `on_trap` returns
-    // with interrupts masked.
-    unsafe { install_trap_entry(&core.trap, emergency_stack, on_trap) };
-    apic::init_core();
-    // SAFETY: nothing is masked on purpose yet.
-    unsafe { Machine.enable_interrupts() };
+    unsafe { become_core(core) };
+    bare::main_other()
 }
 
 /// What lies at a physical address.
@@ -470,7 +395,7 @@ fn find_cores(info: &StartInfo) -> usize {
 
     // The one that runs this is core 0.
     let boot_core = apic::id();
-    CORES[0].apic_id.store(boot_core, Ordering::Relaxed);
+    CORES[0].id.store(boot_core as usize, Ordering::Relaxed);
     let mut number = 1;
     if info.acpi == 0 {
         return number;
@@ -494,7 +419,7 @@ fn find_cores(info: &StartInfo) -> usize {
                 && u32::from(id) != boot_core
                 && read::<u32>(entry + 4) & ENABLED != 0;
             if is_other && let Some(core) = CORES.get(number) {
-                core.apic_id.store(id.into(), Ordering::Relaxed);
+                core.id.store(id.into(), Ordering::Relaxed);
                 number += 1;
             }
             // Never 0, whatever it says.
@@ -511,48 +436,8 @@ pub(crate) fn words() -> impl Iterator<Item = &'static str> {
     line.to_str().unwrap_or("").split_ascii_whitespace()
 }
 
-pub(crate) fn cores() -> usize {
-    HOW_MANY.load(Ordering::Relaxed)
-}
-
-pub(crate) fn start_core(number: usize, program: fn()) -> Result<(), StartError> {
-    let core = CORES.get(..cores()).and_then(|cores| cores.get(number));
-    let core = core.ok_or(StartError::NoSuchCore)?;
-    if number == 0 || core.is_started.swap(true, Ordering::Acquire) {
-        return Err(StartError::Running);
-    }
-    // Release pairs with the acquire in `run_program`.
-    core.program.store(program as *mut (), Ordering::Release);
-    if core.is_up.load(Ordering::Acquire) {
-        Machine.wake(number);
-        return Ok(());
-    }
-    const LAYOUT: Layout = match Layout::from_size_align(BOOT_STACK, 16) {
-        Ok(layout) => layout,
-        Err(_) => panic!("a size and an alignment that are valid"),
-    };
-    // SAFETY: its size is not zero.
-    let stack = unsafe { alloc::alloc::alloc(LAYOUT) };
-    let started = if stack.is_null() {
-        Err(StartError::OutOfMemory)
-    } else {
-        let top = stack.expose_provenance() + BOOT_STACK;
-        core.boot_stack_top.store(top, Ordering::Relaxed);
-        let started = bring_up(core);
-        if started.is_err() {
-            // SAFETY: as it was allocated; the core has been reset.
-            unsafe { alloc::alloc::dealloc(stack, LAYOUT) };
-        }
-        started
-    };
-    if started.is_err() {
-        core.is_started.store(false, Ordering::Release);
-    }
-    started
-}
-
-/// Starts a core that has its number and its boot stack.
-fn bring_up(core: &Core) -> Result<(), StartError> {
+/// Starts a core that has its number and its boot stack. If it doesn't come up, it is reset.
+pub(crate) fn bring_up(core: &'static Core) -> Result<(), isize> {
     const MILLISECOND: u64 = 1_000_000;
     let wait = |nanoseconds| {
         let end = Machine.now() + nanoseconds;
@@ -567,18 +452,18 @@ fn bring_up(core: &Core) -> Result<(), StartError> {
         let size = (&raw const hal_shim_trampoline_end).addr() - code.addr();
         at::<u8>(TRAMPOLINE as u64).copy_from_nonoverlapping(code, size);
     }
-    let id = core.apic_id.load(Ordering::Relaxed);
+    let id = core.id.load(Ordering::Relaxed) as u32;
     apic::send(apic::INIT, id);
     wait(10 * MILLISECOND);
     // The second is for those that miss the first. One that is on its way does not heed it.
     for patience in [MILLISECOND, 1000 * MILLISECOND] {
         apic::send(apic::STARTUP | (TRAMPOLINE >> 12) as u32, id);
         wait(patience);
-        // Acquire pairs with the release in `main_other`.
+        // Acquire pairs with the release in `bare::main_other`.
         if core.is_up.load(Ordering::Acquire) {
             return Ok(());
         }
     }
     apic::send(apic::INIT, id);
-    Err(StartError::Refused(0))
+    Err(0)
 }

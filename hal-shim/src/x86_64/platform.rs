@@ -1,132 +1,65 @@
 //! What Trapline asks of a kernel, and the handler of all traps.
 
-use core::arch::asm;
+use core::arch::{asm, naked_asm};
 use core::mem::offset_of;
-use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::Ordering;
 
-use trapline::arch::x86_64::TIMER_VECTOR;
-use trapline::arch::{Native, TrapContext, TrapCore};
+use trapline::arch::{Native, TrapContext};
 use trapline::platform::{CoreSlot, InInterrupt, Platform};
-use trapline::preempt;
+use trapline::trap::Trap;
 use x86::VirtAddr;
 use x86::registers::model_specific::GsBase;
 
 use super::apic::{SOFT_VECTOR, SPURIOUS_VECTOR};
-use super::boot::{BOOT_STACK, cores};
-use super::{apic, fail, space};
-use crate::{heap, interrupt};
+use super::{apic, space};
+use crate::bare::{CORES, Core, cores};
 
 /// The machine as a platform.
 pub(crate) struct Machine;
 
 trapline::bind_platform!(static MACHINE: Machine = Machine);
 
-/// How many cores can be used.
-const MAX_CORES: usize = 64;
+/// The address of the core that calls, which is at the base of gs.
+#[inline]
+pub(crate) fn this_core() -> *const () {
+    let core;
+    // SAFETY: reads what is the same for as long as a stack stays on its core, which is as long as
+    // the code that reads it can tell the difference.
+    unsafe {
+        asm!(
+            "mov {}, gs:[{this}]",
+            out(reg) core,
+            this = const offset_of!(Core, this),
+            options(pure, readonly, nostack, preserves_flags),
+        )
+    };
+    core
+}
 
-pub(crate) static CORES: [Core; MAX_CORES] = [const { Core::new() }; MAX_CORES];
-
-/// A core. The base of gs is the address of the own one.
-#[repr(C, align(64))]
-pub(crate) struct Core {
-    /// The trap entry's.
-    pub(super) trap: TrapCore,
-    /// The address of this, as the base of gs can be used, but not easily read.
-    this: AtomicUsize,
-    /// The end of the stack that it boots on, which later is its emergency stack; 0 if it has none
-    /// yet.
-    pub(super) boot_stack_top: AtomicUsize,
-    /// The processor's number of it.
-    pub(super) apic_id: AtomicU32,
-    /// It has come up, and waits for a program or runs one.
-    pub(super) is_up: AtomicBool,
-    /// The `fn()` that it was started with.
-    pub(super) program: AtomicPtr<()>,
-    /// From when a program is given to it until that has returned. (Core 0 runs without it.)
-    pub(super) is_started: AtomicBool,
-    /// The core's own: how many more allocations it is granted.
-    pub(super) allowance: AtomicUsize,
-    slot: CoreSlot,
-    /// The core's own: whether a trap handler runs.
-    in_interrupt: AtomicBool,
-    /// The core's own: whether the software interrupt is (also) one that the program raised.
-    is_raised: AtomicBool,
-    /// An IPI is on its way that has not been handled yet.
-    is_notified: AtomicBool,
+/// Makes `core` the calling core.
+///
+/// # Safety
+///
+/// Called once on each core, before anything asks for it, and with a different one on each.
+pub(super) unsafe fn become_core(core: &'static Core) {
+    let address = core::ptr::from_ref(core).expose_provenance();
+    core.this.store(address, Ordering::Relaxed);
+    GsBase::write(VirtAddr::new_truncate(address as u64));
 }
 
 // What the trap entry builds upon.
 const _: () = assert!(offset_of!(Core, trap) == 0);
 
-impl Core {
-    const fn new() -> Self {
-        Self {
-            trap: TrapCore::new(),
-            this: AtomicUsize::new(0),
-            boot_stack_top: AtomicUsize::new(0),
-            apic_id: AtomicU32::new(0),
-            is_up: AtomicBool::new(false),
-            program: AtomicPtr::new(core::ptr::null_mut()),
-            is_started: AtomicBool::new(false),
-            allowance: AtomicUsize::new(heap::UNLIMITED),
-            slot: CoreSlot::new(),
-            in_interrupt: AtomicBool::new(false),
-            is_raised: AtomicBool::new(false),
-            is_notified: AtomicBool::new(false),
-        }
-    }
+/// Causes the software interrupt on `core`.
+pub(crate) fn notify(core: &Core) {
+    apic::notify(core.id.load(Ordering::Relaxed) as u32);
+}
 
-    /// The core that calls.
-    #[inline]
-    pub(super) fn here() -> &'static Self {
-        let core: *const Self;
-        // SAFETY: reads what is the same for as long as a stack stays on its core, which is as long as
-        // the code that reads it can tell the difference.
-        unsafe {
-            asm!(
-                "mov {}, gs:[{this}]",
-                out(reg) core,
-                this = const offset_of!(Core, this),
-                options(pure, readonly, nostack, preserves_flags),
-            )
-        };
-        // SAFETY: `become_current` comes before all else, and wrote it.
-        unsafe { &*core }
-    }
-
-    /// Makes this the calling core.
-    ///
-    /// # Safety
-    ///
-    /// Called once on each core, before anything asks for it, and with a different one on each.
-    pub(super) unsafe fn become_current(&'static self) {
-        let address = core::ptr::from_ref(self).expose_provenance();
-        self.this.store(address, Ordering::Relaxed);
-        GsBase::write(VirtAddr::new_truncate(address as u64));
-    }
-
-    pub(super) fn number(&self) -> usize {
-        (core::ptr::from_ref(self).addr() - CORES.as_ptr().addr()) / size_of::<Self>()
-    }
-
-    pub(super) fn boot_stack(&self) -> Range<usize> {
-        let top = self.boot_stack_top.load(Ordering::Relaxed);
-        top - BOOT_STACK..top
-    }
-
-    /// Raises the software interrupt on the calling core.
-    pub(super) fn raise(&self) {
-        self.is_raised.store(true, Ordering::Relaxed);
-        apic::notify(self.apic_id.load(Ordering::Relaxed));
-    }
-
-    /// Raises an interrupt that cannot be masked on core number `core`.
-    pub(super) fn raise_nmi(core: usize) {
-        if let Some(core) = CORES.get(..cores()).and_then(|cores| cores.get(core)) {
-            apic::send(apic::NMI, core.apic_id.load(Ordering::Relaxed));
-        }
+/// Causes an interrupt that cannot be masked on core number `core`.
+pub(crate) fn raise_nmi(core: usize) {
+    if let Some(core) = CORES.get(..cores()).and_then(|cores| cores.get(core)) {
+        apic::send(apic::NMI, core.id.load(Ordering::Relaxed) as u32);
     }
 }
 
@@ -140,7 +73,7 @@ pub(crate) const IF: usize = 1 << 9;
 // - The alarm is the core's timer, whose trap `on_trap` acknowledges before it calls `on_timer`.
 // - Masking is IF. Only an NMI comes nevertheless, whose handler doesn't call into Trapline.
 // - park: `sti` lets no interrupt in before the next instruction is over; that is `hlt`, which ends for
-//   one that is pending.
+//   one that is pending. An NMI in between undoes that, so `before_return` then skips the `hlt`.
 // - wake: the software interrupt, whose trap calls `on_interrupt`. One that has not been handled
 //   stands for all that come later; the handler's swap sees what they wrote.
 // - in_interrupt: precise, set and cleared by `on_trap`, and by `enable_interrupts` for a handler
@@ -149,7 +82,7 @@ pub(crate) const IF: usize = 1 << 9;
 // - Stacks are from the heap, mapped a second time, where the page below is not mapped.
 // - There is no other per-core data than this crate's own, which it touches with interrupts masked
 //   or by single loads and stores.
-// - No handler enables interrupts but by leaving its stack.
+// - A handler enables interrupts by leaving its stack or in `interrupt::nested`, with the guard.
 unsafe impl Platform for Machine {
     type Backend = Native;
 
@@ -178,16 +111,13 @@ unsafe impl Platform for Machine {
     }
 
     fn park(&self) {
-        // SAFETY: the caller has masked interrupts, which are masked again, and all handlers are there. As
-        // they may touch memory, nothing moves across.
-        unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
+        // SAFETY: the caller has masked interrupts, which are masked again, and all handlers are there.
+        unsafe { enable_and_halt() };
     }
 
     fn wake(&self, core: usize) {
-        let Some(core) = CORES.get(core) else { return };
-        // Release: what was written before is seen by the handler.
-        if !core.is_notified.swap(true, Ordering::AcqRel) {
-            apic::notify(core.apic_id.load(Ordering::Relaxed));
+        if let Some(core) = CORES.get(core) {
+            core.wake();
         }
     }
 
@@ -217,11 +147,7 @@ unsafe impl Platform for Machine {
 
     #[inline]
     fn in_interrupt(&self) -> InInterrupt {
-        if Core::here().in_interrupt.load(Ordering::Relaxed) {
-            InInterrupt::Yes
-        } else {
-            InInterrupt::No
-        }
+        Core::here().in_interrupt()
     }
 
     fn allocate_stack(&self, size: usize) -> Option<NonNull<u8>> {
@@ -234,52 +160,39 @@ unsafe impl Platform for Machine {
     }
 }
 
-const TIMER: usize = TIMER_VECTOR as usize;
-const SOFT: usize = SOFT_VECTOR as usize;
-const SPURIOUS: usize = SPURIOUS_VECTOR as usize;
-
-/// Handles interrupts, also those of user programs, and all else that is trapped in kernel mode. With
-/// interrupts masked.
-pub(super) fn on_trap(context: &mut TrapContext) {
-    let core = Core::here();
-    // It may have interrupted a handler, which then has forbidden to be left.
-    let outer = core.in_interrupt.load(Ordering::Relaxed);
-    core.in_interrupt.store(true, Ordering::Relaxed);
-    match context.cause {
-        TIMER => {
-            apic::end_of_interrupt();
-            // SAFETY: the interrupt is acknowledged, and all that remains is to return.
-            unsafe { preempt::on_timer() };
-        }
-        SOFT => {
-            // Before looking who it was for: what comes from here on raises it again.
-            apic::end_of_interrupt();
-            // Acquire: what was written before a wake is seen by the runtime's look at its inbox.
-            core.is_notified.swap(false, Ordering::AcqRel);
-            if core.is_raised.swap(false, Ordering::Relaxed) {
-                interrupt::handle();
-            }
-            // SAFETY: as above.
-            unsafe { preempt::on_interrupt() };
-        }
-        // An interrupt that was withdrawn, and isn't acknowledged.
-        SPURIOUS => {}
-        _ => on_fault(context),
-    }
-    core.in_interrupt.store(outer, Ordering::Relaxed);
+/// Waits with interrupts enabled, which are masked before and after.
+#[unsafe(naked)]
+unsafe extern "C" fn enable_and_halt() {
+    naked_asm!("sti", "hal_shim_hlt:", "hlt", "hal_shim_halted:", "cli", "ret")
 }
 
-/// A fault, an NMI, or the like.
-#[cold]
-fn on_fault(context: &mut TrapContext) {
-    if !crate::trap::handle(context) {
-        fail(format_args!(
-            "core {}: {}: {:x?} at {:#x}, sp {:#x}",
-            Core::here().number(),
-            if context.is_overflow() { "a stack has overflowed" } else { "unexpected trap" },
-            context.trap(),
-            context.pc(),
-            context.sp(),
-        ));
+// SAFETY: labels in `enable_and_halt`. Only addresses are taken.
+unsafe extern "C" {
+    safe static hal_shim_hlt: [u8; 0];
+    safe static hal_shim_halted: [u8; 0];
+}
+
+/// The software interrupt's vector.
+pub(crate) const SOFT: usize = SOFT_VECTOR as usize;
+const SPURIOUS: usize = SPURIOUS_VECTOR as usize;
+
+pub(crate) fn acknowledge_alarm() {
+    apic::end_of_interrupt();
+}
+
+pub(crate) fn acknowledge_soft() {
+    apic::end_of_interrupt();
+}
+
+/// Whether a trap is the machine's own matter: an interrupt that was withdrawn, and isn't acknowledged.
+pub(crate) fn answers(trap: Trap) -> bool {
+    trap == Trap::Interrupt(SPURIOUS)
+}
+
+/// An NMI may have come between `sti` and `hlt`. What `sti` held off is let in when it returns, and `hlt` would
+/// wait for others: so it is skipped.
+pub(crate) fn before_return(context: &mut TrapContext) {
+    if context.rip == (&raw const hal_shim_hlt).addr() {
+        context.rip = (&raw const hal_shim_halted).addr();
     }
 }

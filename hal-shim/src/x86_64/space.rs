@@ -24,7 +24,7 @@ use x86::instructions::tlb;
 use x86::registers::control::{Cr3, Cr3Flags};
 use x86::structures::paging::{PhysFrame, Size4KiB};
 
-use super::exclusively;
+use crate::bare::exclusively;
 use crate::user::{MapError, Rights};
 
 const PAGE: usize = 4096;
@@ -315,8 +315,17 @@ impl Space {
         if !USER.contains(&address) {
             return None;
         }
-        // SAFETY: as in `gibs`; without `make`, nothing is changed.
-        let entry = *unsafe { &mut *self.gibs.as_ptr() }.find(address, false)?;
+        // SAFETY: it lives as long as `self`, whose borrow keeps `map` away. Others may look too.
+        let mut table = unsafe { self.gibs.as_ref() };
+        for level in [2, 1] {
+            let entry = table.0[index(address, level)];
+            if entry & PRESENT == 0 {
+                return None;
+            }
+            // SAFETY: present, and a table, as users have no large pages. As above.
+            table = unsafe { &*core::ptr::with_exposed_provenance(entry & ADDRESS) };
+        }
+        let entry = table.0[index(address, 0)];
         if entry & PRESENT == 0 {
             return None;
         }

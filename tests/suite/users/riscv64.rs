@@ -1,8 +1,12 @@
 //! User programs for riscv64, and what the tests must know of the architecture.
 
 use core::arch::{global_asm, naked_asm};
+use core::hint::black_box;
 
 use trapline::arch::TrapContext;
+use trapline::trap::Trap;
+
+use super::{Hooks, Label, Process, next_trap, program};
 
 /// What `other` ends with: a load-reserved of an address that isn't aligned.
 pub const OTHER: usize = 4;
@@ -19,7 +23,7 @@ global_asm!(
     ".balign 16",
     ".globl user_code, user_code_end, user_call, user_spin, user_spin_a_while, user_load, user_store",
     ".globl user_jump, user_push, user_breakpoint, user_short_breakpoint, user_illegal",
-    ".globl user_privileged, user_other, user_poison, user_compute, user_registers",
+    ".globl user_privileged, user_other, user_poison, user_compute, user_registers, user_round_up",
     "user_code:",
     // Calls with the registers as they are; what a call gives is the next one's number.
     "user_call:",
@@ -82,6 +86,9 @@ global_asm!(
     "  fmv.x.d a2, f9",
     "  ecall",
     "  j 1b",
+    "user_round_up:",
+    "  fsrmi 3",
+    "  ecall",
     // a0: a word of memory that ends it when it isn't 0; a1: a seed. Fills all registers from it and
     // checks them again and again. Calls with a number that is not 0 if one was changed.
     "user_registers:",
@@ -168,4 +175,20 @@ pub fn stack_pointer() -> usize {
     // SAFETY: reads a register.
     unsafe { core::arch::asm!("mv {}, sp", out(reg) sp, options(nomem, nostack)) };
     sp
+}
+
+// SAFETY: defined above. Only the address is taken.
+unsafe extern "C" {
+    #[link_name = "user_round_up"]
+    safe static ROUND_UP: Label;
+}
+
+pub fn a_programs_rounding_is_not_the_kernels() {
+    let process = Process::new();
+    process.enter();
+    let mut context = program(&ROUND_UP, [0; 6]);
+    assert_eq!(next_trap(&mut context), Trap::Syscall);
+    process.leave();
+    // Rounded to the nearest, which is below.
+    assert_eq!((black_box(1.0_f64) / black_box(3.0)).to_bits(), 0x3fd5_5555_5555_5555);
 }

@@ -7,9 +7,9 @@ use core::time::Duration;
 use hal_shim::{interrupt, trap};
 use trapline::arch::TrapContext;
 use trapline::time::now;
-use trapline::trap::Trap;
+use trapline::trap::{Access, Trap};
 
-use super::{CALL, Hooks, Process, STACK_AT, Space, next_trap, program};
+use super::{CALL, Hooks, Label, Process, STACK_AT, Space, first_trap, next_trap, program};
 
 /// What `other` ends with: a general protection fault, with the selector that was loaded as its error code.
 pub const OTHER: usize = 13 | 0x28 << 8;
@@ -24,6 +24,7 @@ global_asm!(
     ".globl user_code, user_code_end, user_call, user_spin, user_spin_a_while, user_load, user_store",
     ".globl user_jump, user_push, user_breakpoint, user_short_breakpoint, user_illegal",
     ".globl user_privileged, user_other, user_poison, user_compute, user_registers",
+    ".globl user_flags, user_local_segment",
     "user_code:",
     // Calls with the registers as they are, but for the fourth argument, which comes in rcx. What a call gives
     // is the next one's number.
@@ -82,6 +83,16 @@ global_asm!(
     "2:",
     "  syscall",
     "  jmp 2b",
+    // DF, NT and AC are set when it loads from 0.
+    "user_flags:",
+    "  push 0x44400",
+    "  popfq",
+    "  mov rax, [0]",
+    // A segment from the table that a program could have of its own.
+    "user_local_segment:",
+    "  mov eax, 7",
+    "  mov ds, eax",
+    "  syscall",
     // rdi: a value, written to xmm9 if rsi is not 0; calls with the bits of xmm9 in rdx, again and again.
     "user_compute:",
     "  test rsi, rsi",
@@ -223,6 +234,34 @@ pub fn stack_pointer() -> usize {
     // SAFETY: reads a register.
     unsafe { asm!("mov {}, rsp", out(reg) sp, options(nomem, nostack)) };
     sp
+}
+
+// SAFETY: defined above. Only addresses are taken.
+unsafe extern "C" {
+    #[link_name = "user_flags"]
+    safe static FLAGS: Label;
+    #[link_name = "user_local_segment"]
+    safe static LOCAL_SEGMENT: Label;
+}
+
+pub fn a_programs_flags_are_not_the_kernels() {
+    const DF_NT_AC: usize = 1 << 10 | 1 << 14 | 1 << 18;
+    let process = Process::new();
+    process.enter();
+    let mut context = program(&FLAGS, [0; 6]);
+    let trap = next_trap(&mut context);
+    let flags: usize;
+    // SAFETY: reads the flags.
+    unsafe { asm!("pushfq", "pop {}", out(reg) flags) };
+    process.leave();
+    assert_eq!(trap, Trap::PageFault { addr: 0, access: Access::Read });
+    assert_eq!(context.rflags & DF_NT_AC, DF_NT_AC);
+    assert_eq!(flags & DF_NT_AC, 0);
+}
+
+pub fn a_program_has_no_segments_of_its_own() {
+    // A general protection fault. A page fault would say that the processor looked for a table at 0.
+    assert_eq!(first_trap(&LOCAL_SEGMENT, 0).0, Trap::Other(13 | 4 << 8));
 }
 
 static NMIS: AtomicUsize = AtomicUsize::new(0);

@@ -1,0 +1,289 @@
+//! Cores: what each has, how it gets from its boot stack to its programs, and its traps.
+
+use core::alloc::Layout;
+use core::ops::Range;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+
+use trapline::arch::{LEAST_EMERGENCY_STACK, TrapContext, TrapCore, install_trap_entry};
+use trapline::platform::{CoreSlot, InInterrupt, Platform as _};
+use trapline::preempt;
+use trapline::trap::Trap;
+
+use super::fail;
+use crate::machine::{self, Machine};
+use crate::{StartError, heap, interrupt};
+
+/// How many cores can be used.
+const MAX_CORES: usize = 64;
+
+pub(crate) static CORES: [Core; MAX_CORES] = [const { Core::new() }; MAX_CORES];
+static HOW_MANY: AtomicUsize = AtomicUsize::new(1);
+
+/// How large a boot stack is, as the linker script says for core 0.
+const BOOT_STACK: usize = 64 * 1024;
+/// How large the stack is that a core enters its runtime on.
+const STACK: usize = 64 * 1024;
+
+const _: () = assert!(BOOT_STACK >= LEAST_EMERGENCY_STACK);
+
+unsafe extern "Rust" {
+    /// What `entry!` defines.
+    safe fn __hal_shim_program();
+}
+
+unsafe extern "C" {
+    /// The linker script's: where core 0's boot stack ends.
+    static __boot_stack_top: [u8; 0];
+}
+
+/// A core. The per-core register has the address of the own one.
+#[repr(C, align(64))]
+pub(crate) struct Core {
+    /// The trap entry's. First, since that is where x86_64's finds it.
+    pub(crate) trap: TrapCore,
+    /// The address of this, for machines whose per-core register can be used, but not easily read.
+    pub(crate) this: AtomicUsize,
+    /// The end of the stack that it boots on, which later is its emergency stack; 0 if it has none
+    /// yet.
+    pub(crate) boot_stack_top: AtomicUsize,
+    /// The machine's number of it.
+    pub(crate) id: AtomicUsize,
+    /// The `fn()` that it shall run.
+    program: AtomicPtr<()>,
+    /// From when a program is given to it until that has returned. (Core 0 runs without it.)
+    is_started: AtomicBool,
+    /// It has come up, and waits for a program or runs one.
+    pub(crate) is_up: AtomicBool,
+    /// The core's own: how many more allocations it is granted.
+    pub(super) allowance: AtomicUsize,
+    pub(crate) slot: CoreSlot,
+    /// The core's own: whether a trap handler runs.
+    pub(crate) in_interrupt: AtomicBool,
+    /// The core's own: whether the software interrupt is (also) one that the program raised.
+    is_raised: AtomicBool,
+    /// 1: an IPI is on its way that has not been handled yet. A word, as not all machines swap bytes.
+    is_notified: AtomicUsize,
+}
+
+impl Core {
+    const fn new() -> Self {
+        Self {
+            trap: TrapCore::new(),
+            this: AtomicUsize::new(0),
+            boot_stack_top: AtomicUsize::new(0),
+            id: AtomicUsize::new(0),
+            program: AtomicPtr::new(core::ptr::null_mut()),
+            is_started: AtomicBool::new(false),
+            is_up: AtomicBool::new(false),
+            allowance: AtomicUsize::new(heap::UNLIMITED),
+            slot: CoreSlot::new(),
+            in_interrupt: AtomicBool::new(false),
+            is_raised: AtomicBool::new(false),
+            is_notified: AtomicUsize::new(0),
+        }
+    }
+
+    /// The core that calls.
+    #[inline]
+    pub(crate) fn here() -> &'static Self {
+        let core: *const Self = machine::this_core().cast();
+        // SAFETY: from its first instructions on each core has the address of an element of CORES
+        // there.
+        unsafe { &*core }
+    }
+
+    #[inline]
+    pub(crate) fn number(&self) -> usize {
+        (core::ptr::from_ref(self).addr() - CORES.as_ptr().addr()) / size_of::<Self>()
+    }
+
+    pub(super) fn boot_stack(&self) -> Range<usize> {
+        let top = self.boot_stack_top.load(Ordering::Relaxed);
+        top - BOOT_STACK..top
+    }
+
+    #[inline]
+    pub(crate) fn in_interrupt(&self) -> InInterrupt {
+        if self.in_interrupt.load(Ordering::Relaxed) { InInterrupt::Yes } else { InInterrupt::No }
+    }
+
+    /// Raises the software interrupt on the calling core.
+    pub(super) fn raise(&self) {
+        self.is_raised.store(true, Ordering::Relaxed);
+        machine::notify(self);
+        let are_enabled = {
+            let state = Machine.mask_interrupts();
+            // SAFETY: what was just returned.
+            unsafe { Machine.restore_interrupts(state) };
+            state != 0
+        };
+        // On some machines it takes a few instructions to come.
+        while are_enabled && self.is_raised.load(Ordering::Relaxed) {
+            core::hint::spin_loop();
+        }
+    }
+
+    /// Gets the core's attention by an IPI, unless one is on its way.
+    pub(crate) fn wake(&self) {
+        // Release: what was written before is seen by the handler.
+        if self.is_notified.swap(1, Ordering::AcqRel) == 0 {
+            machine::notify(self);
+        }
+    }
+}
+
+pub(crate) fn cores() -> usize {
+    HOW_MANY.load(Ordering::Relaxed)
+}
+
+/// Says how many there are. Core 0, before it starts others.
+pub(crate) fn set_cores(cores: usize) {
+    HOW_MANY.store(cores.clamp(1, MAX_CORES), Ordering::Relaxed);
+}
+
+/// Core 0, when the heap and its address space are there: runs the program.
+pub(crate) fn main() -> ! {
+    CORES[0].boot_stack_top.store((&raw const __boot_stack_top).addr(), Ordering::Relaxed);
+    leave_boot_stack(|| {
+        init();
+        __hal_shim_program();
+        machine::exit(0)
+    })
+}
+
+/// Another core, when its address space is there: runs what it is given.
+pub(crate) fn main_other() -> ! {
+    leave_boot_stack(|| {
+        init();
+        // Release pairs with the acquire in `start_core`, which may free what a core that is not up leaves.
+        Core::here().is_up.store(true, Ordering::Release);
+        loop {
+            run_program();
+        }
+    })
+}
+
+fn leave_boot_stack(main: fn() -> !) -> ! {
+    match trapline::stackful::leave_boot_stack(STACK, main) {
+        Err(error) => fail(format_args!("{error}")),
+    }
+}
+
+/// Sets up the calling core's traps and enables interrupts.
+fn init() {
+    let core = Core::here();
+    let emergency_stack = core::ptr::with_exposed_provenance_mut(core.boot_stack().start);
+    let Some(emergency_stack) = NonNull::new(emergency_stack) else {
+        fail(format_args!("a boot stack at address 0"))
+    };
+    let emergency_stack = NonNull::slice_from_raw_parts(emergency_stack, BOOT_STACK);
+    // SAFETY: the machines boot into the mode that the entry is for. Stacks have an unmapped page below.
+    // The boot stack has been left for ever, and is this core's. `on_trap` returns with interrupts masked.
+    unsafe { install_trap_entry(&core.trap, emergency_stack, on_trap) };
+    // An IPI from before we came means nothing to anybody.
+    core.is_notified.store(0, Ordering::Relaxed);
+    machine::init_core();
+    // SAFETY: nothing is masked on purpose yet.
+    unsafe { Machine.enable_interrupts() };
+}
+
+/// Runs what `start_core` has given to this core, or waits for something.
+fn run_program() {
+    let core = Core::here();
+    let program = interrupt::masked(|| {
+        // Acquire pairs with the release in `start_core`.
+        let program = core.program.swap(core::ptr::null_mut(), Ordering::Acquire);
+        if program.is_null() {
+            Machine.park();
+        }
+        program
+    });
+    if !program.is_null() {
+        // SAFETY: `start_core` stored a `fn()` there.
+        let program = unsafe { core::mem::transmute::<*mut (), fn()>(program) };
+        program();
+        // Release: what the program did is seen by who starts the next one.
+        core.is_started.store(false, Ordering::Release);
+    }
+}
+
+pub(crate) fn start_core(number: usize, program: fn()) -> Result<(), StartError> {
+    const LAYOUT: Layout = match Layout::from_size_align(BOOT_STACK, 16) {
+        Ok(layout) => layout,
+        Err(_) => panic!("a size and an alignment that are valid"),
+    };
+    let core = CORES.get(..cores()).and_then(|cores| cores.get(number));
+    let core = core.ok_or(StartError::NoSuchCore)?;
+    if number == 0 || core.is_started.swap(true, Ordering::Acquire) {
+        return Err(StartError::Running);
+    }
+    // Release pairs with the acquire in `run_program`.
+    core.program.store(program as *mut (), Ordering::Release);
+    // Acquire pairs with the release in `main_other`.
+    if core.is_up.load(Ordering::Acquire) {
+        core.wake();
+        return Ok(());
+    }
+    // SAFETY: its size is not zero.
+    let stack = unsafe { alloc::alloc::alloc(LAYOUT) };
+    let started = if stack.is_null() {
+        Err(StartError::OutOfMemory)
+    } else {
+        core.boot_stack_top.store(stack.expose_provenance() + BOOT_STACK, Ordering::Relaxed);
+        machine::bring_up(core).map_err(|error| {
+            // SAFETY: as it was allocated; the machine says that the core doesn't run.
+            unsafe { alloc::alloc::dealloc(stack, LAYOUT) };
+            StartError::Refused(error)
+        })
+    };
+    if started.is_err() {
+        core.is_started.store(false, Ordering::Release);
+    }
+    started
+}
+
+/// Handles interrupts, also those of user programs, and all else that is trapped in kernel mode. With
+/// interrupts masked.
+fn on_trap(context: &mut TrapContext) {
+    let core = Core::here();
+    // It may have interrupted a handler, which then has forbidden to be left.
+    let outer = core.in_interrupt.load(Ordering::Relaxed);
+    core.in_interrupt.store(true, Ordering::Relaxed);
+    match context.trap() {
+        Trap::Timer => {
+            machine::acknowledge_alarm();
+            // SAFETY: the interrupt is acknowledged, and all that remains is to return.
+            unsafe { preempt::on_timer() };
+        }
+        Trap::Interrupt(machine::SOFT) => {
+            // Before looking who it was for: what comes from here on raises it again.
+            machine::acknowledge_soft();
+            // Acquire: what was written before a wake is seen by the runtime's look at its inbox.
+            core.is_notified.swap(0, Ordering::AcqRel);
+            if core.is_raised.load(Ordering::Relaxed) {
+                core.is_raised.store(false, Ordering::Relaxed);
+                interrupt::handle();
+            }
+            // SAFETY: as above.
+            unsafe { preempt::on_interrupt() };
+        }
+        other => on_fault(context, other),
+    }
+    core.in_interrupt.store(outer, Ordering::Relaxed);
+    machine::before_return(context);
+}
+
+/// A fault, an interrupt that cannot be masked, or the like.
+#[cold]
+fn on_fault(context: &mut TrapContext, trap: Trap) {
+    if !machine::answers(trap) && !crate::trap::handle(context) {
+        fail(format_args!(
+            "core {}: {}: {trap:x?} at {:#x}, sp {:#x}",
+            Core::here().number(),
+            if context.is_overflow() { "a stack has overflowed" } else { "unexpected trap" },
+            context.pc(),
+            context.sp(),
+        ));
+    }
+}

@@ -1,0 +1,100 @@
+//! What the machines without an operating system have in common.
+//!
+//! [`mod@cores`] starts cores and handles their traps, [`memory`] is the heap, and this file the console
+//! and the end. A machine's own module has the rest: how it boots, its registers and its devices.
+
+mod cores;
+mod memory;
+
+use core::fmt::{self, Write as _};
+use core::ops::Range;
+use core::panic::PanicInfo;
+use core::sync::atomic::AtomicUsize;
+
+use spin::mutex::SpinMutex;
+use trapline::platform::Platform as _;
+use uart_16550::Config;
+
+pub(crate) use self::cores::{CORES, Core, cores, main, main_other, set_cores, start_core};
+pub(crate) use self::memory::HEAP;
+use crate::machine::{self, Machine, Uart};
+
+// SAFETY: only here, under the lock.
+static CONSOLE: SpinMutex<Uart> = SpinMutex::new(unsafe { machine::uart() });
+
+/// Calls `f` with what the lock guards, with interrupts masked: their handlers may want it too.
+pub(crate) fn exclusively<T, R>(lock: &SpinMutex<T>, f: impl FnOnce(&mut T) -> R) -> R {
+    crate::interrupt::masked(|| f(&mut lock.lock()))
+}
+
+pub(crate) fn init_console() {
+    // If it refuses: the firmware has used it before, or QEMU's needs none.
+    let _ = exclusively(&CONSOLE, |uart| uart.init(Config::default()));
+}
+
+pub(crate) fn write(bytes: &[u8]) {
+    exclusively(&CONSOLE, |uart| {
+        for line in bytes.split_inclusive(|&byte| byte == b'\n') {
+            match line.strip_suffix(b"\n") {
+                Some(text) => {
+                    uart.send_bytes_exact(text);
+                    uart.send_bytes_exact(b"\r\n");
+                }
+                None => uart.send_bytes_exact(line),
+            }
+        }
+    });
+}
+
+/// Prints without the lock, which may be held by the code that is at its end.
+pub(crate) fn last_words(words: fmt::Arguments<'_>) {
+    struct Last(Uart);
+    impl fmt::Write for Last {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.0.send_bytes_exact(text.as_bytes());
+            Ok(())
+        }
+    }
+    // SAFETY: the machine ends, and what remains of others' output is worth less than this.
+    let mut last = Last(unsafe { machine::uart() });
+    let _ = last.write_fmt(words);
+}
+
+/// Ends the machine for a mistake that cannot be answered with an `Err`.
+pub(crate) fn fail(message: fmt::Arguments<'_>) -> ! {
+    last_words(format_args!("\r\nhal-shim: {message}\r\n"));
+    machine::exit(1)
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    let _ = Machine.mask_interrupts();
+    last_words(format_args!("\r\ncore {}: {info}\r\n", crate::this_core()));
+    machine::exit(101)
+}
+
+/// How many more allocations this core is granted.
+pub(crate) fn allowance<R>(f: impl FnOnce(&AtomicUsize) -> R) -> R {
+    f(&Core::here().allowance)
+}
+
+pub(crate) fn raise() {
+    Core::here().raise();
+}
+
+pub(crate) fn boot_stack() -> Range<usize> {
+    Core::here().boot_stack()
+}
+
+/// # Safety
+///
+/// None here: see [`crate::isolated`].
+pub(crate) unsafe fn isolated<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    f()
+}
+
+/// A panic ends the machine, so a test that returns has passed.
+pub(crate) fn passes(_: &'static str, test: fn()) -> bool {
+    test();
+    true
+}
