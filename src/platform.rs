@@ -118,7 +118,8 @@ pub type PanicPayload = Box<dyn Any + Send + 'static>;
 ///   returned. Pairs nest.
 /// - [`park`](Self::park) is called with interrupts masked and returns with interrupts masked. A
 ///   [`wake`](Self::wake) for this core, or an interrupt, that came at any time after the masking
-///   makes it return.
+///   makes it return. (Mind what cannot be masked: an NMI between x86_64's `sti` and `hlt` lets an
+///   interrupt in before the `hlt`, which then sleeps on it.)
 /// - [`wake`](Self::wake) may be called in any context, takes no lock and allocates nothing. It makes
 ///   that core's present or next `park` return; on a core that is not parked it causes an interrupt
 ///   whose handler calls [`preempt::on_interrupt`](crate::preempt::on_interrupt) or `on_timer`.

@@ -96,9 +96,9 @@ impl Gate {
 pub unsafe fn on_timer() {
     let Some(runtime) = bound::slot().runtime() else { return };
     let alarm = runtime.alarm();
-    alarm.forget();
     let now = bound::now();
     if !runtime.gate().is_open() {
+        alarm.forget();
         alarm.set_due(now);
         runtime.gate().owe();
         return;
@@ -189,7 +189,7 @@ impl PreemptGuard {
     #[inline]
     pub fn new() -> Self {
         let runtime = bound::slot().runtime();
-        // An open gate and a debt: that is only so between the two steps of `Runtime::enter_task`, so
+        // An open gate and a debt: that is only so between the two steps of `Runtime::open_gate`, so
         // this is an interrupt. The task that it interrupted pays, not the interrupt. (Looked at
         // before the gate is shut: a debt from then on is this guard's.)
         let pays = runtime.is_some_and(|r| !(r.gate().is_open() && r.gate().owes()));
@@ -319,7 +319,8 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for NoPreempt<A> {
 /// A spin lock whose holder is not preempted. For task context: an interrupt that took it could
 /// wait for the code that it interrupted.
 pub(crate) struct PreemptLock<T> {
-    locked: AtomicBool,
+    /// 0 or 1. A word, since not all architectures swap bytes.
+    locked: AtomicUsize,
     value: UnsafeCell<T>,
 }
 
@@ -328,7 +329,7 @@ unsafe impl<T: Send> Sync for PreemptLock<T> {}
 
 impl<T> PreemptLock<T> {
     pub(crate) const fn new(value: T) -> Self {
-        Self { locked: AtomicBool::new(false), value: UnsafeCell::new(value) }
+        Self { locked: AtomicUsize::new(0), value: UnsafeCell::new(value) }
     }
 
     pub(crate) fn lock(&self) -> Locked<'_, T, PreemptGuard> {
@@ -340,15 +341,17 @@ impl<T> PreemptLock<T> {
     /// # Safety
     ///
     /// The caller is a runtime's loop, which isn't preempted.
+    #[inline]
     pub(crate) unsafe fn lock_with_gate_shut(&self) -> Locked<'_, T, ()> {
         self.acquire();
         Locked { lock: self, _guard: () }
     }
 
+    #[inline]
     fn acquire(&self) {
         // Acquire pairs with the release in `Locked::drop`.
-        while self.locked.swap(true, Ordering::Acquire) {
-            while self.locked.load(Ordering::Relaxed) {
+        while self.locked.swap(1, Ordering::Acquire) != 0 {
+            while self.locked.load(Ordering::Relaxed) != 0 {
                 core::hint::spin_loop();
             }
         }
@@ -386,6 +389,6 @@ impl<T, G> DerefMut for Locked<'_, T, G> {
 impl<T, G> Drop for Locked<'_, T, G> {
     fn drop(&mut self) {
         // Release pairs with the acquire in `lock`. The guard goes after it.
-        self.lock.locked.store(false, Ordering::Release);
+        self.lock.locked.store(0, Ordering::Release);
     }
 }

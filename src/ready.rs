@@ -115,7 +115,7 @@ pub(crate) const PATIENCE: u64 = 32;
 #[derive(Debug)]
 pub(crate) struct PatientFifo {
     fifo: Fifo,
-    /// At how many polls its patience is over: never while it is empty.
+    /// At how many polls its patience is over.
     patient_until: Cell<u64>,
 }
 
@@ -124,7 +124,7 @@ impl PatientFifo {
         Self { fifo: Fifo::new(), patient_until: Cell::new(u64::MAX) }
     }
 
-    /// Whether it has waited for too long.
+    /// Whether it has waited for too long; if it is empty and not at [rest](Self::rest), perhaps.
     #[inline]
     pub(crate) fn is_impatient(&self, polls: u64) -> bool {
         polls >= self.patient_until.get()
@@ -136,7 +136,7 @@ impl PatientFifo {
     #[inline]
     pub(crate) unsafe fn push_back(&self, task: NonNull<Header>, polls: u64) {
         if self.fifo.is_empty() {
-            self.patient_until.set(polls + PATIENCE);
+            self.wait_again(polls);
         }
         // SAFETY: passed on.
         unsafe { self.fifo.push_back(task) };
@@ -148,23 +148,27 @@ impl PatientFifo {
     #[inline]
     pub(crate) unsafe fn push_front(&self, task: NonNull<Header>, polls: u64) {
         if self.fifo.is_empty() {
-            self.patient_until.set(polls + PATIENCE);
+            self.wait_again(polls);
         }
         // SAFETY: passed on.
         unsafe { self.fifo.push_front(task) };
     }
 
-    /// Its turn is over, or came in vain: those who are left wait anew.
+    /// There is nobody to become impatient before the next push.
+    pub(crate) fn rest(&self) {
+        self.patient_until.set(u64::MAX);
+    }
+
+    /// Its turn has come, perhaps in vain.
     #[inline]
     pub(crate) fn wait_again(&self, polls: u64) {
-        self.patient_until.set(if self.fifo.is_empty() { u64::MAX } else { polls + PATIENCE });
+        self.patient_until.set(polls + PATIENCE);
     }
 
     #[inline]
     pub(crate) fn pop(&self, polls: u64) -> Link {
-        let task = self.fifo.pop();
         self.wait_again(polls);
-        task
+        self.fifo.pop()
     }
 
     #[inline]

@@ -89,6 +89,7 @@ fn program() {
         contexts::hooks_run_around_block_on,
         contexts::a_stackful_child_inherits_all_hooks,
         contexts::a_task_that_is_spawned_inside_inherits_nothing,
+        contexts::a_child_without_memory_does_not_leave_its_parents_hooks,
         registers::survive_a_hundred_thousand_preemptions,
         time::sleepers_wake_in_the_order_of_their_deadlines,
         time::sleep_never_ends_early,
@@ -141,6 +142,7 @@ fn program() {
         users::floating_point_of_one_program_is_not_anothers,
         users::registers_of_programs_survive_preemption,
         users::an_overflowed_stack_ends_its_task_only,
+        users::who_waits_for_a_task_that_a_fault_ended_is_ended,
         users::cores_have_left_their_boot_stacks,
         #[cfg(target_arch = "riscv64")]
         users::a_programs_rounding_is_not_the_kernels,

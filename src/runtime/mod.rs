@@ -120,10 +120,12 @@ struct Counters {
     ended: AtomicU64,
 }
 
-/// Counts one. Owning core, so a load and a store do.
+/// Counts one more, and returns how many it are. Owning core, so a load and a store do.
 #[inline]
-fn count(counter: &AtomicU64) {
-    counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+fn count(counter: &AtomicU64) -> u64 {
+    let counted = counter.load(Ordering::Relaxed) + 1;
+    counter.store(counted, Ordering::Relaxed);
+    counted
 }
 
 impl Runtime {
@@ -288,13 +290,16 @@ impl Runtime {
         }
     }
 
-    /// Aborts the task that is polled, which takes effect after the poll. `false`: it is not one that can
+    /// Aborts the task that is polled, for the loss of its child, which takes effect after the poll. `false`: it is not one that can
     /// be.
     pub(crate) fn abort_current(&self) -> bool {
         match self.current_task() {
             Some(task) if task != NonNull::from(&self.root) => {
                 // SAFETY: it is polled, hence alive. RUNNING, so there is nothing to push.
                 let _ = unsafe { task.as_ref() }.state.abort();
+                if self.is_on_stack() {
+                    self.running_stack().lost_child.set(true);
+                }
                 true
             }
             _ => false,

@@ -71,7 +71,8 @@ impl Runtime {
         if self.alarm.is_due() {
             let now = self.alarm.take_due();
             self.alarm.forget();
-            self.timers.fire(now);
+            // SAFETY: this is the loop.
+            unsafe { self.timers.fire(self, now) };
         }
         if !self.inbox.is_empty() {
             self.inbox.take(&self.own.ready, false);
@@ -112,24 +113,45 @@ impl Runtime {
     fn choose(&'static self) -> Next {
         let stacks = &self.own.stacks;
         let polls = self.polls();
-        let impatient = stacks.queues().iter().any(|queue| queue.is_impatient(polls));
-        if impatient && let Some(next) = self.choose_impatient() {
+        if (stacks.ready.is_impatient(polls) || stacks.preempted.is_impatient(polls))
+            && let Some(next) = self.choose_impatient()
+        {
             return next;
         }
         while let Some(task) = self.own.ready.pop() {
             // SAFETY: a task in the FIFO is alive: it is READY and not DONE, or it is ours to bury.
-            if unsafe { task.as_ref() }.stack.get() == HeldStack::PLAIN {
+            let held = unsafe { task.as_ref() }.stack.get();
+            if held == HeldStack::PLAIN {
                 return Next::Plain(task);
             }
-            // SAFETY: still READY (or ours to bury), and in no queue now.
-            unsafe { stacks.ready.push_back(task, polls) };
+            // The only one there is: it would come out of its queue at once.
+            if self.own.ready.is_empty()
+                && stacks.ready.is_empty()
+                && stacks.waiting.is_empty()
+                && stacks.preempted.is_empty()
+                && let Some(stack) = held.get().or_else(|| stacks.pool.take())
+            {
+                return Next::Stackful(task, stack);
+            }
+            self.queue_stackful(task);
         }
         // Without this, stackful tasks that only yield would keep a preempted one waiting.
-        let preempted_first = stacks.preempted.is_impatient(polls);
-        if !preempted_first && let Some(next) = self.choose_stackful(polls) {
+        if stacks.preempted.is_impatient(polls)
+            && let Some(task) = stacks.preempted.pop(polls)
+        {
+            return Next::Preempted(task);
+        }
+        if let Some(next) = self.choose_stackful(polls) {
             return next;
         }
         stacks.preempted.pop(polls).map_or(Next::Nobody, Next::Preempted)
+    }
+
+    /// A stackful task from the FIFO.
+    #[inline(never)]
+    fn queue_stackful(&'static self, task: NonNull<Header>) {
+        // SAFETY: still READY (or ours to bury), and in no queue now.
+        unsafe { self.own.stacks.ready.push_back(task, self.polls()) };
     }
 
     /// Somebody has waited for too many polls and goes first, but not twice running: a stack was
@@ -139,13 +161,19 @@ impl Runtime {
     fn choose_impatient(&'static self) -> Option<Next> {
         let stacks = &self.own.stacks;
         let polls = self.polls();
+        if stacks.preempted.is_empty() {
+            stacks.preempted.rest();
+        }
+        if stacks.ready.is_empty() && stacks.waiting.is_empty() {
+            stacks.ready.rest();
+        }
         if self.own.stack_polls.get() == polls {
             return None;
         }
         if stacks.preempted.is_impatient(polls) {
             return stacks.preempted.pop(polls).map(Next::Preempted);
         }
-        self.choose_stackful(polls)
+        if stacks.ready.is_impatient(polls) { self.choose_stackful(polls) } else { None }
     }
 
     /// The first stackful task that is READY and can have a stack, or has one.
@@ -177,11 +205,9 @@ impl Runtime {
         if self.aborted_in_queue.swap(false, Ordering::Acquire) {
             self.stop_waiting();
         }
-        let Some(stack) = self.take_stack() else {
-            stacks.waiting.wait_again(self.polls());
-            return None;
-        };
-        let task = stacks.waiting.pop(self.polls());
+        let stack = self.take_stack()?;
+        stacks.ready.wait_again(self.polls());
+        let task = stacks.waiting.pop();
         if task.is_none() {
             // SAFETY: taken above, and not entered.
             unsafe { stacks.pool.give(stack) };
@@ -200,7 +226,7 @@ impl Runtime {
             let _never_run = self.start(task, None);
         } else {
             // SAFETY: still READY, and in no queue now.
-            unsafe { self.own.stacks.waiting.push_back(task, self.polls()) };
+            unsafe { self.own.stacks.waiting.push_back(task) };
         }
     }
 
@@ -261,8 +287,7 @@ impl Runtime {
             self.inbox.take(&self.own.ready, false);
             self.gate.owe();
         }
-        count(&self.counters.polls);
-        self.own.stack_polls.set(self.polls());
+        self.own.stack_polls.set(count(&self.counters.polls));
         // SAFETY: RUNNING, hence alive, unless it is done below; and this is its core (rule 4).
         let held = unsafe { &task.as_ref().stack };
         match self.run_on_stack(task, stack) {
@@ -270,13 +295,11 @@ impl Runtime {
                 held.set(HeldStack::held(stack));
                 self.wait(task);
             }
-            Reason::Interrupted => {
-                // SAFETY: the loop, which a handler has just left for.
-                unsafe { bound::enable_interrupts() };
-                held.set(HeldStack::held(stack));
-                self.preempted(task, stack);
-            }
-            Reason::Preempted => {
+            reason @ (Reason::Interrupted | Reason::Preempted) => {
+                if reason == Reason::Interrupted {
+                    // SAFETY: the loop, which a handler has just left for.
+                    unsafe { bound::enable_interrupts() };
+                }
                 held.set(HeldStack::held(stack));
                 self.preempted(task, stack);
             }
@@ -303,7 +326,7 @@ impl Runtime {
     /// Moves the aborted among those that wait for a stack to the others: they need none.
     fn stop_waiting(&'static self) {
         let waiting = Fifo::new();
-        while let Some(task) = self.own.stacks.waiting.pop(self.polls()) {
+        while let Some(task) = self.own.stacks.waiting.pop() {
             // SAFETY: READY, hence alive, and in no queue now.
             unsafe {
                 let aborted = task.as_ref().state.is_aborted();
@@ -316,7 +339,7 @@ impl Runtime {
         }
         while let Some(task) = waiting.pop() {
             // SAFETY: as above.
-            unsafe { self.own.stacks.waiting.push_back(task, self.polls()) };
+            unsafe { self.own.stacks.waiting.push_back(task) };
         }
     }
 

@@ -21,7 +21,9 @@ use crate::task::waker::from_header;
 /// task's future, say the other arm of a `select`. So after it has waited, it wakes its task once
 /// more, and that part is polled.
 ///
-/// An abort of the task takes effect after the poll that this is part of.
+/// An abort of the task takes effect after the poll that this is part of. If `future` waits for a
+/// [`stackful`](crate::stackful()) future that was ended by a fault, the task is ended as well: it has nothing to go on
+/// with.
 ///
 /// # Panics
 ///
@@ -72,6 +74,10 @@ fn suspend_until<F: Future>(runtime: &'static Runtime, future: F) -> F::Output {
             runtime.gate().is_open(),
             "a future in block_on held a PreemptGuard when its poll returned: drop it before the await"
         );
+        if runtime.running_stack().lost_child.get() {
+            // SAFETY: the running task's own code, by the checks above.
+            unsafe { runtime.end_stack() }
+        }
         given_back.waited = true;
         // SAFETY: the running task's own code, on its stack, in task context, by the checks above.
         unsafe { runtime.leave_stack(Reason::Suspended) };

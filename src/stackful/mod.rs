@@ -44,7 +44,7 @@ use core::task::Poll;
 
 use crate::contexted::{self, Hooks};
 use crate::platform::{PanicPayload, bound};
-use crate::ready::PatientFifo;
+use crate::ready::{Fifo, PatientFifo};
 use crate::task::Header;
 use crate::task::join::{JoinError, JoinHandle, panic_message};
 use crate::time::{NEVER, SliceLeft};
@@ -102,8 +102,8 @@ pub struct Stackful<F: Future> {
 /// # Panics
 ///
 /// Polled on a core that is not inside of a runtime; or, in its parent, when the child panicked. If the
-/// child was ended by a fault, its parent is aborted, having nothing to go on with; a parent that is the
-/// future of [`Runtime::run_until`] panics.
+/// child was ended by a fault, its parent is aborted, having nothing to go on with, or if it waits in
+/// [`block_on`], ended as well; a parent that is the future of [`Runtime::run_until`] panics.
 pub fn stackful<F>(future: F) -> Stackful<F>
 where
     F: Future + Send + 'static,
@@ -143,6 +143,10 @@ where
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
+        if this.child.is_none() && this.future.is_none() {
+            // The child was ended, and the parent has been told.
+            return Poll::Pending;
+        }
         if this.child.is_none() {
             let Some(hooks) = contexted::inherited(runtime) else {
                 context.waker().wake_by_ref();
@@ -153,6 +157,8 @@ where
                 Ok(child) => this.child = Some(child),
                 Err(mut refused) => {
                     this.future = refused.future.future.take();
+                    // It would be dropped inside of them, where we are already.
+                    refused.future.hooks.clear();
                     context.waker().wake_by_ref();
                     return Poll::Pending;
                 }
@@ -164,7 +170,10 @@ where
             Poll::Ready(Err(JoinError::Panicked(payload))) => {
                 panic!("a stackful future panicked: {}", panic_message(&payload))
             }
-            Poll::Ready(Err(JoinError::Abandoned)) if runtime.abort_current() => Poll::Pending,
+            Poll::Ready(Err(JoinError::Abandoned)) if runtime.abort_current() => {
+                this.child = None;
+                Poll::Pending
+            }
             // Nobody else has its handle. The shutdown ends its parent too, unless that has been moved
             // to another runtime.
             Poll::Ready(Err(error)) => panic!("a stackful future was ended: {error}"),
@@ -246,6 +255,10 @@ impl Runtime {
 
     #[inline(never)]
     fn leave_scopes(&self, stack: &Stack) {
+        if matches!(self.stacks().reason.get(), Reason::Interrupted | Reason::Ended) {
+            // SAFETY: the loop, which a handler has just left for.
+            unsafe { bound::enable_interrupts() };
+        }
         let scopes = self.scopes().take();
         // SAFETY: a poll that is over has left all its scopes, so this one is in the middle.
         unsafe { contexted::leave(scopes) };
@@ -260,6 +273,7 @@ impl Runtime {
         unsafe {
             task.as_ref().stack.set(HeldStack::NONE);
             stack.as_ref().task.set(None);
+            stack.as_ref().lost_child.set(false);
             self.stacks().pool.give(stack);
         }
     }
@@ -273,11 +287,7 @@ impl Runtime {
     #[inline]
     pub(crate) unsafe fn leave_stack(&'static self, reason: Reason) {
         // SAFETY: passed on.
-        unsafe {
-            if self.yield_core(reason) {
-                self.leave_again(reason);
-            }
-        }
+        unsafe { self.leave(self.running_stack(), reason) };
     }
 
     /// Leaves the running stack with what its task has left of its slice.
@@ -287,24 +297,37 @@ impl Runtime {
     /// As [`leave_stack`](Self::leave_stack).
     #[inline]
     pub(crate) unsafe fn leave_preempted(&'static self, left: SliceLeft, reason: Reason) {
-        self.running_stack().set_left(match left {
+        let stack = self.running_stack();
+        stack.set_left(match left {
             SliceLeft::Nanoseconds(left) => (true, left),
             SliceLeft::Nothing => (false, self.slice()),
         });
         // SAFETY: passed on.
-        unsafe { self.leave_stack(reason) };
+        unsafe { self.leave(stack, reason) };
+    }
+
+    /// # Safety
+    ///
+    /// As [`leave_stack`](Self::leave_stack); `stack` is the running one.
+    #[inline(always)]
+    unsafe fn leave(&'static self, stack: &Stack, reason: Reason) {
+        // SAFETY: passed on.
+        unsafe {
+            if self.yield_core(stack, reason) {
+                self.leave_again(reason == Reason::Interrupted);
+            }
+        }
     }
 
     /// Something came between the loop's last look and the opening of the gate, or just after that.
     ///
     /// # Safety
     ///
-    /// As [`leave_stack`](Self::leave_stack), and `reason` is the one for which it was left last.
+    /// As [`leave_stack`](Self::leave_stack); `interrupt` says whether it is in one.
     #[cold]
     #[inline(never)]
-    unsafe fn leave_again(&'static self, reason: Reason) {
-        let reason =
-            if reason == Reason::Interrupted { Reason::Interrupted } else { Reason::Preempted };
+    unsafe fn leave_again(&'static self, interrupt: bool) {
+        let reason = if interrupt { Reason::Interrupted } else { Reason::Preempted };
         loop {
             let stack = self.running_stack();
             stack.set_left(match self.alarm().slice_left(self.slice()) {
@@ -314,7 +337,7 @@ impl Runtime {
                 SliceLeft::Nothing => (false, stack.left.get().saturating_mul(2).max(self.slice())),
             });
             // SAFETY: passed on.
-            if !unsafe { self.yield_core(reason) } {
+            if !unsafe { self.yield_core(stack, reason) } {
                 return;
             }
         }
@@ -325,10 +348,9 @@ impl Runtime {
     ///
     /// # Safety
     ///
-    /// As [`leave_stack`](Self::leave_stack).
+    /// As [`leave_stack`](Self::leave_stack); `stack` is the running one.
     #[inline(always)]
-    unsafe fn yield_core(&'static self, reason: Reason) -> bool {
-        let stack = self.running_stack();
+    unsafe fn yield_core(&'static self, stack: &Stack, reason: Reason) -> bool {
         stack.check_depth();
         self.gate().set_depth(1);
         self.stacks().reason.set(reason);
@@ -344,7 +366,7 @@ impl Runtime {
 
     /// The running code's own.
     #[inline(always)]
-    fn running_stack(&self) -> &Stack {
+    pub(crate) fn running_stack(&self) -> &Stack {
         let Some(stack) = self.stacks().running() else { unreachable!("no stack to leave") };
         // SAFETY: the running stack is alive.
         unsafe { stack.as_ref() }
@@ -354,7 +376,8 @@ impl Runtime {
     ///
     /// # Safety
     ///
-    /// As [`leave_stack`](Self::leave_stack), in a handler, with interrupts masked.
+    /// In the running stackful task's own code, or in a handler that has interrupted it, with interrupts
+    /// masked.
     pub(crate) unsafe fn end_stack(&'static self) -> ! {
         let stack = self.running_stack();
         self.gate().set_depth(1);
@@ -376,6 +399,7 @@ impl Runtime {
     /// The alarm fired, or a wake came, where the core must not be taken: look again after a slice. Its
     /// core, on a stack.
     pub(crate) fn put_off(&self) {
+        self.alarm().forget();
         // Without the timers: one that is due would make the alarm fire at once, again and again.
         self.alarm().resume_slice(self.slice(), NEVER);
     }
@@ -419,7 +443,7 @@ unsafe extern "C" fn stack_main(stack: *mut ()) -> ! {
         let caught = bound::catch_unwind(&mut || {
             if runtime.open_gate() {
                 // SAFETY: the running task's own code, on its stack, in task context.
-                unsafe { runtime.leave_again(Reason::Pending) };
+                unsafe { runtime.leave_again(false) };
             }
             // SAFETY: the loop entered the stack for a task that it had started: it is RUNNING, on
             // this core.
@@ -455,10 +479,10 @@ pub(crate) struct Stacks {
     pub(crate) pool: Pool,
     /// Tasks that are READY and were in the runtime's FIFO.
     pub(crate) ready: PatientFifo,
+    /// Those of them for which no stack was left when their turn came. They go before the others.
+    pub(crate) waiting: Fifo,
     /// Tasks that were preempted, in the order in which they will go on.
     pub(crate) preempted: PatientFifo,
-    /// Tasks that are READY and wait for a stack: none was left when their turn came.
-    pub(crate) waiting: PatientFifo,
     /// The loop, while a stack has the core.
     loop_context: Cell<Context>,
     /// The stack that has the core. Interrupts look at it.
@@ -474,19 +498,13 @@ impl Stacks {
         Self {
             pool: Pool::new(),
             ready: PatientFifo::new(),
+            waiting: Fifo::new(),
             preempted: PatientFifo::new(),
-            waiting: PatientFifo::new(),
             loop_context: Cell::new(Context::NONE),
             running: AtomicPtr::new(core::ptr::null_mut()),
             reason: Cell::new(Reason::Pending),
             panic: Cell::new(None),
         }
-    }
-
-    /// The queues of tasks that compute: those that are ready, that wait, and that were preempted.
-    #[inline]
-    pub(crate) fn queues(&self) -> [&PatientFifo; 3] {
-        [&self.ready, &self.waiting, &self.preempted]
     }
 
     /// What the panic carried for which a stack was left, if it was.

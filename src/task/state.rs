@@ -167,9 +167,11 @@ impl State {
         // Acquire pairs with the release of every wake that came before. What this core did with the
         // link is released by `pending` or with the last reference.
         let before = self.0.fetch_add(RUNNING - READY, Ordering::Acquire);
-        if before & DONE == 0 {
+        if before & (DONE | ABORT) == 0 {
             debug_assert_eq!(before & (READY | RUNNING), READY);
-            Start::Run { aborted: before & ABORT != 0 }
+            Start::Run { aborted: false }
+        } else if before & DONE == 0 {
+            Start::Run { aborted: true }
         } else if before < REFERENCE {
             Start::Free
         } else if before & ABANDONED != 0 {

@@ -46,6 +46,31 @@ unsafe fn wake_task(task: NonNull<Header>) {
     }
 }
 
+/// As [`Waker::wake`], with less to ask for a task of `runtime`: a timer that preempts somebody comes this
+/// way.
+///
+/// # Safety
+///
+/// The caller is the loop of `runtime`.
+#[inline]
+pub(crate) unsafe fn wake_in_loop(runtime: &Runtime, waker: Waker) {
+    if !core::ptr::eq(waker.vtable(), &VTABLE) {
+        return waker.wake();
+    }
+    // SAFETY: a waker of this vtable has a reference to a task.
+    let task = unsafe { header(waker.data()) };
+    // SAFETY: as above.
+    let header = unsafe { task.as_ref() };
+    if !header.runtime.get().is_some_and(|own| core::ptr::eq(own, runtime)) {
+        return waker.wake();
+    }
+    if header.state.wake() == Wake::Push {
+        // SAFETY: the state word said so, and this is the loop.
+        unsafe { runtime.ready().push_back(task) };
+    }
+    // `waker` drops its reference.
+}
+
 /// # Safety
 ///
 /// As [`wake_task`]; `runtime` is the task's.

@@ -28,11 +28,9 @@ pub(crate) struct Alarm {
     slice_end: AtomicU64,
     /// The alarm that is set fires within a slice from when it was set.
     covers_slice: AtomicBool,
-    /// The time at which it fired, if the loop has not looked at the timers since; else [`NOT_DUE`].
+    /// When it fired, if the loop has not looked at the timers since; else [`NEVER`].
     due: AtomicU64,
 }
-
-const NOT_DUE: u64 = 0;
 
 pub(crate) const fn nanoseconds(duration: Duration) -> u64 {
     let nanoseconds = duration.as_nanos();
@@ -45,7 +43,7 @@ impl Alarm {
             at: AtomicU64::new(NEVER),
             slice_end: AtomicU64::new(UNKNOWN),
             covers_slice: AtomicBool::new(false),
-            due: AtomicU64::new(NOT_DUE),
+            due: AtomicU64::new(NEVER),
         }
     }
 
@@ -67,7 +65,8 @@ impl Alarm {
         }
     }
 
-    /// It fired, or the loop looks at the timers: what was set before is not relied on any more.
+    /// It fired, or the loop looks at the timers since it did: what was set before is not relied on
+    /// any more.
     #[inline]
     pub(crate) fn forget(&self) {
         self.at.store(NEVER, Ordering::Relaxed);
@@ -107,6 +106,7 @@ impl Alarm {
         if now >= next_timer {
             return Some(SliceLeft::of(end - now, slice));
         }
+        self.forget();
         self.resume_slice(end - now, next_timer);
         None
     }
@@ -122,18 +122,18 @@ impl Alarm {
     /// Tells the loop to look at the timers: it is `now` or later.
     #[inline]
     pub(crate) fn set_due(&self, now: u64) {
-        self.due.store(now.max(NOT_DUE + 1), Ordering::Relaxed);
+        self.due.store(now, Ordering::Relaxed);
     }
 
     #[inline]
     pub(crate) fn is_due(&self) -> bool {
-        self.due.load(Ordering::Relaxed) != NOT_DUE
+        self.due.load(Ordering::Relaxed) != NEVER
     }
 
     /// The loop is about to look at the timers that are due at what this returns.
     #[inline]
     pub(crate) fn take_due(&self) -> u64 {
-        let now = self.due.swap(NOT_DUE, Ordering::Relaxed);
+        let now = self.due.swap(NEVER, Ordering::Relaxed);
         // An alarm that fires after this makes them due again.
         compiler_fence(Ordering::SeqCst);
         now

@@ -15,6 +15,7 @@ use super::{Instant, NEVER};
 use crate::Runtime;
 use crate::platform::bound;
 use crate::preempt::PreemptLock;
+use crate::task::waker;
 
 /// The timers of one core, first to fire first.
 ///
@@ -58,26 +59,38 @@ impl Timers {
         self.next.load(Ordering::Relaxed)
     }
 
-    /// Wakes all that are due at `now`. Owning core's loop.
-    pub(crate) fn fire(&self, now: u64) {
+    /// Wakes all that are due at `now`.
+    ///
+    /// # Safety
+    ///
+    /// The caller is the loop of `runtime`, whose timers these are.
+    #[inline]
+    pub(crate) unsafe fn fire(&self, runtime: &Runtime, now: u64) {
         while self.next() <= now {
             let waker = {
-                // SAFETY: in the loop.
+                // SAFETY: the caller is the loop.
                 let mut list = unsafe { self.list.lock_with_gate_shut() };
                 let Some(first) = list.first else { break };
                 // SAFETY: a linked node is alive and ours under the lock.
                 if unsafe { first.as_ref() }.deadline > now {
                     break;
                 }
-                // SAFETY: it is linked in this list.
-                unsafe { list.remove(first) };
-                self.note(&list);
-                // SAFETY: the lock is still held, which its `Sleep` would need to go away.
-                unsafe { (*first.as_ptr()).waker.take() }
+                // SAFETY: as above, and so is the next.
+                unsafe {
+                    let node = first.as_ptr();
+                    list.first = (*node).next;
+                    (*node).linked = false;
+                    if let Some(second) = list.first {
+                        (*second.as_ptr()).previous = None;
+                    }
+                    self.note(&list);
+                    (*node).waker.take()
+                }
             };
             // Outside of the lock: a waker's code is not ours.
             if let Some(waker) = waker {
-                waker.wake();
+                // SAFETY: the caller is the loop of `runtime`.
+                unsafe { waker::wake_in_loop(runtime, waker) };
             }
         }
     }

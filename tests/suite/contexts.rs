@@ -3,7 +3,9 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::future::{Future, poll_fn};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use core::task::Poll;
 
 use trapline::time::sleep;
 use trapline::{Config, Hooks, block_on, contexted, spawn, stackful, yield_now};
@@ -194,4 +196,25 @@ pub fn a_task_that_is_spawned_inside_inherits_nothing() {
     let events = trace.events();
     let at = events.iter().position(|&event| event == "x").unwrap();
     assert_eq!(events[at - 1], "]", "{events:?}");
+}
+
+pub fn a_child_without_memory_does_not_leave_its_parents_hooks() {
+    LOADED.store(0, SeqCst);
+    let context = Exclusive::new(1);
+    let own = context.clone();
+    run(async {
+        let task = async move {
+            let mut child = Box::pin(stackful(async {}));
+            for allowed in 0..4 {
+                hal_shim::heap::fail_after(Some(allowed));
+                // Entered twice, the hooks would panic.
+                let _ = poll_fn(|context| Poll::Ready(child.as_mut().poll(context))).await;
+                hal_shim::heap::fail_after(None);
+                own.check();
+            }
+            child.await;
+        };
+        contexted(task, context).await;
+    });
+    assert_eq!(LOADED.load(SeqCst), 0);
 }

@@ -742,6 +742,39 @@ pub fn an_overflowed_stack_ends_its_task_only() {
     assert_eq!(drops.get(), 0, "what the frames may point at is leaked");
 }
 
+pub fn who_waits_for_a_task_that_a_fault_ended_is_ended() {
+    FAULTS.store(0, SeqCst);
+    trap::on_fault(end);
+    // SAFETY: it doesn't return, and the handler ends the task.
+    let faults = || stackful(async { unsafe { arch::overflow() } });
+    let runtime = runtime();
+    run_on(runtime, async {
+        // It blocks, so its frames cannot be left otherwise.
+        let blocks = spawn(stackful(async move { trapline::block_on(faults()) }));
+        assert!(matches!(blocks.await, Err(JoinError::Abandoned)));
+        // It polls again before its poll returns.
+        let mut child = alloc::boxed::Box::pin(faults());
+        let polls_again = spawn(core::future::poll_fn(move |context| {
+            let _ = child.as_mut().poll(context);
+            child.as_mut().poll(context)
+        }));
+        assert!(matches!(polls_again.await, Err(JoinError::Aborted)));
+        // The same on a stack, where it awaits: its future is dropped.
+        let drops = Count::new();
+        let dropped = drops.on_drop();
+        let awaits = spawn(stackful(async move {
+            let _dropped = dropped;
+            faults().await
+        }));
+        assert!(matches!(awaits.await, Err(JoinError::Aborted)));
+        assert_eq!(drops.get(), 1);
+    });
+    trap::reset();
+    assert_eq!(FAULTS.load(SeqCst), 3);
+    // The three that overflowed and the one that blocked.
+    assert_eq!(runtime.stats().ended, 4);
+}
+
 pub fn cores_have_left_their_boot_stacks() {
     static OUTSIDE: AtomicUsize = AtomicUsize::new(0);
     fn check() {

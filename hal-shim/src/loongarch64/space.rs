@@ -321,8 +321,17 @@ impl Space {
         if !USER.contains(&address) {
             return None;
         }
-        // SAFETY: as in `root`; without `make`, nothing is changed.
-        let entry = *unsafe { &mut *self.root.as_ptr() }.find(address, false)?;
+        // SAFETY: it lives as long as `self`, whose borrow keeps `map` away. Others may look too.
+        let mut table = unsafe { self.root.as_ref() };
+        for level in [2, 1] {
+            let entry = table.0[index(address, level)];
+            if entry == 0 {
+                return None;
+            }
+            // SAFETY: not 0, so a table. As above.
+            table = unsafe { &*core::ptr::with_exposed_provenance(CACHED | entry) };
+        }
+        let entry = table.0[index(address, 0)];
         if entry == 0 {
             return None;
         }
