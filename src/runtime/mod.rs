@@ -290,8 +290,8 @@ impl Runtime {
         }
     }
 
-    /// Aborts the task that is polled, for the loss of its child, which takes effect after the poll. `false`: it is not one that can
-    /// be.
+    /// Aborts the task that is polled, for the loss of its child, which takes effect after the poll.
+    /// `false`: it is not one that can be.
     pub(crate) fn abort_current(&self) -> bool {
         match self.current_task() {
             Some(task) if task != NonNull::from(&self.root) => {

@@ -175,7 +175,7 @@ const MESSAGE: &str = "--message-format=json-render-diagnostics";
 fn model_must_fail(mutant: &str, model: &str, tree: &Path) -> Result<()> {
     // A target directory of their own: cargo would take a mutant for the real tree's fresh build.
     let cargo = Cargo::host_with(&["--cfg", "loom"], "loom-mutants")?;
-    let arguments = ["--package", "loom-tests", "--release", "--tests", "--no-run", MESSAGE];
+    let arguments = ["--package", "loom-tests", "--profile=quick", "--tests", "--no-run", MESSAGE];
     let command = cargo.command_in(tree, "test", &arguments);
     let built = shell::step(&format!("building the mutant {mutant}"), &command)?;
     let mut ran = false;
@@ -199,7 +199,7 @@ fn test_must_fail(mutant: &str, machine: Machine, test: &str, tree: &Path) -> Re
     let Some(target) = arch.targets().first() else { bail!("{} is no target", arch.name()) };
     let directory = format!("{}-mutants", arch.name());
     let cargo = Cargo::for_target(arch, target)?.with_target_directory(&directory)?;
-    let command = cargo.command_in(tree, "build", &["--release", "--test", SUITE, MESSAGE]);
+    let command = cargo.command_in(tree, "build", &["--profile=quick", "--test", SUITE, MESSAGE]);
     let built = shell::step(&format!("building the mutant {mutant}"), &command)?;
     let Some((_, kernel)) = build::executables(&built.stdout).pop() else {
         bail!("cargo names no executable")

@@ -244,7 +244,7 @@ fn host() -> Result<Count> {
     let mut count = Count::default();
     for (name, arguments) in [
         ("the host's tests", &["--workspace", "--exclude", "loom-tests"][..]),
-        ("the host's tests, optimized", &["--package", "trapline", "--release", "--tests"]),
+        ("the host's tests, optimized", &["--package", "trapline", "--profile=quick", "--tests"]),
     ] {
         let build = [arguments, &["--no-run"]].concat();
         step(&format!("building {name}"), &cargo.command("test", &build))?;
@@ -264,7 +264,7 @@ fn mutants_of_models() -> Result<Count> {
 /// The models, or those whose name contains `only`.
 fn models(only: Option<&str>) -> Result<Count> {
     let cargo = Cargo::host_with(&["--cfg", "loom"], "loom")?;
-    let arguments = ["--package", "loom-tests", "--release"];
+    let arguments = ["--package", "loom-tests", "--profile=quick"];
     let build = [&arguments[..], &["--no-run"]].concat();
     step("building the models", &cargo.command("test", &build))?;
     let run = [&arguments[..], &["--no-fail-fast"], only.as_slice()].concat();
