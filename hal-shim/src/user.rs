@@ -1,6 +1,7 @@
 //! Address spaces for user programs.
 
 use core::fmt;
+use core::ptr::NonNull;
 
 use crate::machine;
 
@@ -25,14 +26,23 @@ impl Space {
     ///
     /// [`MapError`] says why not. Pages that were mapped before the one that failed stay.
     pub fn map(&mut self, address: usize, pages: usize, rights: Rights) -> Result<(), MapError> {
-        self.0.map(address, pages, rights)
+        let size = pages.checked_mul(Self::PAGE).ok_or(MapError::NotUser)?;
+        let end = address.checked_add(size).ok_or(MapError::NotUser)?;
+        let user = machine::Space::USER;
+        if address < user.start || end > user.end {
+            return Err(MapError::NotUser);
+        }
+        if !address.is_multiple_of(Self::PAGE) {
+            return Err(MapError::Unaligned);
+        }
+        self.0.map(address..end, rights)
     }
 
     /// Copies `bytes` to `address`, whatever the program itself may do there. `None` if a page of it isn't
     /// mapped; what lies before that page has been copied.
     pub fn write(&self, address: usize, bytes: &[u8]) -> Option<()> {
         for (offset, &byte) in bytes.iter().enumerate() {
-            let (to, _) = self.0.find(address.checked_add(offset)?)?;
+            let to = self.find(address.checked_add(offset)?)?;
             // SAFETY: the page is this space's. The kernel has no references into it, only such
             // accesses as this one.
             unsafe { to.write_volatile(byte) };
@@ -45,11 +55,16 @@ impl Space {
     /// mapped.
     pub fn read(&self, address: usize, bytes: &mut [u8]) -> Option<()> {
         for (offset, byte) in bytes.iter_mut().enumerate() {
-            let (from, _) = self.0.find(address.checked_add(offset)?)?;
+            let from = self.find(address.checked_add(offset)?)?;
             // SAFETY: as in `write`.
             *byte = unsafe { from.read_volatile() };
         }
         Some(())
+    }
+
+    /// Where the kernel finds the byte at `address`.
+    fn find(&self, address: usize) -> Option<NonNull<u8>> {
+        machine::Space::USER.contains(&address).then(|| self.0.find(address))?
     }
 
     /// Loads it on this core.

@@ -19,6 +19,7 @@
 use core::alloc::Layout;
 use core::arch::{asm, naked_asm};
 use core::cell::UnsafeCell;
+use core::ops::Range;
 use core::ptr::{NonNull, with_exposed_provenance_mut};
 
 use spin::mutex::SpinMutex;
@@ -38,7 +39,7 @@ const HIGHEST_SHIFT: usize = MIDDLE_SHIFT + INDEX_WIDTH;
 /// Where RAM lies once more, for stacks.
 const STACKS: usize = 0xffff_8000 << 32;
 /// Where the users' part begins, so that null pointers lead nowhere, and where it ends.
-const USER: core::ops::Range<usize> = 0x1_0000..1 << (HIGHEST_SHIFT + INDEX_WIDTH);
+const USER: Range<usize> = 0x1_0000..1 << (HIGHEST_SHIFT + INDEX_WIDTH);
 
 /// A page table's entry.
 type Entry = usize;
@@ -48,9 +49,6 @@ const WRITE: Entry = 1 << 1;
 const IN_USER_MODE: Entry = 3 << 2;
 const COHERENT: Entry = 1 << 4;
 const GLOBAL: Entry = 1 << 6;
-/// Ours, the TLB ignores it: whether the user has asked to execute. What can be read can be executed here, since
-/// most versions of QEMU hang when an instruction is fetched that an entry forbids.
-const EXECUTE: Entry = 1 << 9;
 const ADDRESS: Entry = ((1 << 48) - 1) & !(PAGE - 1);
 
 // It is one word of eight bytes, and a table one page.
@@ -274,6 +272,7 @@ unsafe impl Sync for Space {}
 
 impl Space {
     pub(crate) const PAGE: usize = PAGE;
+    pub(crate) const USER: Range<usize> = USER;
 
     pub(crate) fn new() -> Option<Self> {
         let root = NonNull::new(with_exposed_provenance_mut(CACHED | zeroed_page()?))?;
@@ -285,28 +284,15 @@ impl Space {
         unsafe { self.root.as_mut() }
     }
 
-    pub(crate) fn map(
-        &mut self,
-        address: usize,
-        pages: usize,
-        rights: Rights,
-    ) -> Result<(), MapError> {
-        let size = pages.checked_mul(PAGE).ok_or(MapError::NotUser)?;
-        let end = address.checked_add(size).ok_or(MapError::NotUser)?;
-        if address < USER.start || end > USER.end {
-            return Err(MapError::NotUser);
-        }
-        if !address.is_multiple_of(PAGE) {
-            return Err(MapError::Unaligned);
-        }
+    /// Maps the pages from `addresses.start` to `addresses.end`, which are within `USER`.
+    pub(crate) fn map(&mut self, addresses: Range<usize>, rights: Rights) -> Result<(), MapError> {
         let mut flags = VALID | IN_USER_MODE | COHERENT;
         if rights.write {
             flags |= WRITE;
         }
-        if rights.execute {
-            flags |= EXECUTE;
-        }
-        for address in (address..end).step_by(PAGE) {
+        // What can be read can be executed, since most versions of QEMU hang when an instruction is fetched
+        // that an entry forbids.
+        for address in addresses.step_by(PAGE) {
             let entry = self.root().find(address, true).ok_or(MapError::OutOfMemory)?;
             if *entry != 0 {
                 return Err(MapError::Taken);
@@ -317,10 +303,8 @@ impl Space {
         Ok(())
     }
 
-    pub(crate) fn find(&self, address: usize) -> Option<(NonNull<u8>, Rights)> {
-        if !USER.contains(&address) {
-            return None;
-        }
+    /// Where the kernel finds the byte at `address`, which is within `USER`.
+    pub(crate) fn find(&self, address: usize) -> Option<NonNull<u8>> {
         // SAFETY: it lives as long as `self`, whose borrow keeps `map` away. Others may look too.
         let mut table = unsafe { self.root.as_ref() };
         for level in [2, 1] {
@@ -336,8 +320,7 @@ impl Space {
             return None;
         }
         let byte = with_exposed_provenance_mut(CACHED | (entry & ADDRESS) | (address % PAGE));
-        let rights = Rights { write: entry & WRITE != 0, execute: entry & EXECUTE != 0 };
-        Some((NonNull::new(byte)?, rights))
+        NonNull::new(byte)
     }
 
     /// # Safety

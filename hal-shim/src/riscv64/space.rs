@@ -13,6 +13,7 @@
 
 use core::alloc::Layout;
 use core::cell::UnsafeCell;
+use core::ops::Range;
 use core::ptr::NonNull;
 
 use riscv::asm::sfence_vma_all;
@@ -27,7 +28,7 @@ const GIB: usize = 1 << 30;
 /// Where RAM lies once more, for stacks.
 const STACKS: usize = 32 * GIB;
 /// Where the users' part begins and ends.
-const USER: core::ops::Range<usize> = 64 * GIB..256 * GIB;
+const USER: Range<usize> = 64 * GIB..256 * GIB;
 
 /// A page table's entry.
 type Entry = usize;
@@ -236,6 +237,7 @@ unsafe impl Sync for Space {}
 
 impl Space {
     pub(crate) const PAGE: usize = PAGE;
+    pub(crate) const USER: Range<usize> = USER;
 
     pub(crate) fn new() -> Option<Self> {
         let root: *mut Table = core::ptr::with_exposed_provenance_mut(zeroed_page()?);
@@ -254,20 +256,8 @@ impl Space {
         unsafe { self.root.as_mut() }
     }
 
-    pub(crate) fn map(
-        &mut self,
-        address: usize,
-        pages: usize,
-        rights: Rights,
-    ) -> Result<(), MapError> {
-        let size = pages.checked_mul(PAGE).ok_or(MapError::NotUser)?;
-        let end = address.checked_add(size).ok_or(MapError::NotUser)?;
-        if address < USER.start || end > USER.end {
-            return Err(MapError::NotUser);
-        }
-        if !address.is_multiple_of(PAGE) {
-            return Err(MapError::Unaligned);
-        }
+    /// Maps the pages from `addresses.start` to `addresses.end`, which are within `USER`.
+    pub(crate) fn map(&mut self, addresses: Range<usize>, rights: Rights) -> Result<(), MapError> {
         let mut flags = VALID | READ | IN_USER_MODE | USED;
         if rights.write {
             flags |= WRITE;
@@ -275,7 +265,7 @@ impl Space {
         if rights.execute {
             flags |= EXECUTE;
         }
-        for address in (address..end).step_by(PAGE) {
+        for address in addresses.step_by(PAGE) {
             let entry = self.root().find(address, true).ok_or(MapError::OutOfMemory)?;
             if *entry & VALID != 0 {
                 return Err(MapError::Taken);
@@ -286,10 +276,8 @@ impl Space {
         Ok(())
     }
 
-    pub(crate) fn find(&self, address: usize) -> Option<(NonNull<u8>, Rights)> {
-        if !USER.contains(&address) {
-            return None;
-        }
+    /// Where the kernel finds the byte at `address`, which is within `USER`.
+    pub(crate) fn find(&self, address: usize) -> Option<NonNull<u8>> {
         // SAFETY: it lives as long as `self`, whose borrow keeps `map` away. Others may look too.
         let mut table = unsafe { self.root.as_ref() };
         for level in [2, 1] {
@@ -305,8 +293,7 @@ impl Space {
             return None;
         }
         let byte = core::ptr::with_exposed_provenance_mut(address_of(entry) + address % PAGE);
-        let rights = Rights { write: entry & WRITE != 0, execute: entry & EXECUTE != 0 };
-        Some((NonNull::new(byte)?, rights))
+        NonNull::new(byte)
     }
 
     /// # Safety

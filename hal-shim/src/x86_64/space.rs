@@ -15,6 +15,7 @@
 
 use core::alloc::Layout;
 use core::cell::UnsafeCell;
+use core::ops::Range;
 use core::ptr::NonNull;
 
 use spin::mutex::SpinMutex;
@@ -33,7 +34,7 @@ const GIB: usize = 1 << 30;
 /// Where RAM lies once more, for stacks. What there is beyond is not used.
 pub(super) const STACKS: usize = 32 * GIB;
 /// Where the users' part begins and ends.
-const USER: core::ops::Range<usize> = 64 * GIB..256 * GIB;
+const USER: Range<usize> = 64 * GIB..256 * GIB;
 /// How much the boot code maps: what every loader leaves us in, and the devices.
 pub(super) const BOOT_GIBS: usize = 4;
 
@@ -257,6 +258,7 @@ unsafe impl Sync for Space {}
 
 impl Space {
     pub(crate) const PAGE: usize = PAGE;
+    pub(crate) const USER: Range<usize> = USER;
 
     pub(crate) fn new() -> Option<Self> {
         let page = zeroed_page()?;
@@ -280,20 +282,8 @@ impl Space {
         unsafe { self.gibs.as_mut() }
     }
 
-    pub(crate) fn map(
-        &mut self,
-        address: usize,
-        pages: usize,
-        rights: Rights,
-    ) -> Result<(), MapError> {
-        let size = pages.checked_mul(PAGE).ok_or(MapError::NotUser)?;
-        let end = address.checked_add(size).ok_or(MapError::NotUser)?;
-        if address < USER.start || end > USER.end {
-            return Err(MapError::NotUser);
-        }
-        if !address.is_multiple_of(PAGE) {
-            return Err(MapError::Unaligned);
-        }
+    /// Maps the pages from `addresses.start` to `addresses.end`, which are within `USER`.
+    pub(crate) fn map(&mut self, addresses: Range<usize>, rights: Rights) -> Result<(), MapError> {
         let mut flags = PRESENT | IN_USER_MODE | USED;
         if rights.write {
             flags |= WRITE;
@@ -301,7 +291,7 @@ impl Space {
         if !rights.execute {
             flags |= NO_EXECUTE;
         }
-        for address in (address..end).step_by(PAGE) {
+        for address in addresses.step_by(PAGE) {
             let entry = self.gibs().find(address, true).ok_or(MapError::OutOfMemory)?;
             if *entry & PRESENT != 0 {
                 return Err(MapError::Taken);
@@ -311,10 +301,8 @@ impl Space {
         Ok(())
     }
 
-    pub(crate) fn find(&self, address: usize) -> Option<(NonNull<u8>, Rights)> {
-        if !USER.contains(&address) {
-            return None;
-        }
+    /// Where the kernel finds the byte at `address`, which is within `USER`.
+    pub(crate) fn find(&self, address: usize) -> Option<NonNull<u8>> {
         // SAFETY: it lives as long as `self`, whose borrow keeps `map` away. Others may look too.
         let mut table = unsafe { self.gibs.as_ref() };
         for level in [2, 1] {
@@ -330,8 +318,7 @@ impl Space {
             return None;
         }
         let byte = core::ptr::with_exposed_provenance_mut((entry & ADDRESS) + address % PAGE);
-        let rights = Rights { write: entry & WRITE != 0, execute: entry & NO_EXECUTE == 0 };
-        Some((NonNull::new(byte)?, rights))
+        NonNull::new(byte)
     }
 
     /// # Safety
