@@ -399,6 +399,14 @@ pub(crate) unsafe fn push(runtime: &Runtime, task: NonNull<Header>) {
 ///
 /// `task` is of this runtime, new, and the caller holds the reference that goes with the queue.
 pub(crate) unsafe fn push_new(runtime: &Runtime, task: NonNull<Header>) -> Result<(), Closed> {
+    if short_way(runtime) {
+        if runtime.is_closed() {
+            return Err(Closed);
+        }
+        // SAFETY: as in `push`.
+        unsafe { runtime.ready().push_back(task) };
+        return Ok(());
+    }
     let _guard = crate::preempt::PreemptGuard::new();
     // SAFETY: passed on.
     if unsafe { runtime.inbox().push_new(task, urgency(runtime)) }? {

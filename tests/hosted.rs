@@ -304,7 +304,7 @@ fn a_signal_handler_of_the_programs_own_is_not_preempted() {
         // Several slices end here.
         compute_for(Duration::from_millis(5));
         drop(guard);
-        WOKEN.wake();
+        hal_shim::interrupt::in_signal_handler(|| WOKEN.wake());
         compute_for(Duration::from_millis(5));
         IN_HANDLER.store(1 + OTHERS.load(SeqCst) - before, SeqCst);
     }
@@ -522,7 +522,7 @@ static SIGNALS: AtomicUsize = AtomicUsize::new(0);
 
 extern "C" fn on_signal(_: libc::c_int) {
     SIGNALS.fetch_add(1, SeqCst);
-    SIGNALLED.wake();
+    hal_shim::interrupt::in_signal_handler(|| SIGNALLED.wake());
 }
 
 #[test]

@@ -36,6 +36,12 @@ pub fn masked<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
+/// Calls `f`, in a signal handler of the program's own: for Trapline, that is an interrupt.
+#[cfg(target_os = "linux")]
+pub fn in_signal_handler(f: impl FnOnce()) {
+    machine::in_signal_handler(f);
+}
+
 /// Calls `f` with interrupts enabled in the handler of one: what comes meanwhile is taken on top of it.
 /// To be called in what [`on_soft`] was given.
 #[cfg(target_os = "none")]

@@ -46,8 +46,10 @@
 //! - a core's number isn't given to another thread (by [`start_core`] or [`isolated`]) while a runtime
 //!   that was entered under that number has stacks that hold frames, and is entered again.
 //!
-//! A signal handler of the program's own may wake tasks. It isn't preempted as long as it runs with
-//! its signal masked, as handlers do unless they were installed with `SA_NODEFER`.
+//! A signal handler of the program's own may wake tasks, and do what else an interrupt may with Trapline,
+//! inside of [`interrupt::in_signal_handler`]; without that it may not: it would be taken for task context. It isn't
+//! preempted as long as it runs with its signal masked, as handlers do unless they were installed with
+//! `SA_NODEFER`.
 #![cfg_attr(target_os = "none", no_std)]
 
 #[cfg(target_os = "none")]

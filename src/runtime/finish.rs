@@ -12,8 +12,13 @@ use crate::task::state::{Pending, Start};
 impl Runtime {
     /// A task whose poll returned `Pending`, or that waits in `block_on`.
     #[inline(always)]
-    pub(super) fn wait(&'static self, task: NonNull<Header>) {
+    pub(super) fn wait(&'static self, task: NonNull<Header>, yielded: bool) {
         self.link(task);
+        if yielded {
+            // SAFETY: RUNNING, so nobody else pushes it.
+            unsafe { self.own.ready.push_back(task) };
+            return;
+        }
         // SAFETY: the task is RUNNING, hence alive.
         match unsafe { task.as_ref() }.state.pending() {
             Pending::Blocked => {}
@@ -101,6 +106,7 @@ impl Runtime {
     #[inline(never)]
     pub(super) fn complete(&'static self, task: NonNull<Header>, release: bool) {
         self.unlink(task);
+        self.own.yielded.set(false);
         // SAFETY: RUNNING, hence alive, until the reference is released below.
         let header = unsafe { task.as_ref() };
         let completed = header.state.complete();

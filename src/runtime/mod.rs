@@ -71,6 +71,8 @@ struct Own {
     scopes: Cell<ScopeLink>,
     /// Where in a plain task that consists of hooks around a future that future lies, and its size.
     inside_of_hooks: Cell<(*const (), usize)>,
+    /// The plain task that is polled wants to be polled again.
+    yielded: Cell<bool>,
     /// How many polls there had been after the last that was on a stack.
     stack_polls: Cell<u64>,
     closed: Cell<bool>,
@@ -163,6 +165,7 @@ impl Runtime {
                     current: AtomicPtr::new(core::ptr::null_mut()),
                     scopes: Cell::new(None),
                     inside_of_hooks: Cell::new((core::ptr::null(), 0)),
+                    yielded: Cell::new(false),
                     stack_polls: Cell::new(0),
                     closed: Cell::new(false),
                     root: Cell::new(None),
@@ -195,6 +198,12 @@ impl Runtime {
     #[inline]
     pub(crate) fn inbox(&self) -> &Inbox {
         &self.inbox
+    }
+
+    /// Whether it has been shut down. Owning core.
+    #[inline]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.own.closed.get()
     }
 
     /// The loop's FIFO. For whom [`ready`] allows it.
@@ -271,6 +280,18 @@ impl Runtime {
         self.own.inside_of_hooks.set((inside.cast(), size_of::<F>()));
         let _reset = Reset(&self.own.inside_of_hooks);
         code()
+    }
+
+    /// Has the running task polled again after all that are READY, without a wake: it stays RUNNING. Its
+    /// own code.
+    #[inline]
+    pub(crate) fn yield_current(&self) {
+        // Another task may run before the poll of one on a stack returns, so it notes it there.
+        match self.stacks().running() {
+            // SAFETY: the running stack is alive.
+            Some(stack) => unsafe { stack.as_ref() }.yielded.set(true),
+            None => self.own.yielded.set(true),
+        }
     }
 
     /// Whether a stack has the core.

@@ -274,7 +274,7 @@ impl Runtime {
         self.check_guards(1, task, poll);
         self.set_current(None);
         match poll {
-            Poll::Pending => self.wait(task),
+            Poll::Pending => self.wait(task, self.own.yielded.replace(false)),
             Poll::Ready(()) => self.complete(task, true),
         }
     }
@@ -290,10 +290,12 @@ impl Runtime {
         self.own.stack_polls.set(count(&self.counters.polls));
         // SAFETY: RUNNING, hence alive, unless it is done below; and this is its core (rule 4).
         let held = unsafe { &task.as_ref().stack };
+        // SAFETY: stacks are freed at the shutdown.
+        let yielded = unsafe { &stack.as_ref().yielded };
         match self.run_on_stack(task, stack) {
             Reason::Suspended => {
                 held.set(HeldStack::held(stack));
-                self.wait(task);
+                self.wait(task, yielded.replace(false));
             }
             reason @ (Reason::Interrupted | Reason::Preempted) => {
                 if reason == Reason::Interrupted {
@@ -304,10 +306,14 @@ impl Runtime {
                 self.preempted(task, stack);
             }
             Reason::Pending => {
+                let yielded = yielded.replace(false);
                 self.put_back(task, stack);
-                self.wait(task);
+                self.wait(task, yielded);
             }
-            ended => self.ended(task, stack, ended),
+            ended => {
+                yielded.set(false);
+                self.ended(task, stack, ended);
+            }
         }
     }
 

@@ -24,6 +24,8 @@ pub(crate) struct Stack {
     pub(super) left: Cell<u64>,
     /// That was left of its slice, so it goes before the others.
     has_left: Cell<bool>,
+    /// The poll that runs on it wants to go on, or to be polled again, after the others.
+    pub(crate) yielded: Cell<bool>,
     /// The poll that runs on it was told that a child of its was ended by a fault.
     pub(crate) lost_child: Cell<bool>,
     /// The hooks that its code is inside of, while it is off the core.
@@ -133,6 +135,7 @@ impl Pool {
                 task: Cell::new(None),
                 left: Cell::new(0),
                 has_left: Cell::new(false),
+                yielded: Cell::new(false),
                 lost_child: Cell::new(false),
                 scopes: Cell::new(None),
                 base,

@@ -12,8 +12,10 @@ use crate::sync::const_fn;
 /// the flag is about to push it: nobody else may push it.
 const READY: usize = 1 << 0;
 
-/// Being polled, or off the core in the middle of a poll by preemption. Only the owning core sets
-/// and clears it, and only while it is set may that core touch the future.
+/// The owning core has it: it is being polled, off the core in the middle of a poll by preemption, or
+/// back in the loop's own queues, by a yield or a wake of that core's. Only the owning core sets and
+/// clears it, in task context, and only while it is set may that core touch the future. Nobody
+/// pushes a task that has it; a wake leaves `READY`.
 const RUNNING: usize = 1 << 1;
 
 /// The future has been dropped and will not be polled again. Set once, by the owning core, when it
@@ -66,9 +68,9 @@ pub(crate) enum Wake {
 pub(crate) enum Abort {
     /// The task was BLOCKED: push it. Nobody else will.
     Push,
-    /// It is in a queue, which may be the one of those that wait for a stack: tell its runtime.
+    /// It may be in a queue, and that the one of those that wait for a stack: tell its runtime.
     Queued,
-    /// Its poll will find the flag, or it is finished.
+    /// It is finished.
     Nothing,
 }
 
@@ -142,12 +144,38 @@ impl State {
         if before & (READY | RUNNING | DONE) == 0 { Wake::Push } else { Wake::Nothing }
     }
 
+    /// Wakes a plain task from its own core, in task context, where all that it writes is seen by the
+    /// poll that comes later: by program order, as tasks don't migrate. So one step takes it to the
+    /// loop, none is needed to start its poll, and a load is enough where READY is set. (Edges 6, 10)
+    #[inline]
+    pub(crate) fn wake_here(&self) -> Wake {
+        let mut word = self.0.load(Ordering::Relaxed);
+        loop {
+            if word & (READY | DONE) != 0 {
+                return Wake::Nothing;
+            }
+            let (flag, done) =
+                if word & RUNNING == 0 { (RUNNING, Wake::Push) } else { (READY, Wake::Nothing) };
+            // Relaxed: the link that is pushed was last used by this core. What others have released
+            // with their wakes stays in the word, as this is a read-modify-write.
+            match self.0.compare_exchange_weak(
+                word,
+                word | flag,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return done,
+                Err(found) => word = found,
+            }
+        }
+    }
+
     /// Asks for an abort: a wake with one flag more. (Edges 5, 6)
     pub(crate) fn abort(&self) -> Abort {
         let before = self.set_ready(READY | ABORT);
         match before & (READY | RUNNING | DONE) {
             0 => Abort::Push,
-            READY => Abort::Queued,
+            flags if flags & DONE == 0 => Abort::Queued,
             _ => Abort::Nothing,
         }
     }
@@ -159,19 +187,33 @@ impl State {
         self.0.fetch_or(flags, Ordering::AcqRel)
     }
 
-    /// Takes from a queue: READY to RUNNING. Owning core. (Edge 2)
+    /// Takes from a queue, to be polled: nothing to do for one that is RUNNING and was not woken since.
+    /// Owning core. (Edge 2)
     #[inline]
     pub(crate) fn start(&self) -> Start {
-        // One addition flips both flags, since READY is set and RUNNING clear in every task that
-        // is in a queue. For the two others (`Finished`, `Free`) nobody reads the flags again.
-        // Acquire pairs with the release of every wake that came before. What this core did with the
-        // link is released by `pending` or with the last reference.
-        let before = self.0.fetch_add(RUNNING - READY, Ordering::Acquire);
-        if before & (DONE | ABORT) == 0 {
-            debug_assert_eq!(before & (READY | RUNNING), READY);
-            Start::Run { aborted: false }
-        } else if before & DONE == 0 {
-            Start::Run { aborted: true }
+        // Relaxed, and perhaps an older value: a wake that isn't seen has left READY, which is found
+        // after the poll, or the next time where that yields.
+        let word = self.0.load(Ordering::Relaxed);
+        if word & (READY | RUNNING | DONE | ABORT) == RUNNING {
+            return Start::Run { aborted: false };
+        }
+        self.start_woken(word)
+    }
+
+    #[inline]
+    fn start_woken(&self, word: usize) -> Start {
+        // Acquire, in both: pairs with the release of every wake that came before. What this core did
+        // with the link is released by `pending` or with the last reference.
+        let before = if word & (RUNNING | DONE) == RUNNING {
+            self.0.fetch_and(!READY, Ordering::Acquire)
+        } else {
+            // One addition flips both flags, since READY is set and RUNNING clear. For the two others
+            // (`Finished`, `Free`) nobody reads the flags again.
+            self.0.fetch_add(RUNNING - READY, Ordering::Acquire)
+        };
+        if before & DONE == 0 {
+            debug_assert_ne!(before & (READY | RUNNING), 0);
+            Start::Run { aborted: before & ABORT != 0 }
         } else if before < REFERENCE {
             Start::Free
         } else if before & ABANDONED != 0 {

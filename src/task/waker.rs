@@ -7,7 +7,7 @@
 use core::ptr::NonNull;
 use core::task::{RawWaker, RawWakerVTable, Waker};
 
-use super::Header;
+use super::{Header, Link};
 use super::state::Wake;
 use crate::Runtime;
 use crate::preempt::PreemptGuard;
@@ -40,10 +40,18 @@ unsafe fn wake_task(task: NonNull<Header>) {
     if !ready::short_way(runtime) {
         // SAFETY: passed on.
         unsafe { wake_the_long_way(runtime, task) };
-    } else if header.state.wake() == Wake::Push {
-        // SAFETY: the short way, and READY keeps the task alive.
+    } else if header.state.wake_here() == Wake::Push {
+        // SAFETY: the short way, and RUNNING keeps the task alive.
         unsafe { runtime.ready().push_back(task) };
     }
+}
+
+/// The task that `waker` wakes and nothing else; `None` if it isn't one of ours.
+#[inline]
+pub(crate) fn task_of(waker: &Waker) -> Link {
+    let is_ours = core::ptr::eq(waker.vtable(), &VTABLE);
+    // SAFETY: a waker of this vtable has a reference to a task.
+    is_ours.then(|| unsafe { header(waker.data()) })
 }
 
 /// As [`Waker::wake`], with less to ask for a task of `runtime`: a timer that preempts somebody comes this
@@ -54,17 +62,13 @@ unsafe fn wake_task(task: NonNull<Header>) {
 /// The caller is the loop of `runtime`.
 #[inline]
 pub(crate) unsafe fn wake_in_loop(runtime: &Runtime, waker: Waker) {
-    if !core::ptr::eq(waker.vtable(), &VTABLE) {
-        return waker.wake();
-    }
-    // SAFETY: a waker of this vtable has a reference to a task.
-    let task = unsafe { header(waker.data()) };
-    // SAFETY: as above.
+    let Some(task) = task_of(&waker) else { return waker.wake() };
+    // SAFETY: the waker has a reference to it.
     let header = unsafe { task.as_ref() };
     if !header.runtime.get().is_some_and(|own| core::ptr::eq(own, runtime)) {
         return waker.wake();
     }
-    if header.state.wake() == Wake::Push {
+    if header.state.wake_here() == Wake::Push {
         // SAFETY: the state word said so, and this is the loop.
         unsafe { runtime.ready().push_back(task) };
     }

@@ -103,6 +103,8 @@ pub(crate) struct Core {
     noted: AtomicU32,
     /// Own: whether a signal is being handled.
     handling: AtomicBool,
+    /// Own: how many handlers of the program's own run.
+    own_handlers: AtomicU32,
     /// Own: whether our signals are blocked, for a handler that handles.
     blocked: AtomicBool,
     /// Own: whether the signal that is handled came in a section of the program's with another
@@ -167,6 +169,7 @@ impl Core {
             masked: AtomicBool::new(false),
             noted: AtomicU32::new(0),
             handling: AtomicBool::new(false),
+            own_handlers: AtomicU32::new(0),
             blocked: AtomicBool::new(false),
             in_foreign: AtomicBool::new(false),
             signal_mask: AtomicU64::new(0),
@@ -202,6 +205,7 @@ impl Core {
         self.masked.store(false, Ordering::Relaxed);
         self.noted.store(0, Ordering::Relaxed);
         self.handling.store(false, Ordering::Relaxed);
+        self.own_handlers.store(0, Ordering::Relaxed);
         self.blocked.store(false, Ordering::Relaxed);
         self.in_foreign.store(false, Ordering::Relaxed);
         self.rest.store(RUNNING, Ordering::Relaxed);
@@ -281,6 +285,23 @@ impl Core {
     /// Own. Whether a signal is being handled.
     pub(crate) fn is_handling(&self) -> bool {
         self.handling.load(Ordering::Relaxed)
+    }
+
+    /// Own. Whether a handler runs, of our signals or of the program's own.
+    #[inline]
+    pub(crate) fn is_in_handler(&self) -> bool {
+        self.is_handling() || self.own_handlers.load(Ordering::Relaxed) != 0
+    }
+
+    /// Own. Calls `f`, which a handler of the program's own consists of.
+    pub(crate) fn in_own_handler(&self, f: impl FnOnce()) {
+        // Handlers nest, and each leaves the number as it found it.
+        let outer = self.own_handlers.load(Ordering::Relaxed);
+        self.own_handlers.store(outer + 1, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+        f();
+        compiler_fence(Ordering::SeqCst);
+        self.own_handlers.store(outer, Ordering::Relaxed);
     }
 
     /// Own. Whether the code that a signal has interrupted, or outside of our handlers the calling code,

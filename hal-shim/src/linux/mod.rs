@@ -55,6 +55,13 @@ pub unsafe fn run(program: fn()) -> ! {
     }
 }
 
+pub(crate) fn in_signal_handler(f: impl FnOnce()) {
+    match cores::here() {
+        Some(core) => core.in_own_handler(f),
+        None => f(),
+    }
+}
+
 /// Ends the process for a mistake that cannot be answered with an `Err`.
 pub(crate) fn fail(message: &str) -> ! {
     let _guard = PreemptGuard::new();

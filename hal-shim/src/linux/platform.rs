@@ -38,7 +38,8 @@ fn extent(size: usize) -> Option<(usize, usize)> {
 // - The alarm is a timer whose signal goes to the thread that is the core; its handler calls
 //   `on_timer`.
 // - Masking, park and wake: see the head of `cores.rs`.
-// - in_interrupt says Yes or Perhaps.
+// - in_interrupt: precise, for our handlers; those of the program's own say it themselves, as who wrote
+//   `entry!(unsafe …)` promises.
 // - may_preempt: not while the thread panics, and not in the program's own signal handlers.
 // - allocate_stack: anonymous memory of its own.
 // - Thread-local data in stackful tasks: promised by who wrote `entry!(unsafe …)`.
@@ -101,9 +102,9 @@ unsafe impl Platform for Machine {
 
     fn in_interrupt(&self) -> InInterrupt {
         match cores::here() {
-            Some(core) if core.is_handling() => InInterrupt::Yes,
-            // A signal handler of the program's own may be running.
-            _ => InInterrupt::Perhaps,
+            Some(core) if core.is_in_handler() => InInterrupt::Yes,
+            Some(_) => InInterrupt::No,
+            None => InInterrupt::Perhaps,
         }
     }
 
