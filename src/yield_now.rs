@@ -4,8 +4,7 @@ use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll};
 
-use crate::Runtime;
-use crate::task::waker::task_of;
+use crate::task::waker::running_in;
 
 /// Lets every other task that is ready have its turn first. Cancel-safe.
 pub fn yield_now() -> YieldNow {
@@ -28,12 +27,10 @@ impl Future for YieldNow {
             return Poll::Ready(());
         }
         self.yielded = true;
-        // Its own task doesn't have to be woken to be polled again: it is still there.
-        match (Runtime::current(), task_of(context.waker())) {
-            (Some(runtime), task @ Some(_)) if runtime.current_task() == task => {
-                runtime.yield_current();
-            }
-            _ => context.waker().wake_by_ref(),
+        // The running task doesn't have to be woken to be polled again: its runtime still has it.
+        match running_in(context.waker()) {
+            Some(runtime) => runtime.yield_current(),
+            None => context.waker().wake_by_ref(),
         }
         Poll::Pending
     }

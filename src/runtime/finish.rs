@@ -1,13 +1,14 @@
 //! What becomes of a task after it had the core, and its end.
 
 use core::ptr::NonNull;
+use core::task::Waker;
 
 use super::{Runtime, count};
 use crate::platform::{PanicPayload, bound};
 use crate::stackful::{HeldStack, Reason, Stack};
-use crate::task::Header;
 use crate::task::join::{JoinError, take_waker};
 use crate::task::state::{Pending, Start};
+use crate::task::{Header, waker};
 
 impl Runtime {
     /// A task whose poll returned `Pending`, or that waits in `block_on`.
@@ -109,18 +110,36 @@ impl Runtime {
         self.own.yielded.set(false);
         // SAFETY: RUNNING, hence alive, until the reference is released below.
         let header = unsafe { task.as_ref() };
-        let completed = header.state.complete();
-        if completed.wake_joiner {
-            // SAFETY: rule 7: `complete` set DONE and said so.
-            let waker = unsafe { take_waker(header) };
-            self.guarded(|| waker.wake());
+        if release && header.state.is_unreachable() {
+            // SAFETY: rule 6: there is no join handle, and nobody who could tell that DONE isn't set.
+            unsafe {
+                self.guarded(|| Header::drop_output(task));
+                Header::free(task);
+            }
+            return;
         }
+        let completed = header.state.complete();
+        // SAFETY: rule 7: `complete` set DONE and said so.
+        let joiner = completed.wake_joiner.then(|| unsafe { take_waker(header) });
         if completed.drop_output {
             // SAFETY: rule 6: there was no join handle when DONE was set.
             self.guarded(|| unsafe { Header::drop_output(task) });
         }
+        // Before the joiner is woken, which then has the last reference.
         if release {
             self.release(task);
+        }
+        if let Some(joiner) = joiner {
+            self.wake_joiner(joiner);
+        }
+    }
+
+    fn wake_joiner(&self, joiner: Waker) {
+        if waker::task_of(&joiner).is_some() {
+            // SAFETY: this is the loop of this runtime, or its shutdown in the loop's place.
+            unsafe { waker::wake_in_loop(self, joiner) };
+        } else {
+            self.guarded(|| joiner.wake());
         }
     }
 
@@ -132,8 +151,7 @@ impl Runtime {
         let header = unsafe { task.as_ref() };
         if header.state.abandon().wake_joiner {
             // SAFETY: rule 7: `abandon` set DONE and said so.
-            let waker = unsafe { take_waker(header) };
-            self.guarded(|| waker.wake());
+            self.wake_joiner(unsafe { take_waker(header) });
         }
     }
 

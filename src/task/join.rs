@@ -9,7 +9,7 @@ use core::ptr::NonNull;
 use core::task::{Context, Poll, Waker};
 
 use super::state::Abort;
-use super::waker::release;
+use super::waker::release_last;
 use super::{Header, TaskId};
 use crate::platform::PanicPayload;
 use crate::preempt::PreemptGuard;
@@ -185,8 +185,7 @@ impl<T> Future for JoinHandle<T> {
             Err(JoinError::Abandoned)
         };
         self.of = Of::Past;
-        header.state.drop_join();
-        release(task);
+        release_last(task);
         Poll::Ready(output)
     }
 }
@@ -236,12 +235,15 @@ impl<T> Drop for JoinHandle<T> {
         let Some(task) = self.task() else { return };
         // SAFETY: the handle's reference keeps the header.
         let header = unsafe { task.as_ref() };
+        if header.state.detach() {
+            return;
+        }
         let (done, filled) = header.state.drop_join();
         /// Releases the reference even if the output's drop panics.
         struct Release(NonNull<Header>);
         impl Drop for Release {
             fn drop(&mut self) {
-                release(self.0);
+                release_last(self.0);
             }
         }
         let _release = Release(task);

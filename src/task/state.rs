@@ -232,6 +232,15 @@ impl State {
         if before & READY != 0 { Pending::Ready } else { Pending::Blocked }
     }
 
+    /// Whether the runtime's reference is the only one, and so nobody can find the task any more.
+    /// Owning core.
+    #[inline]
+    pub(crate) fn is_unreachable(&self) -> bool {
+        // Acquire pairs with the releases of those who had references: the task may be freed.
+        let word = self.0.load(Ordering::Acquire);
+        word & (JOIN | !(REFERENCE - 1)) == REFERENCE
+    }
+
     /// The future is gone and the output stored. Owning core. (Edge 7)
     pub(crate) fn complete(&self) -> Completed {
         // Release pairs with the handle's acquire of DONE: it reads the output. Acquire pairs with
@@ -307,6 +316,24 @@ impl State {
         self.0.load(Ordering::Relaxed) & JOIN_WAKER != 0
     }
 
+    /// The join handle goes, and its reference with it, if that is all there is to do. `false`: the task is
+    /// done, or the waker's cell is filled, or somebody changes the word just now.
+    #[inline]
+    pub(crate) fn detach(&self) -> bool {
+        let word = self.0.load(Ordering::Relaxed);
+        word & (DONE | JOIN_WAKER) == 0
+            && self
+                .0
+                // Release, as in `release`. It isn't the last: there is the runtime's until DONE.
+                .compare_exchange(
+                    word,
+                    (word & !JOIN) - REFERENCE,
+                    Ordering::Release,
+                    Ordering::Relaxed,
+                )
+                .is_ok()
+    }
+
     /// The join handle goes. Returns whether the task was done, and so whether the output is the
     /// handle's to drop, and (if it was not) whether the waker's cell is.
     pub(crate) fn drop_join(&self) -> (bool, bool) {
@@ -339,6 +366,14 @@ impl State {
             // A count that wrapped would free a task that is in use.
             fatal("trapline: a task's reference count overflowed: wakers are being forgotten");
         }
+    }
+
+    /// As [`release`](Self::release), where it is likely to be the last.
+    #[inline]
+    #[must_use]
+    pub(crate) fn release_last(&self) -> bool {
+        // Nobody else can make another of it. Acquire, as in `release`.
+        self.0.load(Ordering::Acquire) & !(REFERENCE - 1) == REFERENCE || self.release()
     }
 
     /// One reference less. Any context. `true`: it was the last, and the task is the caller's to

@@ -7,9 +7,10 @@
 use core::ptr::NonNull;
 use core::task::{RawWaker, RawWakerVTable, Waker};
 
-use super::{Header, Link};
 use super::state::Wake;
+use super::{Header, Link};
 use crate::Runtime;
+use crate::platform::bound;
 use crate::preempt::PreemptGuard;
 use crate::ready;
 
@@ -54,6 +55,17 @@ pub(crate) fn task_of(waker: &Waker) -> Link {
     is_ours.then(|| unsafe { header(waker.data()) })
 }
 
+/// This core's runtime, if `waker` wakes the task that is running in it.
+#[inline]
+pub(crate) fn running_in(waker: &Waker) -> Option<&'static Runtime> {
+    let task = task_of(waker)?;
+    // SAFETY: the waker has a reference to it.
+    let runtime = unsafe { task.as_ref() }.runtime.get()?;
+    // Asked like this, nothing waits for the look at the slot.
+    let is_here = bound::slot().runtime().is_some_and(|here| core::ptr::eq(here, runtime));
+    (is_here && runtime.current_task() == Some(task)).then_some(runtime)
+}
+
 /// As [`Waker::wake`], with less to ask for a task of `runtime`: a timer that preempts somebody comes this
 /// way.
 ///
@@ -92,9 +104,18 @@ unsafe fn wake_the_long_way(runtime: &Runtime, task: NonNull<Header>) {
 
 /// Drops one reference.
 #[inline]
-pub(crate) fn release(task: NonNull<Header>) {
+fn release(task: NonNull<Header>) {
     // SAFETY: the caller has the reference that it drops.
     if unsafe { task.as_ref() }.state.release() {
+        ready::free(task);
+    }
+}
+
+/// Drops one reference, which is likely to be the last.
+#[inline]
+pub(crate) fn release_last(task: NonNull<Header>) {
+    // SAFETY: the caller has the reference that it drops.
+    if unsafe { task.as_ref() }.state.release_last() {
         ready::free(task);
     }
 }
