@@ -6,12 +6,12 @@
 //! ```text
 //!   higher addresses
 //!   |        ...           |
-//!   |  the caller's frame  |
+//!   |  the frame of whoever|   with all that it needs of the other registers
+//!   |  switches            |
 //!   +----------------------+
-//!   |  rip: where to go on |   pushed by the call of `switch`
 //!   |  rbp                 |
 //!   |  rbx                 |
-//!   |  r12, r13, r14, r15  |
+//!   |  rip: where to go on |
 //!   +----------------------+ <- Context (= rsp), a `Frame`
 //! ```
 //!
@@ -20,20 +20,20 @@
 //! ```text
 //!   +----------------------+ <- top, aligned to 16
 //!   |  0                   |   `main`'s return address: there is no caller, so an unwinder, a
-//!   +----------------------+   debugger and a walk along the frame pointers end here
-//!   |  rip: `start`        |
+//!   |  `main`              |   debugger and a walk along the frame pointers end here
+//!   +----------------------+
 //!   |  rbp: 0              |   no frame pointer below `main`'s
-//!   |  rbx                 |
-//!   |  r12: `main`         |
-//!   |  r13: its argument   |
-//!   |  r14, r15            |
+//!   |  rbx: its argument   |
+//!   |  rip: `start`        |
 //!   +----------------------+ <- Context, a `Frame`
 //! ```
 //!
 //! # What is switched, and what is not
 //!
-//! The registers that the ABI has a callee preserve: rbx, rbp, r12 to r15, and rsp. No vector
-//! register is among them. The control words of MXCSR and of the x87 unit are, but Rust code may
+//! The registers that the ABI has a callee preserve: rbx, rbp, r12 to r15, and rsp. The switch is a
+//! piece of its caller's code that says which registers it overwrites, so the compiler saves those of them that
+//! hold something, with what it would save anyway; but for rbx, rbp and rsp, which it does not give
+//! away. No vector register is among them. The control words of MXCSR and of the x87 unit are, but Rust code may
 //! assume them to be as the language started with: to go on with others is undefined behaviour
 //! already before a switch could carry them along. So they stay as they are. Neither `gs` nor `fs`
 //! nor the interrupt flag is touched.
@@ -99,7 +99,7 @@
 //! changed, and XSAVEOPT looks at that. So no program sees another's registers, and one that doesn't
 //! compute pays nothing.
 
-use core::arch::naked_asm;
+use core::arch::{asm, naked_asm};
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
 
@@ -108,25 +108,29 @@ use crate::stackful::{Context, StackMain, StackfulBackend};
 /// What lies at a [`Context`].
 #[repr(C)]
 struct Frame {
-    r15: usize,
-    r14: usize,
-    r13: usize,
-    r12: usize,
+    rip: usize,
     rbx: usize,
     rbp: usize,
-    rip: usize,
 }
 
-/// What lies between a prepared `Frame` and the stack's top: the return address of `main`.
-const RETURN_ADDRESS: usize = size_of::<usize>();
+/// What lies between a prepared `Frame` and the stack's top.
+#[repr(C)]
+struct Start {
+    frame: Frame,
+    main: StackMain,
+    return_address: usize,
+}
 
 const _: () = {
-    // `rip` is what a `call` pushes: nothing may lie above it.
-    assert!(offset_of!(Frame, rip) + size_of::<usize>() == size_of::<Frame>());
-    // The ABI wants `rsp + 8` aligned to 16 at a function's first instruction, and `start` gives
-    // `main` the `rsp` that remains when `Frame` has been taken off.
-    assert!(RETURN_ADDRESS % 16 == 8);
-    assert!((size_of::<Frame>() + RETURN_ADDRESS).is_multiple_of(16));
+    // The order of the pushes and pops in `switch`.
+    assert!(offset_of!(Frame, rip) == 0);
+    assert!(offset_of!(Frame, rbx) == size_of::<usize>());
+    assert!(offset_of!(Frame, rbp) == 2 * size_of::<usize>());
+    assert!(size_of::<Frame>() == 3 * size_of::<usize>());
+    // `start` pops `main` next. The ABI wants `rsp + 8` aligned to 16 at a function's first
+    // instruction, with the return address at `rsp`.
+    assert!(offset_of!(Start, main) == size_of::<Frame>());
+    assert!(size_of::<Start>() - offset_of!(Start, return_address) == 8);
 };
 
 /// The switch of x86_64's System V ABI.
@@ -149,81 +153,64 @@ impl X86_64 {
     };
 }
 
-// SAFETY: `prepare` writes `size_of::<Frame>() + RETURN_ADDRESS` bytes below `top`, less than
-// LEAST_STACK. `switch` saves and loads every register that the ABI has a callee preserve, touches
-// the two stacks and `*save` only, neither gs/fs nor the interrupt flag, and as a call of a
-// function that the compiler cannot see into it is a barrier.
+// SAFETY: `prepare` writes `size_of::<Start>()` bytes below `top`, less than LEAST_STACK. `switch` saves
+// and loads rbx, rbp and rsp, and tells the compiler that it overwrites all other registers; it
+// touches the two stacks and `*save` only, neither gs/fs nor the interrupt flag; and an `asm!` without
+// `nomem` is a barrier.
 unsafe impl StackfulBackend for X86_64 {
-    const LEAST_STACK: usize = size_of::<Frame>() + RETURN_ADDRESS + Self::TRAPS;
+    const LEAST_STACK: usize = size_of::<Start>() + Self::TRAPS;
 
     unsafe fn prepare(top: NonNull<u8>, main: StackMain, argument: *mut ()) -> Context {
-        let frame = Frame {
-            r15: 0,
-            r14: 0,
-            r13: argument.expose_provenance(),
-            r12: main as usize,
-            rbx: 0,
-            rbp: 0,
-            rip: start as *const () as usize,
-        };
+        let rip = start as *const () as usize;
+        let frame = Frame { rip, rbx: argument.expose_provenance(), rbp: 0 };
         // SAFETY: the caller gives LEAST_STACK writable bytes below `top`, aligned to 16.
         unsafe {
-            let return_address = top.byte_sub(RETURN_ADDRESS);
-            return_address.cast::<usize>().write(0);
-            let context = return_address.byte_sub(size_of::<Frame>());
-            context.cast::<Frame>().write(frame);
+            let context = top.byte_sub(size_of::<Start>());
+            context.cast::<Start>().write(Start { frame, main, return_address: 0 });
             Context(context.as_ptr())
         }
     }
 
-    #[inline]
+    #[inline(always)]
     unsafe fn switch(save: *mut Context, to: Context) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { switch(save, to) }
+        // SAFETY: the caller's promise: what is at `to` was left by this very code or by `prepare`.
+        unsafe {
+            asm!(
+                // rdi: where to store the context that is left; rsi: the one to go on in.
+                "lea rax, [rip + 2f]",
+                "push rbp",
+                "push rbx",
+                "push rax",
+                "mov [rdi], rsp",
+                // From here on the other stack.
+                "mov rsp, rsi",
+                // Not a `ret`: it would be predicted to go where this function was called from.
+                "pop rax",
+                "jmp rax",
+                // Somebody switched to what was saved above. rsp: at `rbx`.
+                "2:",
+                "pop rbx",
+                "pop rbp",
+                inout("rdi") save => _,
+                inout("rsi") to.0 => _,
+                out("r12") _,
+                out("r13") _,
+                out("r14") _,
+                out("r15") _,
+                clobber_abi("sysv64"),
+            );
+        }
     }
 }
 
-/// rdi: where to store the context that is left; rsi: the context to go on in.
-#[unsafe(naked)]
-unsafe extern "C" fn switch(save: *mut Context, to: Context) {
-    naked_asm!(
-        // rsp points to the return address: the `rip` of the frame that is made below it.
-        "sub rsp, {rip}",
-        "mov [rsp + {r15}], r15",
-        "mov [rsp + {r14}], r14",
-        "mov [rsp + {r13}], r13",
-        "mov [rsp + {r12}], r12",
-        "mov [rsp + {rbx}], rbx",
-        "mov [rsp + {rbp}], rbp",
-        "mov [rdi], rsp",
-        // From here on the other stack.
-        "mov rsp, rsi",
-        "mov rcx, [rsp + {rip}]",
-        "mov r15, [rsp + {r15}]",
-        "mov r14, [rsp + {r14}]",
-        "mov r13, [rsp + {r13}]",
-        "mov r12, [rsp + {r12}]",
-        "mov rbx, [rsp + {rbx}]",
-        "mov rbp, [rsp + {rbp}]",
-        "add rsp, {size}",
-        // rcx: the address to go on at. A `ret` would be predicted to go where this stack's
-        // `switch` was called from, which is wrong each time.
-        "jmp rcx",
-        r15 = const offset_of!(Frame, r15),
-        r14 = const offset_of!(Frame, r14),
-        r13 = const offset_of!(Frame, r13),
-        r12 = const offset_of!(Frame, r12),
-        rbx = const offset_of!(Frame, rbx),
-        rbp = const offset_of!(Frame, rbp),
-        rip = const offset_of!(Frame, rip),
-        size = const size_of::<Frame>(),
-    )
-}
-
-/// r12: `main`; r13: its argument; rbp: 0; rsp: at the return address 0.
+/// rsp: at `rbx` of a prepared stack.
 #[unsafe(naked)]
 unsafe extern "C" fn start() -> ! {
-    naked_asm!("mov rdi, r13", "jmp r12")
+    naked_asm!(
+        "pop rdi", "pop rbp", "pop rax",
+        // rdi: the argument; rax: `main`; rbp: 0; rsp: at the return address 0.
+        "jmp rax",
+    )
 }
 
 #[cfg(any(target_os = "none", doc))]
