@@ -112,10 +112,13 @@ mod yield_now;
 pub use config::{Config, ConfigError, LEAST_SLICE};
 pub use contexted::{Contexted, Hooks, contexted};
 pub use runtime::{
-    Current, EnterError, Runtime, Shutdown, SpawnError, SpawnErrorReason, Stats, current, spawn,
-    try_spawn,
+    Current, EnterError, LocalSpawner, Runtime, Shutdown, SpawnError, SpawnErrorReason, Stats,
+    TaskBuilder, current, spawn, try_spawn,
 };
 pub use stackful::{Stackful, block_on, stackful};
 pub use task::TaskId;
 pub use task::join::{JoinError, JoinHandle};
+#[doc(hidden)]
+pub use task::static_task::Room;
+pub use task::static_task::StaticTask;
 pub use yield_now::{YieldNow, yield_now};

@@ -110,6 +110,9 @@ pub type PanicPayload = Box<dyn Any + Send + 'static>;
 ///   same for one core and different for two, and may be called in any context. A caller that is
 ///   no core, such as another thread of a hosted program, gets the number `usize::MAX`, and a slot that
 ///   nobody enters a runtime with.
+/// - A core is one thread in the sense of `Send`: its number isn't passed on to another thread while a
+///   runtime that was entered under that number has stacks that hold frames, or tasks of a
+///   [`LocalSpawner`](crate::LocalSpawner)'s that aren't finished, and is entered or shut down again.
 /// - [`now`](Self::now) never goes backwards, on a core and between cores, and may be called in any context.
 /// - An alarm that fires ends in a call of [`preempt::on_timer`](crate::preempt::on_timer) on the
 ///   core that set it, in interrupt context, after the interrupt has been acknowledged.

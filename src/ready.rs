@@ -418,9 +418,11 @@ pub(crate) unsafe fn push_new(runtime: &Runtime, task: NonNull<Header>) -> Resul
 /// Frees a task whose last reference is gone, here if that is allowed, else by its runtime.
 pub(crate) fn free(task: NonNull<Header>) {
     // SAFETY: without references it is the caller's alone.
-    let Some(runtime) = (unsafe { task.as_ref() }).runtime.get() else { return };
-    if short_way(runtime) {
-        // SAFETY: task context; the references are gone, and future and output went before them.
+    let header = unsafe { task.as_ref() };
+    let Some(runtime) = header.runtime.get() else { return };
+    if header.vtable.freed_anywhere || short_way(runtime) {
+        // SAFETY: it calls no allocator, or this is task context; the references are gone, and future and
+        // output went before them.
         unsafe { Header::free(task) };
     } else {
         // SAFETY: the caller's alone, and in no queue, since it had been finished. It stays alive

@@ -8,12 +8,18 @@ extern crate alloc;
 mod contexts;
 #[path = "suite/errors.rs"]
 mod errors;
+#[path = "suite/local_tasks.rs"]
+mod local_tasks;
+#[path = "suite/names.rs"]
+mod names;
 #[path = "suite/registers.rs"]
 mod registers;
 #[path = "suite/smp.rs"]
 mod smp;
 #[path = "suite/stacks.rs"]
 mod stacks;
+#[path = "suite/static_tasks.rs"]
+mod static_tasks;
 #[path = "suite/support.rs"]
 mod support;
 #[path = "suite/tasks.rs"]
@@ -57,6 +63,28 @@ fn program() {
         tasks::run_until_may_borrow,
         tasks::wake_in_an_interrupt,
         tasks::a_task_spawned_after_an_interrupts_wake_runs,
+        static_tasks::spawned_again_and_again_without_an_allocation,
+        static_tasks::spawned_twice_gives_the_future_back,
+        static_tasks::in_use_until_the_last_reference_is_gone,
+        static_tasks::last_waker_dropped_in_an_interrupt_gives_the_cell_back,
+        static_tasks::an_async_function_with_arguments,
+        static_tasks::a_smaller_future_fits,
+        static_tasks::alignment_is_kept,
+        static_tasks::after_a_shutdown_the_future_comes_back,
+        static_tasks::a_shutdown_gives_the_cell_back,
+        static_tasks::stackful_in_a_cell_is_one_task,
+        static_tasks::local_in_a_cell,
+        static_tasks::from_another_core,
+        local_tasks::what_is_not_send_is_shared,
+        local_tasks::output_that_is_not_send,
+        local_tasks::no_spawner_outside_of_plain_tasks,
+        local_tasks::a_spawner_that_left_its_runtime_refuses,
+        local_tasks::a_local_wrapper_around_stackful_stays_off_the_stack,
+        local_tasks::a_shutdown_drops_it_on_its_core,
+        local_tasks::handle_and_waker_on_another_core,
+        names::handle_and_task_know_the_name,
+        names::a_name_costs_two_words,
+        names::a_named_stackful_future_is_one_task,
         stacks::hog_is_preempted,
         stacks::hogs_take_turns,
         stacks::slice_of_a_hog_is_kept,

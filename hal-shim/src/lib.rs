@@ -44,7 +44,8 @@
 //! - nowhere does the program use the signals `SIGRTMIN`, `SIGRTMIN + 1` and `SIGURG`, nor fork and
 //!   then go on in the child;
 //! - a core's number isn't given to another thread (by [`start_core`] or [`isolated`]) while a runtime
-//!   that was entered under that number has stacks that hold frames, and is entered again.
+//!   that was entered under that number has stacks that hold frames or tasks of a
+//!   [`LocalSpawner`](trapline::LocalSpawner)'s that aren't finished, and is entered or shut down again.
 //!
 //! A signal handler of the program's own may wake tasks, and do what else an interrupt may with Trapline,
 //! inside of [`interrupt::in_signal_handler`]; without that it may not: it would be taken for task context. It isn't

@@ -8,7 +8,7 @@ mod turn;
 
 pub use enter::EnterError;
 pub use shutdown::Shutdown;
-pub use spawn::{SpawnError, SpawnErrorReason, spawn, try_spawn};
+pub use spawn::{LocalSpawner, SpawnError, SpawnErrorReason, TaskBuilder, spawn, try_spawn};
 
 use core::cell::Cell;
 use core::fmt;
@@ -27,7 +27,7 @@ use crate::stackful::Stacks;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::const_fn;
 use crate::task::state::{State, Wake};
-use crate::task::{self, Header, Link, TaskId};
+use crate::task::{self, Header, Label, Link, TaskId};
 use crate::time::{Alarm, Timers, nanoseconds};
 
 /// What runs the tasks of one core.
@@ -262,8 +262,8 @@ impl Runtime {
 
     /// The running task, if it consists of what lies at `place`, perhaps with hooks around it.
     ///
-    /// Told by address and size. A wrapper of the same size is as good: whatever the task's future is,
-    /// all of it is `Send`.
+    /// Told by address and size. A wrapper of the same size is as good, since all of it is `Send`: a local
+    /// task, of which that can't be said, never is.
     pub(crate) fn task_that_is<F>(&self, place: *const F) -> Link {
         let is_inside = self.own.inside_of_hooks.get() == (place.cast(), size_of::<F>());
         self.current_task().filter(|&task| is_inside || Header::is_future(task, place))
@@ -360,7 +360,8 @@ fn held_a_guard(task: NonNull<Header>, poll: Poll<()>) -> ! {
     }
     panic!(
         "{} held or forgot a PreemptGuard when its poll returned: drop it before the await",
-        TaskId::of(task)
+        // SAFETY: as above.
+        unsafe { Label::of(task) }
     );
 }
 
@@ -380,9 +381,11 @@ impl fmt::Debug for Runtime {
 }
 
 /// The task that the calling code is part of.
+///
+/// Displayed, it is what the runtime's own messages call the task: its id, and its name if it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Current {
-    id: TaskId,
+    label: Label,
     stackful: bool,
 }
 
@@ -392,17 +395,29 @@ pub fn current() -> Option<Current> {
     let _guard = crate::preempt::PreemptGuard::new();
     let runtime = Runtime::current()?;
     let task = runtime.current_task()?;
-    Some(Current { id: TaskId::of(task), stackful: runtime.is_on_stack() })
+    // SAFETY: it has the core, hence is alive.
+    Some(Current { label: unsafe { Label::of(task) }, stackful: runtime.is_on_stack() })
 }
 
 impl Current {
     /// Which task.
     pub fn id(&self) -> TaskId {
-        self.id
+        self.label.id
+    }
+
+    /// What it is called, if it was given a name.
+    pub fn name(&self) -> Option<&'static str> {
+        self.label.name
     }
 
     /// Whether it runs on a stack of its own and may be preempted.
     pub fn is_stackful(&self) -> bool {
         self.stackful
+    }
+}
+
+impl fmt::Display for Current {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.label.fmt(f)
     }
 }

@@ -8,7 +8,7 @@ use core::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 use super::Reason;
 use crate::Runtime;
 use crate::platform::{CoreSlot, InInterrupt, bound};
-use crate::task::TaskId;
+use crate::task::Label;
 use crate::task::waker::from_header;
 
 /// Waits for `future`.
@@ -41,11 +41,13 @@ fn suspend_until<F: Future>(runtime: &'static Runtime, future: F) -> F::Output {
     let Some(task) = runtime.current_task() else {
         panic!("block_on was called in the runtime's own context: call it in a stackful task")
     };
+    // SAFETY: the task that is polled is alive.
+    let name = || unsafe { Label::of(task) };
     assert!(
         runtime.is_on_stack(),
         "block_on was called in {}, which is a plain task and would keep the core from all others: \
          await the future, or spawn the task with stackful()",
-        TaskId::of(task)
+        name()
     );
     assert!(
         bound::in_interrupt() != InInterrupt::Yes,
@@ -54,7 +56,7 @@ fn suspend_until<F: Future>(runtime: &'static Runtime, future: F) -> F::Output {
     assert!(
         runtime.gate().is_open(),
         "block_on was called in {} under a PreemptGuard: drop the guard first",
-        TaskId::of(task)
+        name()
     );
     // SAFETY: the task is RUNNING for as long as this poll of it, which keeps its header; the waker
     // is not dropped, so it needs no reference.
@@ -62,7 +64,7 @@ fn suspend_until<F: Future>(runtime: &'static Runtime, future: F) -> F::Output {
     assert!(
         bound::may_preempt(),
         "block_on was called in {} while it panics: the panic would become the core's",
-        TaskId::of(task)
+        name()
     );
     let mut future = pin!(future);
     let mut given_back = GiveBack { waker: &waker, waited: false };

@@ -10,7 +10,7 @@ use core::task::{Context, Poll, Waker};
 
 use super::state::Abort;
 use super::waker::release_last;
-use super::{Header, TaskId};
+use super::{Header, Label, TaskId};
 use crate::platform::PanicPayload;
 use crate::preempt::PreemptGuard;
 use crate::ready;
@@ -154,6 +154,12 @@ impl<T> JoinHandle<T> {
     pub fn id(&self) -> Option<TaskId> {
         self.task().map(TaskId::of)
     }
+
+    /// What the task is called, if it was given a name; `None` once its output has been taken.
+    pub fn name(&self) -> Option<&'static str> {
+        // SAFETY: the handle's reference keeps the task.
+        self.task().and_then(|task| unsafe { Header::name(task) })
+    }
 }
 
 impl<T> Future for JoinHandle<T> {
@@ -262,7 +268,8 @@ impl<T> Drop for JoinHandle<T> {
 impl<T> fmt::Debug for JoinHandle<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("JoinHandle")
-            .field("task", &self.id())
+            // SAFETY: the handle's reference keeps the task.
+            .field("task", &self.task().map(|task| unsafe { Label::of(task) }))
             .field("finished", &self.is_finished())
             .finish()
     }

@@ -1,4 +1,7 @@
-//! A task: one allocation, with a header in front and the future, later its output, behind it.
+//! A task: one piece of memory, with a header in front and the future, later its output, behind it.
+//!
+//! That memory comes from the allocator, or is a [`StaticTask`](static_task::StaticTask). What tasks
+//! differ in besides their futures is their [`Kind`].
 //!
 //! # The life of a task
 //!
@@ -17,12 +20,13 @@
 //! The numbers stand at the functions of [`state::State`] that take the edge. A preempted task stays
 //! RUNNING; one that suspended itself in [`block_on`](crate::block_on) takes edge 3 or 4 like any
 //! other and is resumed, not polled anew, after edge 2. A task is freed when its last reference goes
-//! after DONE.
+//! after DONE: back to the allocator, by its runtime's core in task context, or back to its static cell,
+//! there and then.
 //!
 //! # Who may touch which field, and when
 //!
 //! 1. `state`: anyone who holds a reference, at any time.
-//! 2. `vtable`, `runtime`: anyone who holds a reference; they never change.
+//! 2. `vtable`, `runtime`, `kind`: anyone who holds a reference; they never change.
 //! 3. `next`: whoever must push the task ([`state::Wake::Push`], or the dropper of the last
 //!    reference) until the push; from then on the owning core.
 //! 4. `siblings`, `stack`: the owning core, in task context with preemption off.
@@ -31,13 +35,17 @@
 //!    set, else the owning core.
 //! 7. `join_waker`: the join handle while `JOIN_WAKER` is clear and the task not DONE; whoever sets
 //!    DONE, if it finds `JOIN_WAKER` set.
+//! 8. The memory of a static cell: whoever set its `in_use`, until the task is published; then as above,
+//!    until the last reference is gone; then whoever dropped that, until it clears `in_use`.
 
 pub(crate) mod join;
 pub(crate) mod state;
+pub(crate) mod static_task;
 pub(crate) mod waker;
 
 use alloc::alloc::Layout;
 use core::cell::Cell;
+use core::fmt;
 use core::future::Future;
 use core::mem::{ManuallyDrop, MaybeUninit};
 use core::pin::Pin;
@@ -94,16 +102,78 @@ pub(crate) struct Vtable {
     drop_output: unsafe fn(NonNull<Header>),
     /// Frees the memory. # Safety: future and output are gone, and nobody holds a reference.
     free: unsafe fn(NonNull<Header>),
+    /// Whether `free` may be called in any context.
+    pub(crate) freed_anywhere: bool,
     /// Where the future lies, and its size in bytes.
     future: unsafe fn(NonNull<Header>) -> *const (),
     future_size: usize,
+    /// Whether the future or its output may not be `Send`.
+    local: bool,
+    /// What the task is called. # Safety: the task is alive.
+    name: unsafe fn(NonNull<Header>) -> Option<&'static str>,
 }
 
 /// A task as it lies in memory.
 #[repr(C)]
-struct Task<F: Future> {
+struct Task<F: Future, K> {
+    body: Body<F>,
+    kind: K,
+}
+
+/// What all kinds of tasks have.
+#[repr(C)]
+struct Body<F: Future> {
     header: Header,
     stage: UnsafeCell<Stage<F>>,
+}
+
+/// What tasks differ in besides their futures. It lies behind the future, so one that needs nothing takes
+/// no room.
+pub(crate) trait Kind: Sized + 'static {
+    /// Whether [`free`](Self::free) may be called in any context.
+    const FREED_ANYWHERE: bool;
+
+    /// What the task is called.
+    fn name(&self) -> Option<&'static str>;
+
+    /// Gives the memory of a task of this kind back to where it came from.
+    ///
+    /// # Safety
+    ///
+    /// Nobody uses it again, and the task in it has been dropped; `layout` is its own.
+    unsafe fn free(self, memory: *mut u8, layout: Layout);
+}
+
+/// A task that the allocator has memory for, without a name.
+pub(crate) struct Unnamed;
+
+/// A task that the allocator has memory for, and that was given a name, or could have been.
+pub(crate) struct Named(pub(crate) Option<&'static str>);
+
+impl Kind for Unnamed {
+    const FREED_ANYWHERE: bool = false;
+
+    fn name(&self) -> Option<&'static str> {
+        None
+    }
+
+    unsafe fn free(self, memory: *mut u8, layout: Layout) {
+        // SAFETY: passed on.
+        unsafe { dealloc(memory, layout) }
+    }
+}
+
+impl Kind for Named {
+    const FREED_ANYWHERE: bool = false;
+
+    fn name(&self) -> Option<&'static str> {
+        self.0
+    }
+
+    unsafe fn free(self, memory: *mut u8, layout: Layout) {
+        // SAFETY: passed on.
+        unsafe { dealloc(memory, layout) }
+    }
 }
 
 /// The future, and later in the same place the output. The state word says which.
@@ -176,13 +246,26 @@ impl Header {
         unsafe { (task.as_ref().vtable.drop_output)(task) }
     }
 
-    /// Whether the task's whole future is what lies at `place`.
+    /// Whether the task's whole future is what lies at `place`, or a wrapper of the same size around it,
+    /// and all of that is `Send`.
     pub(crate) fn is_future<F>(task: NonNull<Self>, place: *const F) -> bool {
         // SAFETY: the caller's pointer to the task is valid, and the function only computes.
         unsafe {
             let vtable = task.as_ref().vtable;
-            vtable.future_size == size_of::<F>() && (vtable.future)(task) == place.cast()
+            !vtable.local
+                && vtable.future_size == size_of::<F>()
+                && (vtable.future)(task) == place.cast()
         }
+    }
+
+    /// What `task` is called.
+    ///
+    /// # Safety
+    ///
+    /// It is alive.
+    pub(crate) unsafe fn name(task: NonNull<Self>) -> Option<&'static str> {
+        // SAFETY: passed on.
+        unsafe { (task.as_ref().vtable.name)(task) }
     }
 
     /// Frees a task.
@@ -197,62 +280,118 @@ impl Header {
     }
 }
 
-/// Allocates a task that nobody has polled. The future comes back when there is no memory.
-///
-/// The caller gets both references: the runtime's and the join handle's.
-pub(crate) fn allocate<F>(runtime: &'static Runtime, future: F) -> Result<NonNull<Header>, F>
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
-    let layout = Layout::new::<Task<F>>();
-    // SAFETY: the layout is not empty: there is a header.
-    let Some(task) = NonNull::new(unsafe { alloc(layout) }.cast::<Task<F>>()) else {
-        return Err(future);
-    };
-    let header = Header::new(State::spawned(), &Task::<F>::VTABLE, Some(runtime));
-    let stage = UnsafeCell::new(Stage { future: ManuallyDrop::new(future) });
-    // SAFETY: freshly allocated for this type.
-    unsafe { task.write(Task { header, stage }) };
-    Ok(task.cast())
+/// A task that nobody has polled: a future, and who may poll it where.
+pub(crate) struct New<F, K> {
+    pub(crate) runtime: &'static Runtime,
+    pub(crate) future: F,
+    pub(crate) kind: K,
+    /// The future or its output may not be `Send`.
+    pub(crate) local: bool,
+    /// Whether it is known to be stackful.
+    pub(crate) stack: HeldStack,
 }
 
-/// Frees a task that was allocated and never pushed, and gives its future back.
-///
-/// # Safety
-///
-/// `task` comes from `allocate::<F>`, and nobody has seen it.
-pub(crate) unsafe fn deallocate<F>(task: NonNull<Header>) -> F
+impl<F, K> New<F, K>
 where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
+    F: Future + 'static,
+    F::Output: 'static,
+    K: Kind,
 {
-    // SAFETY: the future is there, since nobody has polled it, and is read once.
-    unsafe {
-        let future = task.cast::<Task<F>>().as_ref().stage.with(|stage| {
-            // A read through the reference would copy; the task is freed right after.
-            ManuallyDrop::into_inner(core::ptr::read(&raw const (*stage).future))
-        });
-        Task::<F>::free(task);
-        future
+    /// Allocates the task. The future comes back when there is no memory.
+    ///
+    /// The caller gets both references: the runtime's and the join handle's.
+    pub(crate) fn allocate(self) -> Result<NonNull<Header>, F> {
+        // SAFETY: the layout is not empty: there is a header.
+        match NonNull::new(unsafe { alloc(Layout::new::<Task<F, K>>()) }) {
+            // SAFETY: freshly allocated for this type.
+            Some(memory) => Ok(unsafe { self.write(memory.cast()) }),
+            None => Err(self.future),
+        }
+    }
+
+    /// Makes the task in memory that its kind will free. As [`allocate`](Self::allocate).
+    ///
+    /// # Safety
+    ///
+    /// The memory is writable, as large and as aligned as a `Task<F, K>`, and nobody else's until it is
+    /// freed.
+    unsafe fn write(self, memory: NonNull<Task<F, K>>) -> NonNull<Header> {
+        let vtable = if self.local { &Task::<F, K>::LOCAL_VTABLE } else { &Task::<F, K>::VTABLE };
+        let header = Header::new(State::spawned(), vtable, Some(self.runtime));
+        header.stack.set(self.stack);
+        let stage = UnsafeCell::new(Stage { future: ManuallyDrop::new(self.future) });
+        // SAFETY: the caller's promise.
+        unsafe { memory.write(Task { body: Body { header, stage }, kind: self.kind }) };
+        memory.cast()
     }
 }
 
-impl<F> Task<F>
+/// Frees a task that was made and never pushed, and gives its future back.
+///
+/// # Safety
+///
+/// `task` is a `New<F, _>`'s, and nobody has seen it. The caller may call the allocator.
+pub(crate) unsafe fn unmake<F>(task: NonNull<Header>) -> F
 where
     F: Future + 'static,
     F::Output: 'static,
 {
-    const VTABLE: Vtable = Vtable {
-        poll: Self::poll,
-        fail: Self::fail,
-        take_output: Self::take_output,
-        drop_output: Self::drop_output,
-        free: Self::free,
-        future: Self::future,
-        future_size: size_of::<F>(),
-    };
+    // SAFETY: the future is there, since nobody has polled it, and is read once: the task is freed right
+    // after.
+    unsafe {
+        let future = Body::<F>::stage(task)
+            .with(|stage| ManuallyDrop::into_inner(core::ptr::read(&raw const (*stage).future)));
+        Header::free(task);
+        future
+    }
+}
 
+impl<F, K> Task<F, K>
+where
+    F: Future + 'static,
+    F::Output: 'static,
+    K: Kind,
+{
+    const VTABLE: Vtable = Self::vtable(false);
+    const LOCAL_VTABLE: Vtable = Self::vtable(true);
+
+    const fn vtable(local: bool) -> Vtable {
+        Vtable {
+            poll: Body::<F>::poll,
+            fail: Body::<F>::fail,
+            take_output: Body::<F>::take_output,
+            drop_output: Body::<F>::drop_output,
+            free: Self::free,
+            freed_anywhere: K::FREED_ANYWHERE,
+            future: Body::<F>::future,
+            future_size: size_of::<F>(),
+            local,
+            name: Self::name,
+        }
+    }
+
+    unsafe fn free(task: NonNull<Header>) {
+        let task = task.cast::<Self>().as_ptr();
+        // SAFETY: `Vtable::free`: nobody can reach it, and its kind knows where it came from. What has a
+        // destructor in the body is gone; loom's cells have one of their own.
+        unsafe {
+            let kind = core::ptr::read(&raw const (*task).kind);
+            core::ptr::drop_in_place(&raw mut (*task).body);
+            kind.free(task.cast(), Layout::new::<Self>());
+        }
+    }
+
+    unsafe fn name(task: NonNull<Header>) -> Option<&'static str> {
+        // SAFETY: `task` is of this type and alive, and its kind never changes (rule 2).
+        unsafe { (*task.cast::<Self>().as_ptr()).kind.name() }
+    }
+}
+
+impl<F> Body<F>
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
     /// # Safety
     ///
     /// `task` is of this type and allocated.
@@ -309,16 +448,6 @@ where
         unsafe { Self::stage(task).with_mut(|stage| ManuallyDrop::drop(&mut (*stage).output)) }
     }
 
-    unsafe fn free(task: NonNull<Header>) {
-        let task = task.cast::<Self>().as_ptr();
-        // SAFETY: `Vtable::free`: nobody can reach it, and it was allocated with this layout. What
-        // has a destructor in the header and the stage is gone; loom's cells have one of their own.
-        unsafe {
-            core::ptr::drop_in_place(task);
-            dealloc(task.cast(), Layout::new::<Self>());
-        }
-    }
-
     unsafe fn future(task: NonNull<Header>) -> *const () {
         // SAFETY: `task` is of this type and allocated; only an address is computed.
         unsafe { Self::stage(task).with(|stage| (&raw const (*stage).future).cast()) }
@@ -348,7 +477,7 @@ where
         // SAFETY: the creator may touch the future's place (rule 5), and has dropped the future, or
         // is unwinding out of its drop, after which nobody uses it again.
         unsafe {
-            Task::<F>::stage(self.task).with_mut(|stage| {
+            Body::<F>::stage(self.task).with_mut(|stage| {
                 (&raw mut (*stage).output).write(ManuallyDrop::new(output));
             });
         }
@@ -384,8 +513,12 @@ pub(crate) static ROOT: Vtable = Vtable {
     take_output: |_, _| unreachable!(),
     drop_output: |_| unreachable!(),
     free: |_| unreachable!(),
+    freed_anywhere: false,
     future: |_| core::ptr::null(),
     future_size: 0,
+    // What `run_until` waits for need not be `Send`.
+    local: true,
+    name: |_| None,
 };
 
 /// Which task: unique among those that have not been freed, and used again after that.
@@ -398,14 +531,46 @@ impl TaskId {
     }
 }
 
-impl core::fmt::Debug for TaskId {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+impl fmt::Debug for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "task {:#x}", self.0)
     }
 }
 
-impl core::fmt::Display for TaskId {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        core::fmt::Debug::fmt(self, f)
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// A task in a message: its id, and its name if it has one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Label {
+    pub(crate) id: TaskId,
+    pub(crate) name: Option<&'static str>,
+}
+
+impl Label {
+    /// # Safety
+    ///
+    /// The task is alive.
+    pub(crate) unsafe fn of(task: NonNull<Header>) -> Self {
+        // SAFETY: passed on.
+        Self { id: TaskId::of(task), name: unsafe { Header::name(task) } }
+    }
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name {
+            Some(name) => write!(f, "{} {name:?}", self.id),
+            None => self.id.fmt(f),
+        }
+    }
+}
+
+impl fmt::Debug for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }

@@ -1,0 +1,364 @@
+//! Tasks in static cells: no allocator, and reusable.
+
+use core::alloc::Layout;
+use core::cell;
+use core::convert::Infallible;
+use core::fmt;
+use core::future::Future;
+use core::mem::MaybeUninit;
+use core::pin::Pin;
+use core::ptr::NonNull;
+use core::task::{Context, Poll};
+
+use super::{Kind, New, Stage, Task};
+use crate::runtime::LocalSpawner;
+use crate::stackful::HeldStack;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{UnsafeCell, const_fn};
+use crate::task::join::JoinHandle;
+use crate::{Runtime, SpawnError, SpawnErrorReason};
+
+/// Memory for one task at a time, in a `static`: spawning in it calls no allocator.
+///
+/// The cell is free again when its task is finished and the last reference to it is gone: the join
+/// handle, the runtime's, and every waker. A task that was abandoned (by a fault, or by a shutdown that
+/// found frames of it on a stack) keeps its cell for ever, since those frames may point into it.
+///
+/// `F` is the future's type. That of an async function has no name, so
+/// [`static_task!`](crate::static_task) makes the cell for those.
+///
+/// ```
+/// # use trapline::{Runtime, SpawnErrorReason, StaticTask, time::Sleep};
+/// static ALARM: StaticTask<Sleep> = StaticTask::named("alarm");
+///
+/// # fn on(runtime: &'static Runtime) {
+/// # use core::time::Duration;
+/// # use trapline::time::sleep;
+/// let ring = ALARM.spawn_on(runtime, sleep(Duration::from_secs(60)));
+/// let twice = ALARM.spawn_on(runtime, sleep(Duration::from_secs(60)));
+/// assert_eq!(twice.unwrap_err().reason, SpawnErrorReason::InUse);
+/// # }
+/// ```
+pub struct StaticTask<F: Future> {
+    account: Account,
+    /// What lies there is the task's own, by rule 8 of the task's fields.
+    memory: cell::UnsafeCell<MaybeUninit<Task<F, Static>>>,
+}
+
+// SAFETY: through a shared reference a cell only gives its memory to one task after the other, which
+// `account` sees to. The future that comes is `Send`, or comes by a `LocalSpawner` and stays on its core.
+unsafe impl<F: Future> Sync for StaticTask<F> {}
+
+/// A cell's own account, which tasks in it point at.
+struct Account {
+    /// The memory is a task's, or about to be.
+    in_use: AtomicBool,
+    name: Option<&'static str>,
+    /// Stands for the memory where loom looks on, to which two tasks in one place are strangers.
+    turn: UnsafeCell<()>,
+}
+
+/// A task in a static cell.
+struct Static(&'static Account);
+
+impl Kind for Static {
+    /// It calls no allocator, so the cell is free at once, and not when its runtime comes round to it.
+    const FREED_ANYWHERE: bool = true;
+
+    fn name(&self) -> Option<&'static str> {
+        self.0.name
+    }
+
+    unsafe fn free(self, _memory: *mut u8, _layout: Layout) {
+        self.0.turn.with_mut(|_| ());
+        // Release pairs with the acquire in `take`: all that was done to this task happens before
+        // the next is written in its place.
+        self.0.in_use.store(false, Ordering::Release);
+    }
+}
+
+impl Account {
+    /// Takes the memory for a task, if it is no other's.
+    fn take(&'static self) -> Option<Static> {
+        // Acquire pairs with the release in `free`.
+        if self.in_use.swap(true, Ordering::Acquire) {
+            return None;
+        }
+        self.turn.with_mut(|_| ());
+        Some(Static(self))
+    }
+}
+
+impl<F: Future + 'static> StaticTask<F> {
+    const_fn! {
+        /// An empty cell, whose tasks have no name.
+        pub fn new() -> Self {
+            Self::with_name(None)
+        }
+    }
+
+    const_fn! {
+        /// An empty cell, whose tasks have this name.
+        pub fn named(name: &'static str) -> Self {
+            Self::with_name(Some(name))
+        }
+    }
+
+    const_fn! {
+        fn with_name(name: Option<&'static str>) -> Self {
+            Self {
+                account: Account {
+                    in_use: AtomicBool::new(false),
+                    name,
+                    turn: UnsafeCell::new(()),
+                },
+                memory: cell::UnsafeCell::new(MaybeUninit::uninit()),
+            }
+        }
+    }
+
+    /// Spawns a task in this cell, on this core's runtime. Any context.
+    ///
+    /// Its future may be of any type that fits; one that doesn't is an error at compile time.
+    ///
+    /// # Errors
+    ///
+    /// The cell is in use, the runtime has been shut down, or the calling core is not inside of one. The
+    /// future comes back.
+    pub fn spawn<G>(&'static self, future: G) -> Result<JoinHandle<G::Output>, SpawnError<G>>
+    where
+        G: Future + Send + 'static,
+        G::Output: Send + 'static,
+    {
+        match Runtime::current() {
+            Some(runtime) => self.spawn_on(runtime, future),
+            None => Err(SpawnError { future, reason: SpawnErrorReason::NoRuntime }),
+        }
+    }
+
+    /// Spawns a task in this cell, on any runtime. Any core, any context. As [`spawn`](Self::spawn).
+    ///
+    /// # Errors
+    ///
+    /// The cell is in use, or the runtime has been shut down. The future comes back.
+    pub fn spawn_on<G>(
+        &'static self,
+        runtime: &'static Runtime,
+        future: G,
+    ) -> Result<JoinHandle<G::Output>, SpawnError<G>>
+    where
+        G: Future + Send + 'static,
+        G::Output: Send + 'static,
+    {
+        // SAFETY: the bounds.
+        unsafe { self.spawn_in(runtime, future, false) }
+    }
+
+    /// Spawns a task in this cell whose future need not be `Send`. As [`spawn`](Self::spawn).
+    ///
+    /// # Errors
+    ///
+    /// The cell is in use, or the caller is not [where local tasks are
+    /// spawned](LocalSpawner::current). The future comes back.
+    pub fn spawn_local<G>(
+        &'static self,
+        spawner: LocalSpawner,
+        future: G,
+    ) -> Result<JoinHandle<G::Output>, SpawnError<G>>
+    where
+        G: Future + 'static,
+        G::Output: 'static,
+    {
+        match spawner.runtime() {
+            // SAFETY: the spawner says so.
+            Some(runtime) => unsafe { self.spawn_in(runtime, future, true) },
+            None => Err(SpawnError { future, reason: SpawnErrorReason::NotLocal }),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Future and output are `Send`; or it is `local`, and the caller is in a plain task on the core of
+    /// `runtime`.
+    unsafe fn spawn_in<G>(
+        &'static self,
+        runtime: &'static Runtime,
+        future: G,
+        local: bool,
+    ) -> Result<JoinHandle<G::Output>, SpawnError<G>>
+    where
+        G: Future + 'static,
+        G::Output: 'static,
+    {
+        const {
+            assert!(
+                size_of::<Task<G, Static>>() <= size_of::<Task<F, Static>>()
+                    && align_of::<Task<G, Static>>() <= align_of::<Task<F, Static>>(),
+                "this future does not fit into this StaticTask"
+            );
+        }
+        let Some(kind) = self.account.take() else {
+            return Err(SpawnError { future, reason: SpawnErrorReason::InUse });
+        };
+        let new = New { runtime, future, kind, local, stack: HeldStack::PLAIN };
+        // SAFETY: large and aligned enough, by the above, and ours (rule 8) until the kind frees it.
+        let task = unsafe { new.write(NonNull::from(&self.memory).cast()) };
+        // SAFETY: a new task of this runtime's, with a future of this type, and the caller's promise.
+        unsafe { runtime.publish(task) }
+    }
+}
+
+impl<F: Future + 'static> Default for StaticTask<F> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<F: Future> fmt::Debug for StaticTask<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StaticTask")
+            .field("name", &self.account.name)
+            .field("in_use", &self.account.in_use)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes a [`StaticTask`] for the future of a function, whose type has no name: `static_task!(static
+/// CELL: function);`
+///
+/// The compiler computes size and alignment. The tasks are called like the function. It may have up to
+/// eight arguments, and no generic ones.
+///
+/// ```
+/// # struct Led;
+/// async fn blink(led: Led, times: u32) {
+///     // …
+/// }
+///
+/// trapline::static_task!(static BLINK: blink);
+///
+/// # fn on(runtime: &'static trapline::Runtime, led: Led) {
+/// let spawned = BLINK.spawn_on(runtime, blink(led, 3));
+/// # drop(spawned);
+/// # }
+/// ```
+///
+/// A future that doesn't fit doesn't compile:
+///
+/// ```compile_fail,E0080
+/// async fn small() {}
+/// trapline::static_task!(static SMALL: small);
+///
+/// let large = [0; 100];
+/// let _ = SMALL.spawn(async move {
+///     trapline::yield_now().await;
+///     core::hint::black_box(large);
+/// });
+/// ```
+#[macro_export]
+macro_rules! static_task {
+    ($(#[$attribute:meta])* $visibility:vis static $name:ident: $function:path $(;)?) => {
+        $(#[$attribute])*
+        $visibility static $name: $crate::StaticTask<$crate::Room<
+            { $crate::Room::<0, 1>::size_for(&$function) },
+            { $crate::Room::<0, 1>::align_for(&$function) },
+        >> = $crate::StaticTask::named(::core::stringify!($function));
+    };
+}
+
+/// Stands for a future whose type has no name: one that takes so much room. Nobody makes one.
+///
+/// What [`static_task!`](crate::static_task) names.
+#[repr(C)]
+pub struct Room<const SIZE: usize, const ALIGN: usize>
+where
+    Self: Aligned,
+{
+    aligned: [<Self as Aligned>::To; 0],
+    bytes: [u8; SIZE],
+}
+
+impl<const SIZE: usize, const ALIGN: usize> Room<SIZE, ALIGN>
+where
+    Self: Aligned,
+{
+    /// How much room a task takes for the future that `function` returns, or for its output.
+    #[doc(hidden)]
+    pub const fn size_for<F: Returns<A>, A>(_function: &F) -> usize {
+        size_of::<Stage<F::Future>>()
+    }
+
+    /// How that is aligned.
+    #[doc(hidden)]
+    pub const fn align_for<F: Returns<A>, A>(_function: &F) -> usize {
+        align_of::<Stage<F::Future>>()
+    }
+}
+
+impl<const SIZE: usize, const ALIGN: usize> Future for Room<SIZE, ALIGN>
+where
+    Self: Aligned,
+{
+    type Output = Infallible;
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Infallible> {
+        Poll::Pending
+    }
+}
+
+impl<const SIZE: usize, const ALIGN: usize> fmt::Debug for Room<SIZE, ALIGN>
+where
+    Self: Aligned,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Room").finish_non_exhaustive()
+    }
+}
+
+/// A function of the arguments `A` that returns a future.
+#[doc(hidden)]
+pub trait Returns<A> {
+    type Future: Future;
+}
+
+macro_rules! returns {
+    ($($argument:ident)*) => {
+        impl<F, R, $($argument),*> Returns<($($argument,)*)> for F
+        where
+            F: Fn($($argument),*) -> R,
+            R: Future,
+        {
+            type Future = R;
+        }
+    };
+}
+
+returns!();
+returns!(A1);
+returns!(A1 A2);
+returns!(A1 A2 A3);
+returns!(A1 A2 A3 A4);
+returns!(A1 A2 A3 A4 A5);
+returns!(A1 A2 A3 A4 A5 A6);
+returns!(A1 A2 A3 A4 A5 A6 A7);
+returns!(A1 A2 A3 A4 A5 A6 A7 A8);
+
+/// A type that is aligned so: an attribute cannot be given a parameter.
+#[doc(hidden)]
+pub trait Aligned {
+    type To;
+}
+
+macro_rules! aligned {
+    ($($align:literal)*) => {
+        $(const _: () = {
+            #[repr(align($align))]
+            pub struct To;
+            impl<const SIZE: usize> Aligned for Room<SIZE, $align> {
+                type To = To;
+            }
+        };)*
+    };
+}
+
+aligned!(1 2 4 8 16 32 64 128 256 512 1024 2048 4096);
