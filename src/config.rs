@@ -25,6 +25,9 @@ pub struct Config {
     /// How many stacks there may be; a stackful task for which there is none waits its turn.
     /// Default: as many as memory allows.
     pub stacks: usize,
+    /// How many bytes of the memory of finished tasks are kept for new ones, which then need no call of the
+    /// allocator. Default: 64 KiB.
+    pub task_memory: usize,
     /// Called before the core parks while tasks wait for a stack: all are held by tasks that wait for
     /// something themselves. In task context of the core; it must not block. Default: nothing.
     pub on_stall: Option<fn(&Stall<'_>)>,
@@ -37,6 +40,7 @@ impl Config {
             slice: Duration::from_millis(1),
             stack_size: if cfg!(target_os = "none") { 16 * 1024 } else { 64 * 1024 },
             stacks: usize::MAX,
+            task_memory: 64 * 1024,
             on_stall: None,
         }
     }

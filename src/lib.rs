@@ -94,6 +94,7 @@
 extern crate alloc;
 
 pub mod arch;
+mod arena;
 mod config;
 mod contexted;
 mod fatal;

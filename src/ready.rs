@@ -393,13 +393,34 @@ pub(crate) unsafe fn push(runtime: &Runtime, task: NonNull<Header>) {
     }
 }
 
+/// From where something is asked of a runtime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// From where the [short way](short_way) is open.
+    Here,
+    /// From any other context.
+    Elsewhere,
+}
+
+/// Where the caller is.
+#[inline]
+pub(crate) fn origin(runtime: &Runtime) -> Origin {
+    if short_way(runtime) { Origin::Here } else { Origin::Elsewhere }
+}
+
 /// Publishes a new task. Any context.
 ///
 /// # Safety
 ///
-/// `task` is of this runtime, new, and the caller holds the reference that goes with the queue.
-pub(crate) unsafe fn push_new(runtime: &Runtime, task: NonNull<Header>) -> Result<(), Closed> {
-    if short_way(runtime) {
+/// `task` is of this runtime, new, and the caller holds the reference that goes with the queue. `origin` is
+/// the caller's.
+#[inline]
+pub(crate) unsafe fn push_new(
+    runtime: &Runtime,
+    task: NonNull<Header>,
+    origin: Origin,
+) -> Result<(), Closed> {
+    if origin == Origin::Here {
         if runtime.is_closed() {
             return Err(Closed);
         }
@@ -420,10 +441,11 @@ pub(crate) fn free(task: NonNull<Header>) {
     // SAFETY: without references it is the caller's alone.
     let header = unsafe { task.as_ref() };
     let Some(runtime) = header.runtime.get() else { return };
-    if header.vtable.freed_anywhere || short_way(runtime) {
+    let arena = short_way(runtime).then(|| runtime.arena());
+    if header.vtable.freed_anywhere || arena.is_some() {
         // SAFETY: it calls no allocator, or this is task context; the references are gone, and future and
         // output went before them.
-        unsafe { Header::free(task) };
+        unsafe { Header::free(task, arena) };
     } else {
         // SAFETY: the caller's alone, and in no queue, since it had been finished. It stays alive
         // until the runtime frees it.

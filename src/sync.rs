@@ -8,6 +8,10 @@ pub(crate) use alloc::alloc::{alloc, dealloc};
 #[cfg(not(loom))]
 pub(crate) use core::sync::atomic;
 
+/// Whether the memory of finished tasks is kept for new ones. Not under loom, which watches over
+/// allocations.
+pub(crate) const KEEPS_TASK_MEMORY: bool = cfg!(not(loom));
+
 /// loom's, which finds what was leaked or freed twice.
 #[cfg(loom)]
 pub(crate) use loom::alloc::{alloc, dealloc};

@@ -114,7 +114,7 @@ impl Runtime {
             // SAFETY: rule 6: there is no join handle, and nobody who could tell that DONE isn't set.
             unsafe {
                 self.guarded(|| Header::drop_output(task));
-                Header::free(task);
+                Header::free(task, Some(self.arena()));
             }
             return;
         }
@@ -159,7 +159,7 @@ impl Runtime {
     pub(super) fn bury(&'static self, task: NonNull<Header>, start: Start) {
         match start {
             // SAFETY: no references are left, and future and output went before the last.
-            Start::Free => unsafe { Header::free(task) },
+            Start::Free => unsafe { Header::free(task, Some(self.arena())) },
             Start::Finished => self.release(task),
             Start::Abandoned | Start::Run { .. } => {}
         }
@@ -170,7 +170,7 @@ impl Runtime {
         // SAFETY: the runtime has the reference that it drops; it was the last, so the task is ours.
         unsafe {
             if task.as_ref().state.release() {
-                Header::free(task);
+                Header::free(task, Some(self.arena()));
             }
         }
     }

@@ -18,6 +18,7 @@ use core::task::{Context, Poll};
 
 use crossbeam_utils::CachePadded;
 
+use crate::arena::Arena;
 use crate::config::Config;
 use crate::contexted::ScopeLink;
 use crate::platform::bound;
@@ -62,6 +63,7 @@ pub struct Runtime {
 /// What only the owning core touches, with its gate shut.
 struct Own {
     ready: Fifo,
+    arena: Arena,
     stacks: Stacks,
     /// All tasks that have been polled and are not done.
     tasks: Cell<Link>,
@@ -160,6 +162,7 @@ impl Runtime {
                 root: Header::new(State::immortal(), &task::ROOT, None),
                 own: Own {
                     ready: Fifo::new(),
+                    arena: Arena::new(config.task_memory),
                     stacks: Stacks::new(),
                     tasks: Cell::new(None),
                     current: AtomicPtr::new(core::ptr::null_mut()),
@@ -198,6 +201,12 @@ impl Runtime {
     #[inline]
     pub(crate) fn inbox(&self) -> &Inbox {
         &self.inbox
+    }
+
+    /// The memory that it keeps. For whom [`ready`] allows it.
+    #[inline]
+    pub(crate) fn arena(&self) -> &Arena {
+        &self.own.arena
     }
 
     /// Whether it has been shut down. Owning core.

@@ -49,6 +49,7 @@ impl Runtime {
             self.abandon(task);
         }
         while self.own.stacks.preempted.pop(self.polls()).is_some() {}
+        self.own.arena.close();
         report.stacks_with_frames = self.own.stacks.pool.free_idle();
         Ok(report)
     }

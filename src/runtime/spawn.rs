@@ -7,7 +7,7 @@ use core::ptr::{self, NonNull};
 
 use super::Runtime;
 use crate::platform::{InInterrupt, bound};
-use crate::ready;
+use crate::ready::{self, Origin};
 use crate::stackful::{HeldStack, Stackful};
 use crate::task::join::JoinHandle;
 use crate::task::{self, Header, Kind, Named, New, Unnamed};
@@ -71,13 +71,14 @@ impl Runtime {
     pub(crate) unsafe fn publish<F>(
         &'static self,
         task: NonNull<Header>,
+        origin: Origin,
     ) -> Result<JoinHandle<F::Output>, SpawnError<F>>
     where
         F: Future + 'static,
         F::Output: 'static,
     {
-        // SAFETY: a new task of this runtime, READY, with the runtime's reference.
-        match unsafe { ready::push_new(self, task) } {
+        // SAFETY: a new task of this runtime, made for this origin, with the runtime's reference.
+        match unsafe { ready::push_new(self, task, origin) } {
             // SAFETY: the other reference is the join handle's.
             Ok(()) => Ok(unsafe { JoinHandle::new(task) }),
             Err(ready::Closed) => {
@@ -103,9 +104,10 @@ where
     /// the runtime.
     unsafe fn spawn(self) -> Result<JoinHandle<F::Output>, SpawnError<F>> {
         let runtime = self.runtime;
-        match self.allocate() {
+        let origin = ready::origin(runtime);
+        match self.allocate(origin) {
             // SAFETY: a new task of this runtime's, and the caller promises the rest.
-            Ok(task) => unsafe { runtime.publish(task) },
+            Ok(task) => unsafe { runtime.publish(task, origin) },
             Err(future) => Err(SpawnError { future, reason: SpawnErrorReason::OutOfMemory }),
         }
     }

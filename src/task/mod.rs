@@ -53,6 +53,8 @@ use core::ptr::NonNull;
 use core::task::{Context, Poll, Waker};
 
 use crate::Runtime;
+use crate::arena::Arena;
+use crate::ready::Origin;
 use crate::stackful::HeldStack;
 use crate::sync::{UnsafeCell, alloc, const_fn, dealloc};
 use join::JoinError;
@@ -101,7 +103,7 @@ pub(crate) struct Vtable {
     /// Drops the output. # Safety: as `take_output`.
     drop_output: unsafe fn(NonNull<Header>),
     /// Frees the memory. # Safety: future and output are gone, and nobody holds a reference.
-    free: unsafe fn(NonNull<Header>),
+    free: unsafe fn(NonNull<Header>, Option<&Arena>),
     /// Whether `free` may be called in any context.
     pub(crate) freed_anywhere: bool,
     /// Where the future lies, and its size in bytes.
@@ -140,8 +142,23 @@ pub(crate) trait Kind: Sized + 'static {
     ///
     /// # Safety
     ///
-    /// Nobody uses it again, and the task in it has been dropped; `layout` is its own.
-    unsafe fn free(self, memory: *mut u8, layout: Layout);
+    /// Nobody uses it again, and the task in it has been dropped; `layout` is its own. `arena` as for
+    /// [`Header::free`].
+    unsafe fn free(self, memory: NonNull<u8>, layout: Layout, arena: Option<&Arena>);
+}
+
+/// # Safety
+///
+/// As [`Kind::free`], for memory that came from the allocator.
+#[inline]
+unsafe fn give_back(memory: NonNull<u8>, layout: Layout, arena: Option<&Arena>) {
+    // SAFETY: passed on.
+    unsafe {
+        match arena {
+            Some(arena) => arena.free(memory, layout),
+            None => dealloc(memory.as_ptr(), layout),
+        }
+    }
 }
 
 /// A task that the allocator has memory for, without a name.
@@ -157,9 +174,9 @@ impl Kind for Unnamed {
         None
     }
 
-    unsafe fn free(self, memory: *mut u8, layout: Layout) {
+    unsafe fn free(self, memory: NonNull<u8>, layout: Layout, arena: Option<&Arena>) {
         // SAFETY: passed on.
-        unsafe { dealloc(memory, layout) }
+        unsafe { give_back(memory, layout, arena) }
     }
 }
 
@@ -170,9 +187,9 @@ impl Kind for Named {
         self.0
     }
 
-    unsafe fn free(self, memory: *mut u8, layout: Layout) {
+    unsafe fn free(self, memory: NonNull<u8>, layout: Layout, arena: Option<&Arena>) {
         // SAFETY: passed on.
-        unsafe { dealloc(memory, layout) }
+        unsafe { give_back(memory, layout, arena) }
     }
 }
 
@@ -273,10 +290,11 @@ impl Header {
     /// # Safety
     ///
     /// Its last reference is gone, and with it future and output. The caller may call the
-    /// allocator.
-    pub(crate) unsafe fn free(task: NonNull<Self>) {
+    /// allocator. `arena` is that of the task's runtime, if this is its core, in task context with the gate
+    /// shut.
+    pub(crate) unsafe fn free(task: NonNull<Self>, arena: Option<&Arena>) {
         // SAFETY: passed on.
-        unsafe { (task.as_ref().vtable.free)(task) }
+        unsafe { (task.as_ref().vtable.free)(task, arena) }
     }
 }
 
@@ -300,11 +318,17 @@ where
     /// Allocates the task. The future comes back when there is no memory.
     ///
     /// The caller gets both references: the runtime's and the join handle's.
-    pub(crate) fn allocate(self) -> Result<NonNull<Header>, F> {
-        // SAFETY: the layout is not empty: there is a header.
-        match NonNull::new(unsafe { alloc(Layout::new::<Task<F, K>>()) }) {
+    #[inline]
+    pub(crate) fn allocate(self, origin: Origin) -> Result<NonNull<Header>, F> {
+        let layout = Layout::new::<Task<F, K>>();
+        let memory = match origin {
+            Origin::Here => self.runtime.arena().allocate(layout),
+            // SAFETY: the layout is not empty: there is a header.
+            Origin::Elsewhere => NonNull::new(unsafe { alloc(layout) }),
+        };
+        match memory {
             // SAFETY: freshly allocated for this type.
-            Some(memory) => Ok(unsafe { self.write(memory.cast()) }),
+            Some(memory) => Ok(unsafe { self.write(memory.cast(), origin) }),
             None => Err(self.future),
         }
     }
@@ -315,9 +339,10 @@ where
     ///
     /// The memory is writable, as large and as aligned as a `Task<F, K>`, and nobody else's until it is
     /// freed.
-    unsafe fn write(self, memory: NonNull<Task<F, K>>) -> NonNull<Header> {
+    #[inline]
+    unsafe fn write(self, memory: NonNull<Task<F, K>>, origin: Origin) -> NonNull<Header> {
         let vtable = if self.local { &Task::<F, K>::LOCAL_VTABLE } else { &Task::<F, K>::VTABLE };
-        let header = Header::new(State::spawned(), vtable, Some(self.runtime));
+        let header = Header::new(State::spawned(origin), vtable, Some(self.runtime));
         header.stack.set(self.stack);
         let stage = UnsafeCell::new(Stage { future: ManuallyDrop::new(self.future) });
         // SAFETY: the caller's promise.
@@ -341,7 +366,7 @@ where
     unsafe {
         let future = Body::<F>::stage(task)
             .with(|stage| ManuallyDrop::into_inner(core::ptr::read(&raw const (*stage).future)));
-        Header::free(task);
+        Header::free(task, None);
         future
     }
 }
@@ -370,14 +395,15 @@ where
         }
     }
 
-    unsafe fn free(task: NonNull<Header>) {
+    unsafe fn free(task: NonNull<Header>, arena: Option<&Arena>) {
+        let memory = task.cast::<u8>();
         let task = task.cast::<Self>().as_ptr();
         // SAFETY: `Vtable::free`: nobody can reach it, and its kind knows where it came from. What has a
         // destructor in the body is gone; loom's cells have one of their own.
         unsafe {
             let kind = core::ptr::read(&raw const (*task).kind);
             core::ptr::drop_in_place(&raw mut (*task).body);
-            kind.free(task.cast(), Layout::new::<Self>());
+            kind.free(memory, Layout::new::<Self>(), arena);
         }
     }
 
@@ -512,7 +538,7 @@ pub(crate) static ROOT: Vtable = Vtable {
     fail: |_, _| unreachable!(),
     take_output: |_, _| unreachable!(),
     drop_output: |_| unreachable!(),
-    free: |_| unreachable!(),
+    free: |_, _| unreachable!(),
     freed_anywhere: false,
     future: |_| core::ptr::null(),
     future_size: 0,

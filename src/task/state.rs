@@ -5,6 +5,7 @@
 //! task](super).
 
 use crate::fatal::fatal;
+use crate::ready::Origin;
 use crate::sync::atomic::{AtomicUsize, Ordering, fence};
 use crate::sync::const_fn;
 
@@ -120,9 +121,14 @@ pub(crate) struct ShutDown {
 
 impl State {
     const_fn! {
-        /// Spawned: READY, and referenced by the runtime and the join handle. (Edge 1)
-        pub(crate) fn spawned() -> Self {
-            Self(AtomicUsize::new(READY | JOIN | (2 * REFERENCE)))
+        /// Spawned: referenced by the runtime and the join handle; RUNNING if it goes to the FIFO, READY if
+        /// to the inbox. (Edge 1)
+        pub(crate) fn spawned(origin: Origin) -> Self {
+            let flag = match origin {
+                Origin::Here => RUNNING,
+                Origin::Elsewhere => READY,
+            };
+            Self(AtomicUsize::new(flag | JOIN | (2 * REFERENCE)))
         }
     }
 

@@ -11,6 +11,8 @@ use core::ptr::NonNull;
 use core::task::{Context, Poll};
 
 use super::{Kind, New, Stage, Task};
+use crate::arena::Arena;
+use crate::ready;
 use crate::runtime::LocalSpawner;
 use crate::stackful::HeldStack;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -69,7 +71,7 @@ impl Kind for Static {
         self.0.name
     }
 
-    unsafe fn free(self, _memory: *mut u8, _layout: Layout) {
+    unsafe fn free(self, _memory: NonNull<u8>, _layout: Layout, _arena: Option<&Arena>) {
         self.0.turn.with_mut(|_| ());
         // Release pairs with the acquire in `take`: all that was done to this task happens before
         // the next is written in its place.
@@ -201,10 +203,11 @@ impl<F: Future + 'static> StaticTask<F> {
             return Err(SpawnError { future, reason: SpawnErrorReason::InUse });
         };
         let new = New { runtime, future, kind, local, stack: HeldStack::PLAIN };
+        let origin = ready::origin(runtime);
         // SAFETY: large and aligned enough, by the above, and ours (rule 8) until the kind frees it.
-        let task = unsafe { new.write(NonNull::from(&self.memory).cast()) };
+        let task = unsafe { new.write(NonNull::from(&self.memory).cast(), origin) };
         // SAFETY: a new task of this runtime's, with a future of this type, and the caller's promise.
-        unsafe { runtime.publish(task) }
+        unsafe { runtime.publish(task, origin) }
     }
 }
 
