@@ -42,6 +42,8 @@ macro_rules! tests {
 fn program() {
     let everywhere: &[hal_shim::test::Test] = tests![
         tasks::spawned_task_is_polled_dropped_and_freed_once,
+        tasks::memory_of_finished_tasks_is_kept_for_new_ones,
+        tasks::a_bounded_number_of_polls_is_between_a_task_and_its_turn,
         tasks::tasks_run_in_the_order_of_their_wakes,
         tasks::wake_during_the_poll_polls_again,
         tasks::many_wakes_make_one_poll,

@@ -54,6 +54,10 @@ impl Count {
         self.0.fetch_add(1, SeqCst) + 1
     }
 
+    pub fn raise_to(&self, n: usize) {
+        self.0.fetch_max(n, SeqCst);
+    }
+
     pub fn get(&self) -> usize {
         self.0.load(SeqCst)
     }

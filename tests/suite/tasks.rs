@@ -6,7 +6,7 @@ use core::future::{Future, poll_fn};
 use core::task::{Poll, Waker};
 
 use hal_shim::{heap, interrupt};
-use trapline::{JoinError, TaskId, spawn, yield_now};
+use trapline::{Config, JoinError, TaskId, spawn, stackful, yield_now};
 
 use crate::support::*;
 
@@ -24,6 +24,151 @@ pub fn spawned_task_is_polled_dropped_and_freed_once() {
     let after = heap::counts();
     // The task itself and the box inside of `Counted`.
     assert_eq!(after.frees, before.frees + 2);
+}
+
+pub fn memory_of_finished_tasks_is_kept_for_new_ones() {
+    let task_memory = 4096;
+    let runtime = configured(Config { task_memory, ..Config::new() });
+    let before = heap::counts();
+    let spawned = run_on(runtime, async {
+        // Two sizes, and one that is too large to be kept.
+        for bytes in [[0_u8; 8].as_slice(), &[0; 200], &[0; 2000]] {
+            let spawn_one = || match bytes.len() {
+                8 => spawn(holding([0; 8])),
+                200 => spawn(holding([0; 200])),
+                _ => spawn(holding([0; 2000])),
+            };
+            spawn_one().await.unwrap();
+            let before = heap::counts();
+            for _ in 0..10 {
+                spawn_one().await.unwrap();
+            }
+            let allocations = heap::counts().allocations - before.allocations;
+            assert_eq!(allocations, if bytes.len() > 512 { 10 } else { 0 }, "{}", bytes.len());
+        }
+        // More at once than may be kept.
+        for _ in 0..100 {
+            drop(spawn(holding([0; 200])));
+        }
+        turns(2).await;
+        let kept = heap::counts().bytes_live - before.bytes_live;
+        assert!((3800..=task_memory).contains(&kept), "{kept} bytes are kept");
+        // A task with an alignment of its own is left to the allocator.
+        spawn(Aligned(async { 1 })).await.unwrap()
+    });
+    assert_eq!(spawned, 1);
+    runtime.shutdown().unwrap();
+    assert_eq!(heap::counts().bytes_live, before.bytes_live);
+}
+
+async fn holding<const N: usize>(bytes: [u8; N]) {
+    core::hint::black_box(&bytes);
+    yield_now().await;
+    core::hint::black_box(&bytes);
+}
+
+#[repr(align(64))]
+struct Aligned<F>(F);
+
+impl<F: Future> Future for Aligned<F> {
+    type Output = F::Output;
+
+    fn poll(
+        self: core::pin::Pin<&mut Self>,
+        context: &mut core::task::Context<'_>,
+    ) -> Poll<F::Output> {
+        assert!(
+            (&raw const *self).addr().is_multiple_of(64),
+            "the task is not aligned as its future"
+        );
+        // SAFETY: the only field, pinned with `self`.
+        unsafe { self.map_unchecked_mut(|aligned| &mut aligned.0) }.poll(context)
+    }
+}
+
+/// Whoever is READY has its turn after a bounded number of polls of others, however they came to be READY.
+pub fn a_bounded_number_of_polls_is_between_a_task_and_its_turn() {
+    const TASKS: usize = 20;
+    const STACKFUL: usize = TASKS / 5;
+    /// Each of the others once, with a child for those that spawn, and the root.
+    const PLAIN_BOUND: usize = 2 * TASKS + 2;
+    /// Those on stacks have patience for 32 polls, and go one at a time.
+    const STACKFUL_BOUND: usize = STACKFUL * (32 + 2);
+    static SOFT: Event = Event::constant();
+    SOFT.clear();
+    interrupt::on_soft(|| SOFT.set());
+    run(async {
+        let stop = Event::new();
+        let (all, worst) = (Count::new(), [Count::new(), Count::new()]);
+        let tasks: vec::Vec<_> = (0..TASKS)
+            .map(|me| {
+                let (stop, all) = (stop.clone(), all.clone());
+                let is_stackful = me % (TASKS / STACKFUL) == 0;
+                let worst = worst[usize::from(is_stackful)].clone();
+                let task = async move {
+                    while !stop.is_set() {
+                        let before = all.add();
+                        // Some wake themselves, some yield, some wait for what has its own turns.
+                        match me % 3 {
+                            0 => wake_oneself().await,
+                            1 => yield_now().await,
+                            _ => {
+                                let counts = all.clone();
+                                drop(spawn(async move { drop(counts.add()) }));
+                                yield_now().await;
+                            }
+                        }
+                        worst.raise_to(all.get() - before);
+                    }
+                };
+                if is_stackful { spawn(stackful(task)) } else { spawn(task) }
+            })
+            .collect();
+        turns(100).await;
+        // A flood through the inbox, which is looked at in each turn, keeps nobody waiting, nor do they it.
+        let flood = Count::new();
+        let counts = flood.clone();
+        let waits = spawn(async move {
+            for _ in 0..100 {
+                SOFT.wait().await;
+                SOFT.clear();
+                counts.add();
+            }
+        });
+        for round in 0..100 {
+            turns(1).await;
+            let before = all.get();
+            interrupt::raise();
+            while flood.get() <= round {
+                yield_now().await;
+            }
+            let polls = all.get() - before;
+            assert!(polls <= 2 * PLAIN_BOUND, "the inbox waited for {polls} polls");
+        }
+        waits.await.unwrap();
+        stop.set();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let [plain, stackful] = worst.map(|worst| worst.get());
+        assert!(
+            (TASKS / 2..=PLAIN_BOUND).contains(&plain),
+            "a plain task waited for {plain} polls"
+        );
+        assert!((1..=STACKFUL_BOUND).contains(&stackful), "on a stack: {stackful} polls");
+    });
+}
+
+async fn wake_oneself() {
+    let mut woken = false;
+    poll_fn(|context| {
+        if core::mem::replace(&mut woken, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 pub fn tasks_run_in_the_order_of_their_wakes() {
@@ -169,7 +314,8 @@ pub fn last_waker_dropped_in_an_interrupt_frees_nothing_there() {
         drop(HELD.lock().take());
         FREES.store(heap::counts().frees - before, SeqCst);
     });
-    let runtime = runtime();
+    // The allocator shall see what the loop frees.
+    let runtime = configured(Config { task_memory: 0, ..Config::new() });
     let live = run_on(runtime, async {
         spawn(poll_fn(|context| {
             *HELD.lock() = Some(context.waker().clone());
