@@ -16,6 +16,8 @@ use trapline::{
     Config, EnterError, Hooks, JoinError, Runtime, block_on, contexted, spawn, stackful, yield_now,
 };
 
+hal_shim::heap!();
+
 /// Runs `test` on a core of its own, with a runtime.
 fn with_runtime(test: impl FnOnce(&'static Runtime) + Send) {
     let runtime: &'static Runtime = Box::leak(Box::new(Runtime::new()));

@@ -1,4 +1,7 @@
 //! The global allocator: the machine's, counted, and made to fail where a test wants it.
+//!
+//! [`entry!`](crate::entry) installs it; a program without `entry!` does with [`heap!`](crate::heap!). Without
+//! it, nothing is counted.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -8,8 +11,20 @@ use trapline::preempt::NoPreempt;
 use crate::interrupt::masked;
 use crate::machine;
 
-#[global_allocator]
-static HEAP: NoPreempt<Counted> = NoPreempt(Counted);
+/// What [`heap!`](crate::heap!) installs.
+pub type Heap = NoPreempt<Counted>;
+
+/// The one that there is.
+pub const HEAP: Heap = NoPreempt(Counted);
+
+/// Makes [`HEAP`] the program's global allocator, as [`entry!`](crate::entry) does too: once in a program.
+#[macro_export]
+macro_rules! heap {
+    () => {
+        #[global_allocator]
+        static __HAL_SHIM_HEAP: $crate::heap::Heap = $crate::heap::HEAP;
+    };
+}
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 static FREES: AtomicUsize = AtomicUsize::new(0);
@@ -60,7 +75,8 @@ fn refused() -> bool {
 /// The machine's allocator with the counts.
 ///
 /// Interrupts are masked inside: a handler that allocates may have interrupted an allocation.
-struct Counted;
+#[derive(Debug)]
+pub struct Counted;
 
 impl Counted {
     fn granted(pointer: *mut u8, layout: Layout) -> *mut u8 {

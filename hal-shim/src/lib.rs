@@ -35,7 +35,8 @@
 //!   which is any, and calls nothing that does;
 //! - it takes no lock that another task of this thread takes, std's and libc's own included:
 //!   those in `getenv`, the time zone, the name resolver, the dynamic linker. (The allocator is
-//!   guarded.)
+//!   guarded if it is [`heap!`]'s, which [`entry!`] installs, or in a
+//!   [`NoPreempt`](trapline::preempt::NoPreempt) of the program's own.)
 //!
 //! And for all code of a thread that is a core:
 //!
@@ -106,6 +107,8 @@ pub use linux::run as _run;
 #[macro_export]
 macro_rules! entry {
     (unsafe $program:path) => {
+        $crate::heap!();
+
         fn main() {
             // SAFETY: `entry!(unsafe …)`: who wrote that promises what hosted code does not do.
             unsafe { $crate::_run($program) }
@@ -126,6 +129,8 @@ macro_rules! entry {
 #[macro_export]
 macro_rules! entry {
     (unsafe $program:path) => {
+        $crate::heap!();
+
         const _: () = {
             // SAFETY: the name is this crate's, and a second `entry!` does not link.
             #[unsafe(no_mangle)]

@@ -1,0 +1,141 @@
+//! Measures the rows and prints a JSON line for each cell. `cargo xtask bench` runs it and shows the figures.
+//!
+//! In a row, the implementations take turns: each is measured once, then each again, so that what disturbs
+//! the machine for a while disturbs all. A figure is the median of those samples, and the quartiles say how far
+//! they spread. Bytes and allocations are counted in a run of their own, whose time counts for nothing.
+
+#[cfg(target_os = "linux")]
+mod measure {
+    use std::time::{Duration, Instant};
+
+    use benches::{Cell, heap};
+    use clap::Parser;
+    use serde::Serialize;
+
+    #[derive(Parser)]
+    #[command(about = "What scheduling costs, as JSON lines; made for `cargo xtask bench`")]
+    struct Options {
+        /// Fewer and shorter samples
+        #[arg(long)]
+        quick: bool,
+        /// Only these rows
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+        /// Only these implementations
+        #[arg(long, value_delimiter = ',')]
+        implementations: Vec<String>,
+    }
+
+    /// How carefully.
+    struct Care {
+        /// How long a sample takes, unless one round of so many tasks takes longer.
+        sample: Duration,
+        /// How many samples there are of a cell at least, and at most.
+        samples: (usize, usize),
+        /// How long a cell takes, if that is enough samples.
+        cell: Duration,
+    }
+
+    const QUICK: Care = Care {
+        sample: Duration::from_millis(4),
+        samples: (5, 25),
+        cell: Duration::from_millis(200),
+    };
+    const FULL: Care = Care {
+        sample: Duration::from_millis(20),
+        samples: (9, 51),
+        cell: Duration::from_millis(1500),
+    };
+
+    #[derive(Serialize)]
+    struct Line {
+        bench: &'static str,
+        n: Option<usize>,
+        #[serde(rename = "impl")]
+        implementation: &'static str,
+        ns: Option<f64>,
+        /// The quartiles of `ns`.
+        spread: Option<[f64; 2]>,
+        bytes: Option<f64>,
+        allocs: Option<f64>,
+    }
+
+    pub fn main() {
+        let Options { quick, only, implementations } = Options::parse();
+        let care = if quick { QUICK } else { FULL };
+        let wanted = |names: &[String], name| names.is_empty() || names.iter().any(|n| n == name);
+        let mut cells = benches::cells();
+        cells.retain(|cell| {
+            wanted(&only, cell.bench) && wanted(&implementations, cell.implementation)
+        });
+        for row in cells.chunk_by(|one, next| (one.bench, one.n) == (next.bench, next.n)) {
+            for line in measure(row, &care) {
+                println!(
+                    "{}",
+                    serde_json::to_string(&line).expect("it is all strings and numbers")
+                );
+            }
+        }
+    }
+
+    /// The figures of a row.
+    fn measure(row: &[Cell], care: &Care) -> Vec<Line> {
+        let mut samples = vec![Vec::new(); row.len()];
+        if !row[0].is_memory() {
+            let operations: Vec<_> = row.iter().map(|cell| operations(cell, care)).collect();
+            let (least, most) = care.samples;
+            let enough = Instant::now() + care.cell * row.len() as u32;
+            for round in 0..most {
+                if round >= least && Instant::now() > enough {
+                    break;
+                }
+                for ((cell, &operations), samples) in row.iter().zip(&operations).zip(&mut samples)
+                {
+                    samples.push(cell.measure(operations).nanoseconds());
+                }
+            }
+        }
+        row.iter().zip(samples).map(|(cell, samples)| line(cell, samples)).collect()
+    }
+
+    /// How many operations take as long as a sample shall.
+    fn operations(cell: &Cell, care: &Care) -> u64 {
+        let mut operations = 100;
+        loop {
+            let sample = cell.measure(operations);
+            let nanoseconds = sample.nanoseconds().max(0.1);
+            let enough = (care.sample.as_nanos() as f64 / nanoseconds) as u64;
+            // The first are slower than those that come later.
+            if sample.operations >= enough / 2 {
+                return enough.max(sample.operations);
+            }
+            operations = enough.min(sample.operations * 10);
+        }
+    }
+
+    fn line(cell: &Cell, mut samples: Vec<f64>) -> Line {
+        samples.sort_unstable_by(f64::total_cmp);
+        let at = |quarter: usize| samples[(samples.len() - 1) * quarter / 4];
+        let timed = !samples.is_empty();
+        // Enough that what happens now and then (a queue that grows) is seen as that.
+        let counted = heap::counted(|| cell.measure(10_000));
+        let each = |count: f64| (count / counted.operations as f64 * 1000.0).round() / 1000.0;
+        Line {
+            bench: cell.bench,
+            n: cell.n,
+            implementation: cell.implementation,
+            ns: timed.then(|| at(2)),
+            spread: timed.then(|| [at(1), at(3)]),
+            bytes: cell.is_memory().then(|| each(counted.heap.bytes as f64)),
+            allocs: Some(each(counted.heap.allocations as f64)),
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn main() {
+    measure::main();
+}
+
+#[cfg(not(target_os = "linux"))]
+fn main() {}

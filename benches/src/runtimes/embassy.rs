@@ -1,0 +1,104 @@
+//! embassy-executor: its raw executor, polled in a loop. Its tasks lie in static places and are never freed.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+
+use embassy_executor::Spawner;
+use embassy_executor::raw::{Executor, TaskStorage};
+
+use super::{CrossCore, Output, Runtime, Static};
+
+/// There is always somebody who polls, so nobody must be told that there is something to be polled.
+#[unsafe(no_mangle)]
+fn __pender(_: *mut ()) {}
+
+/// What has the places of a run's tasks, until all is over.
+type Places = Rc<RefCell<Vec<Box<dyn Any>>>>;
+
+/// The executor.
+pub struct Embassy {
+    spawner: Spawner,
+    places: Places,
+}
+
+impl Embassy {
+    /// As many places side by side, as in a task's `static` pool.
+    fn places<F: Future + 'static>(&self, n: usize) -> &'static [TaskStorage<F>] {
+        let places: Box<[TaskStorage<F>]> = (0..n).map(|_| TaskStorage::new()).collect();
+        // SAFETY: the box is kept in `self.places` until nobody polls the executor any more.
+        let alive = unsafe { &*(&raw const *places) };
+        self.places.borrow_mut().push(Box::new(places));
+        alive
+    }
+}
+
+fn spawn_at<F: Future<Output = ()> + 'static>(
+    spawner: Spawner,
+    place: &'static TaskStorage<F>,
+    future: F,
+) {
+    spawner.spawn(place.spawn(|| future).expect("the place is free"));
+}
+
+impl Runtime for Embassy {
+    const NAME: &'static str = "embassy-executor";
+
+    fn run<M>(main: impl FnOnce(Self) -> M) -> M::Output
+    where
+        M: Future<Output: 'static> + 'static,
+    {
+        let executor: &'static Executor = Box::leak(Box::new(Executor::new(std::ptr::null_mut())));
+        let embassy = Self { spawner: executor.spawner(), places: Places::default() };
+        let (spawner, places) = (embassy.spawner, embassy.places.clone());
+        let main_place = embassy.places::<Pin<Box<dyn Future<Output = ()>>>>(1);
+        let (output, main) = Output::of(main(embassy));
+        spawn_at(spawner, &main_place[0], Box::pin(main));
+        let output = loop {
+            // SAFETY: on the thread that made it, and nowhere else.
+            unsafe { executor.poll() };
+            if let Some(output) = output.take() {
+                break output;
+            }
+        };
+        drop(places);
+        output
+    }
+
+    fn spawn<F>(&self, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        spawn_at(self.spawner, &self.places(1)[0], future);
+    }
+
+    fn spawn_all<F>(&self, n: usize, make: impl Fn() -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        for place in self.places(n) {
+            spawn_at(self.spawner, place, make());
+        }
+    }
+}
+
+impl Static for Embassy {
+    type Place<F: Future<Output = ()> + Send + 'static> = TaskStorage<F>;
+
+    fn place<F>() -> TaskStorage<F>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        TaskStorage::new()
+    }
+
+    fn spawn_at<F>(&self, place: &'static TaskStorage<F>, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        spawn_at(self.spawner, place, future);
+    }
+}
+
+impl CrossCore for Embassy {}

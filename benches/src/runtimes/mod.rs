@@ -1,0 +1,106 @@
+//! The implementations, as the shapes of [`tasks`](crate::tasks) see them.
+
+pub mod async_executor;
+pub mod async_task;
+pub mod edge_executor;
+pub mod embassy;
+pub mod floor;
+pub mod futures;
+pub mod tokio;
+pub mod trapline;
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// A runtime of one core.
+pub trait Runtime: Sized + 'static {
+    /// Its crate's name, or what it is.
+    const NAME: &'static str;
+
+    /// Runs what `main` makes in a fresh runtime, and all that it spawns, until it is done.
+    fn run<M>(main: impl FnOnce(Self) -> M) -> M::Output
+    where
+        M: Future<Output: 'static> + 'static;
+
+    /// Spawns a task that nobody waits for. In task context.
+    fn spawn<F>(&self, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static;
+
+    /// Spawns `n` tasks that nobody waits for. In task context.
+    fn spawn_all<F>(&self, n: usize, make: impl Fn() -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        for _ in 0..n {
+            self.spawn(make());
+        }
+    }
+
+    /// The runtime's own way to let others run, if it has one.
+    fn yield_now() -> impl Future<Output = ()> + Send {
+        Yield { yielded: false }
+    }
+}
+
+/// Tasks with handles that can be waited for.
+pub trait Join: Runtime {
+    /// Spawns a task and waits until it is done. In task context.
+    fn spawn_join<F>(&self, future: F) -> impl Future<Output = ()>
+    where
+        F: Future<Output = ()> + Send + 'static;
+}
+
+/// Tasks in places of the program's own, without an allocator.
+pub trait Static: Runtime {
+    /// A place for one such task at a time.
+    type Place<F: Future<Output = ()> + Send + 'static>: 'static;
+
+    /// A place.
+    fn place<F>() -> Self::Place<F>
+    where
+        F: Future<Output = ()> + Send + 'static;
+
+    /// Spawns a task in a place that has none. In task context.
+    fn spawn_at<F>(&self, place: &'static Self::Place<F>, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static;
+}
+
+/// Runtimes whose wakers may be used on other cores.
+pub trait CrossCore: Runtime {}
+
+/// What everybody writes who has no `yield_now`.
+struct Yield {
+    yielded: bool,
+}
+
+impl Future for Yield {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if self.yielded {
+            return Poll::Ready(());
+        }
+        self.yielded = true;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+/// A place for what `main` returns, for runtimes whose tasks return nothing.
+struct Output<T>(std::rc::Rc<std::cell::Cell<Option<T>>>);
+
+impl<T> Output<T> {
+    /// `main` as a task, and the place where its output will be.
+    fn of<M: Future<Output = T>>(main: M) -> (Self, impl Future<Output = ()>) {
+        let place = std::rc::Rc::default();
+        let output = Self(std::rc::Rc::clone(&place));
+        (output, async move { place.set(Some(main.await)) })
+    }
+
+    /// The output, once it is there.
+    fn take(&self) -> Option<T> {
+        self.0.take()
+    }
+}

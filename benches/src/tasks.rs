@@ -1,0 +1,440 @@
+//! What tasks cost: the shapes that are the same for every runtime.
+//!
+//! A main task spawns and waits, as a program does; time begins and ends in it, or in the tasks. Tasks are `Send`,
+//! so what they share is atomic, but all that is not a wake is a load or a store, which cost next to nothing.
+
+use std::future::poll_fn;
+use std::hint::black_box;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use atomic_waker::AtomicWaker;
+
+use crate::runtimes::{
+    CrossCore, Join, Runtime, Static, async_executor::AsyncExecutor, async_task::AsyncTask,
+    edge_executor::EdgeExecutor, embassy::Embassy, floor::FloorBoxed, futures::Futures,
+    tokio::Tokio, trapline::Stackful, trapline::Trapline,
+};
+use crate::{Cell, Sample, Shape, Span, cores};
+
+/// How many tasks are blocked in `idle_bytes`.
+const BLOCKED: usize = 10_000;
+
+/// The cells of all runtimes.
+pub(crate) fn add_to(cells: &mut Vec<Cell>) {
+    // The order of the rows, and of the implementations in each.
+    boxed::<Trapline>(cells);
+    boxed::<FloorBoxed>(cells);
+    boxed::<AsyncTask>(cells);
+    boxed::<AsyncExecutor>(cells);
+    boxed::<Tokio>(cells);
+    boxed::<EdgeExecutor>(cells);
+    boxed::<Futures>(cells);
+    places::<Embassy>(cells);
+    join::<Trapline>(cells);
+    join::<AsyncTask>(cells);
+    join::<AsyncExecutor>(cells);
+    join::<Tokio>(cells);
+    join::<EdgeExecutor>(cells);
+    join::<Futures>(cells);
+    all::<Trapline>(cells);
+    all::<FloorBoxed>(cells);
+    all::<Embassy>(cells);
+    all::<AsyncTask>(cells);
+    all::<AsyncExecutor>(cells);
+    all::<Tokio>(cells);
+    all::<EdgeExecutor>(cells);
+    all::<Futures>(cells);
+    if cores::other().is_some() {
+        cross::<Trapline>(cells);
+        cross::<Embassy>(cells);
+        cross::<AsyncExecutor>(cells);
+        cross::<Tokio>(cells);
+        cross::<EdgeExecutor>(cells);
+        cross::<Futures>(cells);
+    }
+    cells.push(cell::<Stackful>("stackful_yield", None, yields::<Stackful>));
+    cells.push(cell::<Stackful>("stackful_spawn_join", None, spawn_join::<Stackful>));
+}
+
+fn cell<R: Runtime>(bench: &'static str, n: Option<usize>, shape: Shape) -> Cell {
+    Cell { bench, n, implementation: R::NAME, shape }
+}
+
+/// Rows of runtimes that allocate their tasks.
+fn boxed<R: Runtime>(cells: &mut Vec<Cell>) {
+    for n in [1, 100, 1_000, 100_000] {
+        cells.push(cell::<R>("spawn", Some(n), spawn::<R>));
+    }
+}
+
+/// Rows of runtimes that need not.
+fn places<R: Static>(cells: &mut Vec<Cell>) {
+    for n in [1, 100, 1_000, 100_000] {
+        cells.push(cell::<R>("spawn_static", Some(n), spawn_static::<R>));
+    }
+}
+
+/// Rows of runtimes that have join handles.
+fn join<R: Join>(cells: &mut Vec<Cell>) {
+    cells.push(cell::<R>("spawn_join", None, spawn_join::<R>));
+}
+
+/// Rows of all.
+fn all<R: Runtime>(cells: &mut Vec<Cell>) {
+    for n in [1, 10, 100, 1_000, 10_000, 100_000, 1_000_000] {
+        cells.push(cell::<R>("yield", Some(n), yields::<R>));
+    }
+    let rows: [(_, Shape); 5] = [
+        ("hop", hop::<R>),
+        ("hop_atomic_waker", hop_atomic_waker::<R>),
+        ("redundant_wake", redundant_wake::<R>),
+        ("waker_clone", waker_clone::<R>),
+        ("idle_bytes", idle_bytes::<R>),
+    ];
+    cells.extend(rows.map(|(bench, shape)| cell::<R>(bench, None, shape)));
+}
+
+/// Rows of those who can take wakes from other cores.
+fn cross<R: CrossCore>(cells: &mut Vec<Cell>) {
+    cells.push(cell::<R>("cross_wake", None, cross_wake::<R>));
+}
+
+/// Something that tasks share and that is there for ever.
+fn leaked<T>(value: T) -> &'static T {
+    Box::leak(Box::new(value))
+}
+
+/// Counts tasks down, and wakes the one that waits for the last.
+struct Latch {
+    left: AtomicUsize,
+    waiting: OnceLock<Waker>,
+}
+
+impl Latch {
+    /// A latch at zero. It wakes the task that awaits this.
+    async fn mine() -> &'static Self {
+        let waiting = poll_fn(|context| Poll::Ready(OnceLock::from(context.waker().clone()))).await;
+        leaked(Self { left: AtomicUsize::new(0), waiting })
+    }
+
+    /// As many are to come.
+    fn set(&self, n: usize) {
+        self.left.store(n, Ordering::Relaxed);
+    }
+
+    /// One more is there. Whether it is the last. All are on one core, so it need not be one step.
+    fn count_down(&self) -> bool {
+        let left = self.left.load(Ordering::Relaxed) - 1;
+        self.left.store(left, Ordering::Relaxed);
+        if left == 0 {
+            self.waiting.get().expect("it was made with one").wake_by_ref();
+        }
+        left == 0
+    }
+
+    /// All are there.
+    async fn zero(&self) {
+        poll_fn(|_| match self.left.load(Ordering::Relaxed) {
+            0 => Poll::Ready(()),
+            _ => Poll::Pending,
+        })
+        .await;
+    }
+}
+
+/// Spawns `n` tasks that do nothing, lets them run, and again.
+fn spawn<R: Runtime>(n: usize, operations: u64) -> Sample {
+    R::run(move |runtime| async move {
+        let latch = Latch::mine().await;
+        rounds(n, operations, latch, || {
+            for _ in 0..n {
+                runtime.spawn(async { _ = latch.count_down() });
+            }
+        })
+        .await
+    })
+}
+
+/// The same in places that are used again.
+fn spawn_static<R: Static>(n: usize, operations: u64) -> Sample {
+    R::run(move |runtime| async move {
+        let latch = Latch::mine().await;
+        in_places(runtime, n, operations, latch, || async { _ = latch.count_down() }).await
+    })
+}
+
+async fn in_places<R: Static, F>(
+    runtime: R,
+    n: usize,
+    operations: u64,
+    latch: &'static Latch,
+    make: impl Fn() -> F,
+) -> Sample
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let places: Box<[R::Place<F>]> = (0..n).map(|_| R::place()).collect();
+    let places = Box::into_raw(places);
+    // SAFETY: freed below, when every task is done.
+    let borrowed: &'static [R::Place<F>] = unsafe { &*places };
+    let sample = rounds(n, operations, latch, || {
+        for place in borrowed {
+            runtime.spawn_at(place, make());
+        }
+    })
+    .await;
+    // SAFETY: each task has counted itself down, and nobody comes between that and its end: the runtime polls
+    // this task after it.
+    drop(unsafe { Box::from_raw(places) });
+    sample
+}
+
+/// Rounds of `n` tasks that `spawn` spawns. The first is not measured.
+async fn rounds(n: usize, operations: u64, latch: &Latch, mut spawn: impl FnMut()) -> Sample {
+    let mut round = async || {
+        latch.set(n);
+        spawn();
+        latch.zero().await;
+    };
+    round().await;
+    let rounds = operations.div_ceil(n as u64);
+    let span = Span::begin();
+    for _ in 0..rounds {
+        round().await;
+    }
+    span.end(rounds * n as u64)
+}
+
+/// Spawns one and waits for it.
+fn spawn_join<R: Join>(_: usize, operations: u64) -> Sample {
+    R::run(move |runtime| async move {
+        runtime.spawn_join(async {}).await;
+        let span = Span::begin();
+        for _ in 0..operations {
+            runtime.spawn_join(async { black_box(()) }).await;
+        }
+        span.end(operations)
+    })
+}
+
+/// `n` tasks that yield. Time begins when each has been polled once and ends when each has been polled as often
+/// again as it shall yield.
+fn yields<R: Runtime>(n: usize, operations: u64) -> Sample {
+    struct Shared {
+        all_started: &'static Latch,
+        all_done: &'static Latch,
+        span: Mutex<Option<Span>>,
+    }
+    let rounds = operations.div_ceil(n as u64);
+    R::run(move |runtime| async move {
+        let (all_started, all_done) = (Latch::mine().await, Latch::mine().await);
+        all_started.set(n);
+        all_done.set(n);
+        let shared = leaked(Shared { all_started, all_done, span: Mutex::new(None) });
+        runtime.spawn_all(n, || async move {
+            if shared.all_started.count_down() {
+                *lock(&shared.span) = Some(Span::begin());
+            }
+            for _ in 0..rounds {
+                R::yield_now().await;
+            }
+            shared.all_done.count_down();
+        });
+        all_done.zero().await;
+        let span = lock(&shared.span).take().expect("all have started");
+        span.end(rounds * n as u64)
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Two tasks that wake each other by wakers that they keep.
+fn hop<R: Runtime>(_: usize, operations: u64) -> Sample {
+    take_turns::<R, OnceLock<Waker>>(operations, |context, mine, other| {
+        mine.get_or_init(|| context.waker().clone());
+        if let Some(other) = other.get() {
+            other.wake_by_ref();
+        }
+    })
+}
+
+/// Two tasks that wake each other by way of `AtomicWaker`, as drivers do.
+fn hop_atomic_waker<R: Runtime>(_: usize, operations: u64) -> Sample {
+    take_turns::<R, AtomicWaker>(operations, |context, mine, other| {
+        mine.register(context.waker());
+        other.wake();
+    })
+}
+
+/// Two tasks which in each poll do `turn`, with the places where each keeps its waker, until they have been
+/// polled so often.
+fn take_turns<R: Runtime, P: Default + Send + Sync + 'static>(
+    operations: u64,
+    turn: impl Fn(&mut Context<'_>, &P, &P) + Copy + Send + 'static,
+) -> Sample {
+    R::run(move |runtime| async move {
+        let latch = Latch::mine().await;
+        let places: &'static [P; 2] = leaked(<[P; 2]>::default());
+        let left = leaked(AtomicU64::new(operations));
+        latch.set(2);
+        let span = Span::begin();
+        for me in 0..2 {
+            runtime.spawn(poll_fn(move |context| {
+                turn(context, &places[me], &places[1 - me]);
+                match left.load(Ordering::Relaxed) {
+                    0 => {
+                        latch.count_down();
+                        Poll::Ready(())
+                    }
+                    turns => {
+                        left.store(turns - 1, Ordering::Relaxed);
+                        Poll::Pending
+                    }
+                }
+            }));
+        }
+        latch.zero().await;
+        span.end(operations)
+    })
+}
+
+/// Wakes a task that has been woken and has not been polled yet.
+fn redundant_wake<R: Runtime>(_: usize, operations: u64) -> Sample {
+    with_anothers_waker::<R>(operations, |waker| waker.wake_by_ref())
+}
+
+/// Clones and drops a waker.
+fn waker_clone<R: Runtime>(_: usize, operations: u64) -> Sample {
+    with_anothers_waker::<R>(operations, |waker| drop(black_box(waker.clone())))
+}
+
+/// Does something so often with the waker of another task, which is READY.
+fn with_anothers_waker<R: Runtime>(operations: u64, act: impl Fn(&Waker) + 'static) -> Sample {
+    R::run(move |runtime| async move {
+        let place: &'static OnceLock<Waker> = leaked(OnceLock::new());
+        runtime.spawn(poll_fn(|context| match place.set(context.waker().clone()) {
+            Ok(()) => Poll::Pending,
+            Err(_) => Poll::Ready(()),
+        }));
+        let waker = loop {
+            match place.get() {
+                Some(waker) => break waker,
+                None => R::yield_now().await,
+            }
+        };
+        waker.wake_by_ref();
+        let span = Span::begin();
+        for _ in 0..operations {
+            act(black_box(waker));
+        }
+        span.end(operations)
+    })
+}
+
+/// What many tasks wait for. It has their wakers.
+struct Gate {
+    open: AtomicBool,
+    wakers: Mutex<Vec<Waker>>,
+}
+
+/// A future of 48 bytes that waits at a gate.
+struct Blocked {
+    gate: &'static Gate,
+    latch: &'static Latch,
+    _more: [u64; 4],
+}
+
+const _: () = assert!(size_of::<Blocked>() == 48);
+
+impl Future for Blocked {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let open = self.gate.open.load(Ordering::Relaxed);
+        if !open {
+            lock(&self.gate.wakers).push(context.waker().clone());
+        }
+        self.latch.count_down();
+        if open { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// What tasks take while they are blocked, of 48 bytes each. Not the list of their wakers, which is whose they wait
+/// for; but all else that the runtime has for so many tasks.
+fn idle_bytes<R: Runtime>(_: usize, _: u64) -> Sample {
+    R::run(move |runtime| async move {
+        let latch = Latch::mine().await;
+        let wakers = Mutex::new(Vec::with_capacity(BLOCKED));
+        let gate: &'static Gate = leaked(Gate { open: AtomicBool::new(false), wakers });
+        latch.set(BLOCKED);
+        let span = Span::begin();
+        runtime.spawn_all(BLOCKED, || Blocked { gate, latch, _more: [0; 4] });
+        latch.zero().await;
+        let sample = span.end(BLOCKED as u64);
+        gate.open.store(true, Ordering::Relaxed);
+        latch.set(BLOCKED);
+        std::mem::take(&mut *lock(&gate.wakers)).into_iter().for_each(Waker::wake);
+        latch.zero().await;
+        sample
+    })
+}
+
+/// Two tasks on two cores, of which each waits until it is its turn and then wakes the other. Both cores have
+/// something else to do, so neither sleeps. An operation is to the other core and back.
+fn cross_wake<R: CrossCore>(_: usize, operations: u64) -> Sample {
+    #[derive(Default)]
+    struct Court {
+        wakers: [OnceLock<Waker>; 2],
+        /// Whose turn it is: even, or odd.
+        turn: AtomicU64,
+    }
+    let court: &'static Court = leaked(Court::default());
+    let end = 2 * operations;
+    let side = move |me: usize| {
+        R::run(move |runtime| async move {
+            let latch = Latch::mine().await;
+            latch.set(2);
+            runtime.spawn(async move {
+                while court.turn.load(Ordering::Relaxed) < end {
+                    R::yield_now().await;
+                }
+                latch.count_down();
+            });
+            runtime.spawn(async move {
+                // Until the other is there, whom there would be nobody to wake.
+                poll_fn(|context| Poll::Ready(court.wakers[me].set(context.waker().clone())))
+                    .await
+                    .expect("nobody else is this side");
+                while court.wakers[1 - me].get().is_none() {
+                    R::yield_now().await;
+                }
+                poll_fn(|_| {
+                    // Acquire pairs with the other's release, as with anything that one is woken for.
+                    let turn = court.turn.load(Ordering::Acquire);
+                    if turn % 2 == me as u64 && turn < end {
+                        court.turn.store(turn + 1, Ordering::Release);
+                        court.wakers[1 - me].get().expect("it was there").wake_by_ref();
+                    }
+                    if turn + 1 >= end { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+                latch.count_down();
+            });
+            let span = Span::begin();
+            latch.zero().await;
+            span.end(operations)
+        })
+    };
+    let other = cores::other().expect("there are no such cells without");
+    std::thread::scope(|scope| {
+        let other = scope.spawn(move || cores::on(other, move || side(1)));
+        let sample = side(0);
+        other.join().expect("it does not panic");
+        sample
+    })
+}
