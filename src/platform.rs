@@ -14,9 +14,9 @@ use core::ptr::NonNull;
 
 use crate::Runtime;
 use crate::stackful::{Context, StackMain, StackfulBackend};
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::const_fn;
-use core::sync::atomic::{AtomicPtr, AtomicUsize};
+use crate::sync::local::AtomicPtr;
 
 /// A core's place for the pointer to the runtime that it is inside of.
 ///

@@ -10,11 +10,11 @@ use core::cell::UnsafeCell;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, compiler_fence};
 
 use crate::Runtime;
 use crate::platform::bound;
 use crate::stackful::Reason;
+use crate::sync::local::{AtomicBool, AtomicUsize, Ordering, compiler_fence};
 
 /// The gate of one core. Only that core and its interrupts touch it, so all is relaxed, and compiler
 /// fences keep the order that an interrupt sees.

@@ -11,13 +11,13 @@
 //! between: the core announces that it parks by a compare-and-swap on the same word, which fails if a
 //! task was pushed.
 
-use core::cell::Cell;
 use core::ptr::{self, NonNull};
 
 use crate::Runtime;
 use crate::platform::{InInterrupt, bound};
 use crate::sync::atomic::{AtomicPtr, Ordering};
 use crate::sync::const_fn;
+use crate::sync::local::Cell;
 use crate::task::{Header, Link};
 
 /// Tasks in the order in which they will be polled. Owning core's loop only.

@@ -1,7 +1,9 @@
-//! The one place that knows `cfg(loom)`: the atomics and cells that cores share.
+//! The one place that knows `cfg(loom)`: the atomics and cells that cores share, and those that a core
+//! shares with its own interrupts.
 //!
-//! What only one core and its own interrupts touch uses `core::sync::atomic` directly, with relaxed
-//! ordering: no other core is there to be modelled.
+//! What only one core and its own interrupts touch is in [`local`]: always relaxed, since no other core
+//! is there to be modelled. Under loom each access of either kind is a step, and the models let an
+//! interrupt come before any of them.
 
 #[cfg(not(loom))]
 pub(crate) use alloc::alloc::{alloc, dealloc};
@@ -12,32 +14,165 @@ pub(crate) use core::sync::atomic;
 /// allocations.
 pub(crate) const KEEPS_TASK_MEMORY: bool = cfg!(not(loom));
 
+/// What one core and its interrupts share.
+#[cfg(not(loom))]
+pub(crate) mod local {
+    pub(crate) use core::cell::Cell;
+    pub(crate) use core::sync::atomic::{
+        AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, compiler_fence,
+    };
+}
+
 /// loom's, which finds what was leaked or freed twice.
 #[cfg(loom)]
 pub(crate) use loom::alloc::{alloc, dealloc};
 
 #[cfg(loom)]
-pub(crate) mod atomic {
-    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicPtr, Ordering, fence};
+unsafe extern "Rust" {
+    /// The models': lets an interrupt come here.
+    safe fn __trapline_model_step();
+}
 
-    /// loom's, whose end counts as an access: all others must happen before it is freed.
-    #[derive(Debug)]
-    pub(crate) struct AtomicUsize(loom::sync::atomic::AtomicUsize);
+/// Frees a task that the shutdown has abandoned, which loom would take for a leak.
+///
+/// # Safety
+///
+/// `task` is the data of a waker of a task that was abandoned, and nobody has a reference to it or enters
+/// its stack any more.
+#[cfg(loom)]
+#[unsafe(no_mangle)]
+unsafe fn __trapline_model_free_abandoned(task: *const ()) {
+    if let Some(task) = core::ptr::NonNull::new(task.cast_mut().cast()) {
+        // SAFETY: the caller's promise; what is left of the future is leaked.
+        unsafe { crate::task::Header::free(task, None) }
+    }
+}
+
+/// An atomic of the module `inner`, of which each access is a step.
+#[cfg(loom)]
+macro_rules! stepped {
+    ([$($constant:tt)?] $name:ident $(<$of:ident>)?: $value:ty) => {
+        pub(crate) struct $name $(<$of>)? (inner::$name $(<$of>)?);
+
+        impl $(<$of>)? core::fmt::Debug for $name $(<$of>)? {
+            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        // The same for all, whatever is used of it.
+        #[allow(dead_code)]
+        impl $(<$of>)? $name $(<$of>)? {
+            pub(crate) $($constant)? fn new(value: $value) -> Self {
+                Self(inner::$name::new(value))
+            }
+
+            #[track_caller]
+            pub(crate) fn load(&self, order: Ordering) -> $value {
+                super::__trapline_model_step();
+                self.0.load(order)
+            }
+
+            #[track_caller]
+            pub(crate) fn store(&self, value: $value, order: Ordering) {
+                super::__trapline_model_step();
+                self.0.store(value, order);
+            }
+
+            #[track_caller]
+            pub(crate) fn swap(&self, value: $value, order: Ordering) -> $value {
+                super::__trapline_model_step();
+                self.0.swap(value, order)
+            }
+
+            #[track_caller]
+            pub(crate) fn compare_exchange(
+                &self,
+                from: $value,
+                to: $value,
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<$value, $value> {
+                super::__trapline_model_step();
+                self.0.compare_exchange(from, to, success, failure)
+            }
+
+            #[track_caller]
+            pub(crate) fn compare_exchange_weak(
+                &self,
+                from: $value,
+                to: $value,
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<$value, $value> {
+                super::__trapline_model_step();
+                self.0.compare_exchange_weak(from, to, success, failure)
+            }
+
+            /// Two steps or more.
+            #[track_caller]
+            pub(crate) fn fetch_update(
+                &self,
+                success: Ordering,
+                failure: Ordering,
+                mut update: impl FnMut($value) -> Option<$value>,
+            ) -> Result<$value, $value> {
+                let mut found = self.load(failure);
+                while let Some(to) = update(found) {
+                    match self.compare_exchange_weak(found, to, success, failure) {
+                        Ok(before) => return Ok(before),
+                        Err(other) => found = other,
+                    }
+                }
+                Err(found)
+            }
+        }
+    };
+}
+
+#[cfg(loom)]
+pub(crate) mod atomic {
+    use loom::sync::atomic as inner;
+    pub(crate) use loom::sync::atomic::{Ordering, fence};
+
+    stepped!([] AtomicBool: bool);
+    stepped!([] AtomicUsize: usize);
+    stepped!([] AtomicPtr<T>: *mut T);
 
     impl AtomicUsize {
-        pub(crate) fn new(value: usize) -> Self {
-            Self(loom::sync::atomic::AtomicUsize::new(value))
+        #[track_caller]
+        pub(crate) fn fetch_add(&self, value: usize, order: Ordering) -> usize {
+            super::__trapline_model_step();
+            self.0.fetch_add(value, order)
+        }
+
+        #[track_caller]
+        pub(crate) fn fetch_sub(&self, value: usize, order: Ordering) -> usize {
+            super::__trapline_model_step();
+            self.0.fetch_sub(value, order)
+        }
+
+        #[track_caller]
+        pub(crate) fn fetch_or(&self, value: usize, order: Ordering) -> usize {
+            super::__trapline_model_step();
+            self.0.fetch_or(value, order)
+        }
+
+        #[track_caller]
+        pub(crate) fn fetch_and(&self, value: usize, order: Ordering) -> usize {
+            super::__trapline_model_step();
+            self.0.fetch_and(value, order)
+        }
+
+        #[track_caller]
+        #[allow(dead_code)] // In mutants.
+        pub(crate) fn fetch_and(&self, value: usize, order: Ordering) -> usize {
+            super::__trapline_model_step();
+            self.0.fetch_and(value, order)
         }
     }
 
-    impl core::ops::Deref for AtomicUsize {
-        type Target = loom::sync::atomic::AtomicUsize;
-
-        fn deref(&self) -> &Self::Target {
-            &self.0
-        }
-    }
-
+    /// Its end counts as an access: all others must happen before it is freed.
     impl Drop for AtomicUsize {
         fn drop(&mut self) {
             if !loom::thread::panicking() {
@@ -47,25 +182,73 @@ pub(crate) mod atomic {
     }
 }
 
-/// loom's cell, whose end counts as a write: all other accesses must happen before it is freed.
+/// What one core and its interrupts share. loom sees nothing of it but the steps.
+#[cfg(loom)]
+pub(crate) mod local {
+    use core::sync::atomic as inner;
+    pub(crate) use core::sync::atomic::{Ordering, compiler_fence};
+
+    stepped!([const] AtomicBool: bool);
+    stepped!([const] AtomicU64: u64);
+    stepped!([const] AtomicUsize: usize);
+    stepped!([const] AtomicPtr<T>: *mut T);
+
+    #[derive(Debug)]
+    pub(crate) struct Cell<T: Copy>(core::cell::Cell<T>);
+
+    impl<T: Copy> Cell<T> {
+        pub(crate) const fn new(value: T) -> Self {
+            Self(core::cell::Cell::new(value))
+        }
+
+        pub(crate) fn get(&self) -> T {
+            super::__trapline_model_step();
+            self.0.get()
+        }
+
+        pub(crate) fn set(&self, value: T) {
+            super::__trapline_model_step();
+            self.0.set(value);
+        }
+
+        pub(crate) fn replace(&self, value: T) -> T {
+            super::__trapline_model_step();
+            self.0.replace(value)
+        }
+    }
+}
+
+/// A cell whose accesses loom checks; its end counts as a write: all others must happen before it is
+/// freed.
 #[cfg(loom)]
 #[derive(Debug)]
-pub(crate) struct UnsafeCell<T>(loom::cell::UnsafeCell<T>);
+pub(crate) struct UnsafeCell<T> {
+    /// Stands for the value, whose address is nobody's secret.
+    access: loom::cell::UnsafeCell<()>,
+    value: core::cell::UnsafeCell<T>,
+}
 
 #[cfg(loom)]
 impl<T> UnsafeCell<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self(loom::cell::UnsafeCell::new(value))
+        Self { access: loom::cell::UnsafeCell::new(()), value: core::cell::UnsafeCell::new(value) }
     }
 
     #[track_caller]
     pub(crate) fn with<R>(&self, f: impl FnOnce(*const T) -> R) -> R {
-        self.0.with(f)
+        __trapline_model_step();
+        self.access.with(|_| f(self.value.get()))
     }
 
     #[track_caller]
     pub(crate) fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
-        self.0.with_mut(f)
+        __trapline_model_step();
+        self.access.with_mut(|_| f(self.value.get()))
+    }
+
+    /// Only where the value lies.
+    pub(crate) fn address(&self) -> *const T {
+        self.value.get()
     }
 }
 
@@ -73,7 +256,7 @@ impl<T> UnsafeCell<T> {
 impl<T> Drop for UnsafeCell<T> {
     fn drop(&mut self) {
         if !loom::thread::panicking() {
-            self.0.with_mut(|_| ());
+            self.access.with_mut(|_| ());
         }
     }
 }
@@ -98,6 +281,11 @@ impl<T> UnsafeCell<T> {
     #[inline(always)]
     pub(crate) fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
         f(self.0.get())
+    }
+
+    /// Only where the value lies.
+    pub(crate) fn address(&self) -> *const T {
+        self.0.get()
     }
 }
 

@@ -34,7 +34,8 @@ pub(crate) fn keep<T: 'static>(thing: T) -> &'static T {
 
 /// Checks a model in full. Tasks that it leaks or frees twice are found by loom.
 pub(crate) fn model(in_interrupt: InInterrupt, body: impl Fn() + Send + Sync + 'static) {
-    check(None, in_interrupt, body);
+    let runs = check(None, in_interrupt, Arc::new(body));
+    println!("{runs} runs");
 }
 
 /// Checks a model in the runs in which a thread has to let another go first at most `bound` times
@@ -44,23 +45,65 @@ pub(crate) fn bounded(
     in_interrupt: InInterrupt,
     body: impl Fn() + Send + Sync + 'static,
 ) {
-    check(Some(bound), in_interrupt, body);
+    let runs = check(Some(bound), in_interrupt, Arc::new(body));
+    println!("{runs} runs");
 }
 
-fn check(bound: Option<usize>, in_interrupt: InInterrupt, body: impl Fn() + Send + Sync + 'static) {
+/// Checks a model with `N` interrupts, once for each step (or pair of steps, and so on) before
+/// which they can come.
+pub(crate) fn interrupted<const N: usize>(
+    bound: Option<usize>,
+    in_interrupt: InInterrupt,
+    body: impl Fn() + Send + Sync + 'static,
+) {
+    let body: Arc<Body> = Arc::new(body);
+    let mut runs = 0;
+    each_step(N, &mut Vec::new(), &mut |steps| {
+        platform::interrupts_come_after(steps);
+        runs += check(bound, in_interrupt, body.clone());
+    });
+    println!("{runs} runs");
+}
+
+/// Calls `check` with each combination of as many steps as there are interrupts. Behind the last step
+/// of a model's, none comes any more.
+fn each_step(interrupts: usize, steps: &mut Vec<usize>, check: &mut dyn FnMut(&[usize])) {
+    let number = steps.len();
+    if number == interrupts {
+        return check(steps);
+    }
+    let mut step = 0;
+    loop {
+        steps.push(step);
+        each_step(interrupts, steps, check);
+        steps.pop();
+        if !platform::take_came(number) {
+            return;
+        }
+        step += 1;
+    }
+}
+
+type Body = dyn Fn() + Send + Sync;
+
+/// Returns how many runs there were.
+fn check(bound: Option<usize>, in_interrupt: InInterrupt, body: Arc<Body>) -> usize {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = builder.preemption_bound.or(bound);
+    // As many steps as a run has.
+    builder.max_branches = 100_000;
     let runs = Arc::new(AtomicUsize::new(0));
     let counter = runs.clone();
     builder.check(move || {
         counter.fetch_add(1, Relaxed);
         platform::reset(in_interrupt);
         body();
+        platform::reset(in_interrupt);
         for free in KEPT.take() {
             free();
         }
     });
-    println!("{} runs", runs.load(Relaxed));
+    runs.load(Relaxed)
 }
 
 /// A runtime for this run of the model.

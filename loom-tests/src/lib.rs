@@ -11,5 +11,6 @@ mod harness;
 mod inbox;
 mod join;
 mod platform;
+mod preempt;
 mod shutdown;
 mod wake;

@@ -1,11 +1,18 @@
-//! The models' platform: a core is a loom thread.
+//! The models' platform: a core is a loom thread, and an interrupt is code that this thread runs between two
+//! steps of the code that it is in.
+//!
+//! A step is an access of one of the runtime's atomics and cells: `src/sync.rs` calls
+//! [`__trapline_model_step`] before each. A model arms its interrupts with [`interrupt`], and
+//! [`harness::interrupted`](crate::harness::interrupted) checks it once for each step before which one can
+//! come.
+//!
+//! Stacks are real ones: loom's threads are coroutines, so switching the stack under one of them is
+//! nothing that loom would notice, just as no core does.
 
 use std::cell::{Cell, RefCell};
-use std::ptr::NonNull;
 
 use loom::sync::Notify;
 use trapline::platform::{CoreSlot, InInterrupt, Platform};
-use trapline::stackful::{Context, StackMain, StackfulBackend};
 
 use crate::harness::keep;
 
@@ -14,6 +21,31 @@ struct Core {
     slot: CoreSlot,
     /// Holds a wake until the core parks, and sometimes lets it go for nothing, as `park` may.
     bell: Notify,
+    masked: Cell<bool>,
+    in_handler: Cell<bool>,
+    now: Cell<u64>,
+}
+
+/// One that has not come yet.
+struct Interrupt {
+    core: &'static Core,
+    /// Which of the model's.
+    number: usize,
+    /// After how many steps it comes; `None`: it has come while the core was parked, and is masked yet.
+    after: Option<usize>,
+    arrival: Arrival,
+    handler: Box<dyn FnOnce()>,
+}
+
+#[derive(Default)]
+struct Interrupts {
+    /// After how many steps each of the model's comes, in the order in which they are armed.
+    after: Vec<usize>,
+    /// Which have come between two steps in some run.
+    came: Vec<bool>,
+    /// How many this run has armed.
+    armed: usize,
+    coming: Vec<Interrupt>,
 }
 
 // Loom runs all threads of a model on the one thread of the test, so these are a model's own. Loom
@@ -21,14 +53,21 @@ struct Core {
 std::thread_local! {
     static CORES: RefCell<Vec<&'static Core>> = const { RefCell::new(Vec::new()) };
     static IN_INTERRUPT: Cell<InInterrupt> = const { Cell::new(InInterrupt::Perhaps) };
+    static INTERRUPTS: RefCell<Interrupts> = RefCell::default();
 }
 
 loom::thread_local! {
     static CORE: &'static Core = {
-        let slot = CoreSlot::new();
-        let bell = Notify::new();
+        let (slot, bell) = (CoreSlot::new(), Notify::new());
         CORES.with(|cores| {
-            let core = keep(Core { number: cores.borrow().len(), slot, bell });
+            let core = keep(Core {
+                number: cores.borrow().len(),
+                slot,
+                bell,
+                masked: Cell::new(false),
+                in_handler: Cell::new(false),
+                now: Cell::new(0),
+            });
             cores.borrow_mut().push(core);
             core
         })
@@ -39,33 +78,146 @@ loom::thread_local! {
 pub(crate) fn reset(in_interrupt: InInterrupt) {
     CORES.with(|cores| cores.borrow_mut().clear());
     IN_INTERRUPT.set(in_interrupt);
+    INTERRUPTS.with_borrow_mut(|interrupts| {
+        interrupts.armed = 0;
+        interrupts.coming.clear();
+    });
+}
+
+/// Says after how many steps each interrupt of the model is to come.
+pub(crate) fn interrupts_come_after(steps: &[usize]) {
+    INTERRUPTS.with_borrow_mut(|interrupts| {
+        interrupts.after = steps.to_vec();
+        interrupts.came.resize(steps.len(), false);
+    });
+}
+
+/// Whether the interrupt of this number has come between two steps, in any run since this was asked last.
+pub(crate) fn take_came(number: usize) -> bool {
+    INTERRUPTS.with_borrow_mut(|interrupts| std::mem::take(&mut interrupts.came[number]))
+}
+
+/// From now on, the model's next interrupt may come to this core.
+pub(crate) fn interrupt(arrival: Arrival, handler: impl FnOnce() + 'static) {
+    let core = Core::here();
+    INTERRUPTS.with_borrow_mut(|interrupts| {
+        let number = interrupts.armed;
+        interrupts.armed += 1;
+        interrupts.coming.push(Interrupt {
+            core,
+            number,
+            after: Some(interrupts.after[number]),
+            arrival,
+            handler: Box::new(handler),
+        });
+    });
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// It comes at the latest when the core parks.
+    Sure,
+    /// If the core parks earlier, it never comes.
+    Perhaps,
+}
+
+/// The alarm's handler, when the slice is over.
+pub(crate) fn on_timer() {
+    let core = Core::here();
+    core.now.set(core.now.get() + 1_000_000_000);
+    // SAFETY: the end of a handler that a model's interrupt runs, with interrupts masked.
+    unsafe { trapline::preempt::on_timer() }
+}
+
+/// The end of any other handler.
+pub(crate) fn on_interrupt() {
+    // SAFETY: as above.
+    unsafe { trapline::preempt::on_interrupt() }
+}
+
+#[unsafe(no_mangle)]
+fn __trapline_model_step() {
+    if INTERRUPTS.with_borrow(|interrupts| interrupts.coming.is_empty()) {
+        return;
+    }
+    let core = Core::here();
+    if !core.masked.get() {
+        core.take_interrupts();
+        core.each_coming(|interrupt| interrupt.after = interrupt.after.map(|steps| steps - 1));
+    }
+}
+
+impl Core {
+    fn here() -> &'static Self {
+        CORE.with(|core| *core)
+    }
+
+    fn each_coming(&'static self, mut f: impl FnMut(&mut Interrupt)) {
+        INTERRUPTS.with_borrow_mut(|interrupts| {
+            interrupts.coming.iter_mut().filter(|it| std::ptr::eq(it.core, self)).for_each(&mut f);
+        });
+    }
+
+    /// The next whose time has come.
+    fn next_interrupt(&'static self) -> Option<Interrupt> {
+        INTERRUPTS.with_borrow_mut(|interrupts| {
+            let due = |it: &Interrupt| std::ptr::eq(it.core, self) && it.after.unwrap_or(0) == 0;
+            let place = interrupts.coming.iter().position(due)?;
+            let interrupt = interrupts.coming.remove(place);
+            interrupts.came[interrupt.number] |= interrupt.after.is_some();
+            Some(interrupt)
+        })
+    }
+
+    /// Runs the handlers of those whose time has come. Not masked.
+    fn take_interrupts(&'static self) {
+        while let Some(interrupt) = self.next_interrupt() {
+            let outer = self.in_handler.replace(true);
+            self.masked.set(true);
+            (interrupt.handler)();
+            // Perhaps others have had the core meanwhile.
+            self.in_handler.set(outer);
+            self.masked.set(false);
+        }
+    }
 }
 
 struct Model;
 
-// SAFETY: `slot` and `core` are a loom thread's own. `now` stands still, no alarm ever fires, and there
-// are no interrupts to be masked. `bell` keeps a wake until the next `park` and orders memory. Code
-// runs on loom's threads alone, never in a handler, so "no" is as true as "perhaps". The stacks are
-// the default's.
+// SAFETY: `slot` and `core` are a loom thread's own. `now` moves in the alarm's handler alone. Handlers are
+// called by `take_interrupts` only, which the mask keeps from it. `bell` keeps a wake until the next
+// `park` and orders memory; the handlers that a wake causes elsewhere are those that a model arms.
+// "No" is said outside of handlers only. Nothing panics but to end the program. Stacks are the
+// default's.
 unsafe impl Platform for Model {
-    type Backend = NeverEntered;
+    type Backend = trapline::arch::Native;
 
     fn slot(&self) -> &'static CoreSlot {
-        CORE.with(|core| &core.slot)
+        &Core::here().slot
     }
 
     fn core(&self) -> usize {
-        CORE.with(|core| core.number)
+        Core::here().number
     }
 
     fn now(&self) -> u64 {
-        0
+        Core::here().now.get()
     }
 
     fn set_alarm(&self, _at: u64) {}
 
     fn park(&self) {
-        CORE.with(|core| *core).bell.wait();
+        let core = Core::here();
+        let mut came = false;
+        core.each_coming(|interrupt| {
+            if interrupt.arrival == Arrival::Sure {
+                interrupt.after = None;
+                came = true;
+            }
+        });
+        if !came {
+            core.bell.wait();
+        }
     }
 
     fn wake(&self, core: usize) {
@@ -74,31 +226,28 @@ unsafe impl Platform for Model {
     }
 
     fn mask_interrupts(&self) -> usize {
-        0
+        Core::here().masked.replace(true).into()
     }
 
-    unsafe fn restore_interrupts(&self, _state: usize) {}
+    unsafe fn restore_interrupts(&self, was_masked: usize) {
+        if was_masked == 0 {
+            let core = Core::here();
+            core.masked.set(false);
+            core.take_interrupts();
+        }
+    }
 
-    unsafe fn enable_interrupts(&self) {}
+    unsafe fn enable_interrupts(&self) {
+        let core = Core::here();
+        core.in_handler.set(false);
+        core.masked.set(false);
+    }
 
     fn in_interrupt(&self) -> InInterrupt {
-        IN_INTERRUPT.get()
-    }
-}
-
-/// No model is stackful: a stack belongs to one core.
-struct NeverEntered;
-
-// SAFETY: neither function returns.
-unsafe impl StackfulBackend for NeverEntered {
-    const LEAST_STACK: usize = 1024;
-
-    unsafe fn prepare(_top: NonNull<u8>, _main: StackMain, _argument: *mut ()) -> Context {
-        unreachable!("a model took a stack")
-    }
-
-    unsafe fn switch(_save: *mut Context, _to: Context) {
-        unreachable!("a model entered a stack")
+        match IN_INTERRUPT.get() {
+            InInterrupt::No if Core::here().in_handler.get() => InInterrupt::Yes,
+            answer => answer,
+        }
     }
 }
 

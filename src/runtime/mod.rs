@@ -13,7 +13,6 @@ pub use spawn::{LocalSpawner, SpawnError, SpawnErrorReason, TaskBuilder, spawn, 
 use core::cell::Cell;
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicPtr, AtomicU64};
 use core::task::{Context, Poll};
 
 use crossbeam_utils::CachePadded;
@@ -27,6 +26,7 @@ use crate::ready::{self, Fifo, Inbox};
 use crate::stackful::Stacks;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::const_fn;
+use crate::sync::local::{AtomicPtr, AtomicU64};
 use crate::task::state::{State, Wake};
 use crate::task::{self, Header, Label, Link, TaskId};
 use crate::time::{Alarm, Timers, nanoseconds};

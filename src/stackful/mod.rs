@@ -39,12 +39,12 @@ use core::fmt;
 use core::future::Future;
 use core::pin::Pin;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicPtr, Ordering};
 use core::task::Poll;
 
 use crate::contexted::{self, Hooks};
 use crate::platform::{PanicPayload, bound};
 use crate::ready::{Fifo, PatientFifo};
+use crate::sync::local::{AtomicPtr, Ordering};
 use crate::task::Header;
 use crate::task::join::{JoinError, JoinHandle, panic_message};
 use crate::time::{NEVER, SliceLeft};

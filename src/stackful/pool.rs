@@ -3,13 +3,13 @@
 use core::cell::Cell;
 use core::mem::size_of;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Context, stack_main};
 use crate::Runtime;
 use crate::contexted::ScopeLink;
 use crate::fatal::fatal;
 use crate::platform::bound;
+use crate::sync::local::{AtomicUsize, Ordering};
 use crate::task::Link;
 
 /// A stack's own account, which lies on top of its memory: the code's frames grow down below it.

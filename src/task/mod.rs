@@ -476,7 +476,7 @@ where
 
     unsafe fn future(task: NonNull<Header>) -> *const () {
         // SAFETY: `task` is of this type and allocated; only an address is computed.
-        unsafe { Self::stage(task).with(|stage| (&raw const (*stage).future).cast()) }
+        unsafe { (&raw const (*Self::stage(task).address()).future).cast() }
     }
 }
 

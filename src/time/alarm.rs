@@ -1,9 +1,9 @@
 //! The core's one alarm, shared by its timers and by the slice of the running stackful task.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence};
 use core::time::Duration;
 
 use crate::platform::bound;
+use crate::sync::local::{AtomicBool, AtomicU64, Ordering, compiler_fence};
 
 /// No time: an alarm that is not set, a queue without timers.
 pub(crate) const NEVER: u64 = u64::MAX;
