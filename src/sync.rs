@@ -163,13 +163,6 @@ pub(crate) mod atomic {
             super::__trapline_model_step();
             self.0.fetch_and(value, order)
         }
-
-        #[track_caller]
-        #[allow(dead_code)] // In mutants.
-        pub(crate) fn fetch_and(&self, value: usize, order: Ordering) -> usize {
-            super::__trapline_model_step();
-            self.0.fetch_and(value, order)
-        }
     }
 
     /// Its end counts as an access: all others must happen before it is freed.
