@@ -6,22 +6,27 @@
 //! # The life of a task
 //!
 //! ```text
-//!             spawn (1)             start (2)                    complete (7)
-//!            ───────────► READY ────────────────────► RUNNING ─────────────────► DONE
-//!                         ▲  ▲                        │  │  ▲                     ▲ ▲
-//!      wake, abort (5)    │  │ pending (4)            │  │  │ wake, abort (6)     │ │
-//!            ┌────────────┘  └────────────────────────┘  │  └─ sets READY,        │ │
-//!            │                 READY was set meanwhile   │     pushes nothing     │ │
-//!         BLOCKED ◄──────────────────────────────────────┘                        │ │
-//!            │         pending (3)   READY was not set      abandon (8) ──────────┘ │
-//!            └── shut_down, complete (9) ───────────────────────────────────────────┘
+//!                       spawn on its own core (1)
+//!         ┌────────────────────────────────────────────────────┐
+//!         │ spawn (1)             start (2)                    ▼     complete (7)
+//!         └──────────► READY ─────────────────────────────► RUNNING ──────────────► DONE
+//!                      ▲   ▲                               ▲ │ │ ▲                  ▲ ▲
+//!      wake, abort (5) │   │ pending (4): woken meanwhile  │ │ │ └─ yield (10)      │ │
+//!          ┌───────────┘   └───────────────────────────────┼─┘ │    wake, abort (6) │ │
+//!          │       wake on its own core (11)               │   │                    │ │
+//!       BLOCKED ───────────────────────────────────────────┘   │     abandon (8) ───┘ │
+//!          ▲ │     pending (3): not woken meanwhile            │                      │
+//!          └─┼─────────────────────────────────────────────────┘                      │
+//!            └── shut_down, complete (9) ─────────────────────────────────────────────┘
 //! ```
 //!
-//! The numbers stand at the functions of [`state::State`] that take the edge. A preempted task stays
-//! RUNNING; one that suspended itself in [`block_on`](crate::block_on) takes edge 3 or 4 like any
+//! The numbers stand at the functions of [`state::State`] that take the edge. RUNNING means that the owning
+//! core has the task: it polls it, or has preempted it in the middle of a poll, or has it in its own queues
+//! after a yield (which touches no state), a wake or a spawn in task context of that core. What wakes it
+//! there sets READY and pushes nothing; so the start of its next poll is a load as long as nobody from
+//! elsewhere has. One that suspended itself in [`block_on`](crate::block_on) takes edge 3 or 4 like any
 //! other and is resumed, not polled anew, after edge 2. A task is freed when its last reference goes
-//! after DONE: back to the allocator, by its runtime's core in task context, or back to its static cell,
-//! there and then.
+//! after DONE; if the runtime's is the only one left, without DONE, which nobody could see.
 //!
 //! # Who may touch which field, and when
 //!

@@ -152,7 +152,7 @@ impl State {
 
     /// Wakes a plain task from its own core, in task context, where all that it writes is seen by the
     /// poll that comes later: by program order, as tasks don't migrate. So one step takes it to the
-    /// loop, none is needed to start its poll, and a load is enough where READY is set. (Edges 6, 10)
+    /// loop, none is needed to start its poll, and a load is enough where READY is set. (Edges 6, 11)
     #[inline]
     pub(crate) fn wake_here(&self) -> Wake {
         let mut word = self.0.load(Ordering::Relaxed);
