@@ -41,18 +41,15 @@ impl Runtime {
         let _entered = self.claim()?;
         let mut future = pin!(future);
         let mut output = None;
-        let mut poll = |context: &mut Context<'_>| match future.as_mut().poll(context) {
-            Poll::Ready(value) => {
-                output = Some(value);
-                true
-            }
-            Poll::Pending => false,
+        let mut poll = |context: &mut Context<'_>| {
+            future.as_mut().poll(context).map(|value| output = Some(value))
         };
         {
-            let poll: NonNull<dyn FnMut(&mut Context<'_>) -> bool + '_> = NonNull::from(&mut poll);
+            let poll: NonNull<dyn FnMut(&mut Context<'_>) -> Poll<()> + '_> =
+                NonNull::from(&mut poll);
             // SAFETY: only the lifetime changes. `Reset` takes the pointer back before the frame
             // that it points into is left, in whichever way.
-            let poll: NonNull<dyn FnMut(&mut Context<'_>) -> bool> =
+            let poll: NonNull<dyn FnMut(&mut Context<'_>) -> Poll<()>> =
                 unsafe { core::mem::transmute(poll) };
             self.own.root.set(Some(poll));
         }
@@ -101,7 +98,6 @@ impl Runtime {
         self.gate.void_guards();
         // Whatever the alarm did while nobody was inside: look at the timers.
         self.alarm.set_due(bound::now());
-        self.own.leave_loop.set(false);
         slot.set_runtime(Some(self));
         Ok(Entered)
     }

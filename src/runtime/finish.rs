@@ -5,7 +5,7 @@ use core::task::Waker;
 
 use super::{Runtime, count};
 use crate::platform::{PanicPayload, bound};
-use crate::stackful::{HeldStack, Reason, Stack};
+use crate::stackful::{Reason, Stack};
 use crate::task::join::{JoinError, take_waker};
 use crate::task::state::{Pending, Start};
 use crate::task::{Header, waker};
@@ -13,9 +13,9 @@ use crate::task::{Header, waker};
 impl Runtime {
     /// A task whose poll returned `Pending`, or that waits in `block_on`.
     #[inline(always)]
-    pub(super) fn wait(&'static self, task: NonNull<Header>, yielded: bool) {
+    pub(super) fn wait(&'static self, task: NonNull<Header>) {
         self.link(task);
-        if yielded {
+        if self.own.yielded.replace(false) {
             // SAFETY: RUNNING, so nobody else pushes it.
             unsafe { self.own.ready.push_back(task) };
             return;
@@ -36,6 +36,8 @@ impl Runtime {
     pub(super) fn preempted(&'static self, task: NonNull<Header>, stack: NonNull<Stack>) {
         count(&self.counters.preemptions);
         self.link(task);
+        // SAFETY: the stack is alive.
+        unsafe { stack.as_ref() }.yielded.set(self.own.yielded.replace(false));
         let queue = &self.own.stacks.preempted;
         // SAFETY: RUNNING tasks are in no queue, and this one is until it goes on. Its stack is alive.
         unsafe {
@@ -59,7 +61,7 @@ impl Runtime {
             // SAFETY: the loop, which a handler has just left for.
             unsafe { bound::enable_interrupts() };
             // SAFETY: the task is RUNNING, hence alive, and this is its core (rule 4).
-            unsafe { task.as_ref() }.stack.set(HeldStack::held(stack));
+            unsafe { task.as_ref() }.stack.set(Some(stack));
             count(&self.counters.ended);
             self.abandon(task);
             // Guards that the task had leaked.
@@ -147,6 +149,7 @@ impl Runtime {
     /// it, so the runtime's reference is never released.
     pub(super) fn abandon(&'static self, task: NonNull<Header>) {
         self.unlink(task);
+        self.own.yielded.set(false);
         // SAFETY: RUNNING or suspended, hence alive, and for ever.
         let header = unsafe { task.as_ref() };
         if header.state.abandon().wake_joiner {

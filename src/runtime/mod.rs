@@ -73,7 +73,7 @@ struct Own {
     scopes: Cell<ScopeLink>,
     /// Where in a plain task that consists of hooks around a future that future lies, and its size.
     inside_of_hooks: Cell<(*const (), usize)>,
-    /// The plain task that is polled wants to be polled again.
+    /// The task that is polled wants to be polled again, or to go on, after the others.
     yielded: Cell<bool>,
     /// How many polls there had been after the last that was on a stack.
     stack_polls: Cell<u64>,
@@ -81,11 +81,9 @@ struct Own {
     /// What `run_until` has the loop poll until it says that its future is done: a closure in the
     /// frame of `run_until`, whose lifetime is that frame's.
     root: Cell<Option<NonNull<RootPoll>>>,
-    /// It is.
-    leave_loop: Cell<bool>,
 }
 
-type RootPoll = dyn FnMut(&mut Context<'_>) -> bool;
+type RootPoll = dyn FnMut(&mut Context<'_>) -> Poll<()>;
 
 // SAFETY: `own`, `root`'s plain fields and the cells in them are touched only by the owning core in
 // task context with its gate shut; all else is atomic or behind a lock. A stackful task on its own
@@ -172,7 +170,6 @@ impl Runtime {
                     stack_polls: Cell::new(0),
                     closed: Cell::new(false),
                     root: Cell::new(None),
-                    leave_loop: Cell::new(false),
                 },
             }
         }
@@ -295,12 +292,7 @@ impl Runtime {
     /// own code.
     #[inline]
     pub(crate) fn yield_current(&self) {
-        // Another task may run before the poll of one on a stack returns, so it notes it there.
-        match self.stacks().running() {
-            // SAFETY: the running stack is alive.
-            Some(stack) => unsafe { stack.as_ref() }.yielded.set(true),
-            None => self.own.yielded.set(true),
-        }
+        self.own.yielded.set(true);
     }
 
     /// Whether a stack has the core.

@@ -64,7 +64,7 @@ impl Runtime {
                 let _ = header.state.pending();
                 false
             }
-            Start::Run { .. } if header.stack.get().get().is_some() => false,
+            Start::Run { .. } if header.stack.get().is_some() => false,
             Start::Run { .. } => {
                 self.fail(task, JoinError::Aborted, true);
                 true
@@ -81,7 +81,7 @@ impl Runtime {
         while let Some(task) = rest {
             // SAFETY: tasks in the list are alive, and their links ours (rule 4).
             let header = unsafe { task.as_ref() };
-            if header.stack.get().get().is_none() {
+            if header.stack.get().is_none() {
                 return Some(task);
             }
             rest = header.siblings.next.get();

@@ -8,7 +8,7 @@ use core::ptr::{self, NonNull};
 use super::Runtime;
 use crate::platform::{InInterrupt, bound};
 use crate::ready::{self, Origin};
-use crate::stackful::{HeldStack, Stackful};
+use crate::stackful::Stackful;
 use crate::task::join::JoinHandle;
 use crate::task::{self, Header, Kind, Named, New, Unnamed};
 
@@ -43,9 +43,10 @@ impl Runtime {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let stack = HeldStack::PLAIN;
         // SAFETY: the bounds.
-        unsafe { New { runtime: self, future, kind: Unnamed, local: false, stack }.spawn() }
+        unsafe {
+            New { runtime: self, future, kind: Unnamed, local: false, stackful: false }.spawn()
+        }
     }
 
     /// Spawns a task that is known to be stackful before its first poll.
@@ -57,9 +58,10 @@ impl Runtime {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let stack = HeldStack::NONE;
         // SAFETY: the bounds.
-        unsafe { New { runtime: self, future, kind: Unnamed, local: false, stack }.spawn() }
+        unsafe {
+            New { runtime: self, future, kind: Unnamed, local: false, stackful: true }.spawn()
+        }
     }
 
     /// Publishes a new task, and makes its join handle.
@@ -243,7 +245,7 @@ impl LocalSpawner {
             return Err(SpawnError { future, reason: SpawnErrorReason::NotLocal });
         };
         // SAFETY: `runtime` has just said so.
-        unsafe { New { runtime, future, kind, local: true, stack: HeldStack::PLAIN }.spawn() }
+        unsafe { New { runtime, future, kind, local: true, stackful: false }.spawn() }
     }
 }
 
@@ -306,9 +308,9 @@ impl TaskBuilder {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let (kind, stack) = (Named(self.name), HeldStack::PLAIN);
+        let kind = Named(self.name);
         // SAFETY: the bounds.
-        unsafe { New { runtime, future, kind, local: false, stack }.spawn() }
+        unsafe { New { runtime, future, kind, local: false, stackful: false }.spawn() }
     }
 
     /// Spawns the task as a local one. See [`LocalSpawner::try_spawn`].

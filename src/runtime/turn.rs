@@ -18,7 +18,7 @@ use core::task::{Context, Poll};
 use super::{Runtime, count};
 use crate::platform::{PanicPayload, bound};
 use crate::ready::Fifo;
-use crate::stackful::{HeldStack, Reason, Stack, Stall};
+use crate::stackful::{Reason, Stack, Stall};
 use crate::sync::atomic::Ordering;
 use crate::task::Header;
 use crate::task::join::JoinError;
@@ -26,8 +26,10 @@ use crate::task::state::{Pending, Start};
 
 /// Who gets the core next. Taken from the queue that it was in.
 enum Next {
-    /// READY, to be polled here.
+    /// RUNNING, to be polled here.
     Plain(NonNull<Header>),
+    /// It was not to be polled any more.
+    DealtWith,
     /// READY, to be polled or to go on on this stack.
     Stackful(NonNull<Header>, NonNull<Stack>),
     /// RUNNING, to go on.
@@ -38,17 +40,16 @@ enum Next {
 // What is rare is in functions of its own that aren't inlined, so that all the rest of a turn is one
 // stretch of code which keeps what it needs in registers.
 impl Runtime {
-    /// Turns the loop until `leave_loop`; a caught panic that is no task's comes back.
+    /// Turns the loop until the root is done; a caught panic that is no task's comes back.
     pub(super) fn run(&'static self) -> Result<(), PanicPayload> {
         loop {
             let caught = bound::catch_unwind(&mut || {
-                while !self.own.leave_loop.get() {
-                    self.turn();
-                }
+                while self.turn() {}
             });
             let Err(payload) = caught else { return Ok(()) };
             let task = self.current_task();
             self.set_current(None);
+            self.own.yielded.set(false);
             match task {
                 Some(task) if task == NonNull::from(&self.root) => {
                     if self.root.state.pending() == Pending::Ready {
@@ -63,8 +64,9 @@ impl Runtime {
         }
     }
 
+    /// Returns whether to go on.
     #[inline(always)]
-    fn turn(&'static self) {
+    fn turn(&'static self) -> bool {
         // In this order: what is owed after this comes with a reason that is seen below, or it makes
         // the next stackful task leave at once.
         self.gate.settle();
@@ -80,14 +82,12 @@ impl Runtime {
         let (task, stack) = match self.choose() {
             Next::Plain(task) => {
                 self.alarm.set_by(self.timers.next());
-                if self.start(task, None) {
-                    self.poll(task);
-                }
-                return;
+                return self.poll(task);
             }
+            Next::DealtWith => return true,
             Next::Stackful(task, stack) => {
                 if !self.start(task, Some(stack)) {
-                    return;
+                    return true;
                 }
                 self.grant_slice(stack);
                 (task, stack)
@@ -95,18 +95,24 @@ impl Runtime {
             Next::Preempted(task) => {
                 // SAFETY: preempted tasks are RUNNING, hence alive.
                 let header = unsafe { task.as_ref() };
-                let Some(stack) = header.stack.get().get() else {
+                let Some(stack) = header.stack.get() else {
                     unreachable!("a preempted task has a stack")
                 };
                 if header.state.is_aborted() {
                     count(&self.counters.aborted_in_poll);
                 }
+                // SAFETY: the stack of a task that holds frames is alive.
+                self.own.yielded.set(unsafe { stack.as_ref() }.yielded.get());
                 self.grant_rest(stack);
                 (task, stack)
             }
-            Next::Nobody => return self.park(),
+            Next::Nobody => {
+                self.park();
+                return true;
+            }
         };
         self.enter_stack(task, stack);
+        true
     }
 
     #[inline(always)]
@@ -119,17 +125,20 @@ impl Runtime {
             return next;
         }
         while let Some(task) = self.own.ready.pop() {
-            // SAFETY: a task in the FIFO is alive: it is READY and not DONE, or it is ours to bury.
-            let held = unsafe { task.as_ref() }.stack.get();
-            if held == HeldStack::PLAIN {
+            // SAFETY: a task in the FIFO is alive: it is not DONE, or it is ours to bury.
+            let header = unsafe { task.as_ref() };
+            if header.state.is_plain_and_started() {
                 return Next::Plain(task);
+            }
+            if !header.state.is_stackful() {
+                return if self.start(task, None) { Next::Plain(task) } else { Next::DealtWith };
             }
             // The only one there is: it would come out of its queue at once.
             if self.own.ready.is_empty()
                 && stacks.ready.is_empty()
                 && stacks.waiting.is_empty()
                 && stacks.preempted.is_empty()
-                && let Some(stack) = held.get().or_else(|| stacks.pool.take())
+                && let Some(stack) = header.stack.get().or_else(|| stacks.pool.take())
             {
                 return Next::Stackful(task, stack);
             }
@@ -188,7 +197,7 @@ impl Runtime {
         }
         while let Some(task) = stacks.ready.pop(polls) {
             // SAFETY: as in `choose`.
-            let held = unsafe { task.as_ref() }.stack.get().get();
+            let held = unsafe { task.as_ref() }.stack.get();
             if let Some(stack) = held.or_else(|| self.take_stack()) {
                 return Some(Next::Stackful(task, stack));
             }
@@ -248,7 +257,7 @@ impl Runtime {
         start: Start,
     ) -> bool {
         // SAFETY: as in `start`.
-        let holds_frames = unsafe { task.as_ref() }.stack.get().get().is_some();
+        let holds_frames = unsafe { task.as_ref() }.stack.get().is_some();
         if let Some(stack) = stack.filter(|_| !holds_frames) {
             // SAFETY: taken for the task, and not entered.
             unsafe { self.own.stacks.pool.give(stack) };
@@ -264,9 +273,9 @@ impl Runtime {
         false
     }
 
-    /// Polls a plain task that is RUNNING.
+    /// Polls a plain task that is RUNNING. Returns whether to go on.
     #[inline(always)]
-    fn poll(&'static self, task: NonNull<Header>) {
+    fn poll(&'static self, task: NonNull<Header>) -> bool {
         count(&self.counters.polls);
         self.set_current(Some(task));
         // SAFETY: it is RUNNING, this is the owning core, and it is not DONE.
@@ -274,8 +283,19 @@ impl Runtime {
         self.check_guards(1, task, poll);
         self.set_current(None);
         match poll {
-            Poll::Pending => self.wait(task, self.own.yielded.replace(false)),
-            Poll::Ready(()) => self.complete(task, true),
+            Poll::Pending => {
+                self.wait(task);
+                true
+            }
+            Poll::Ready(()) if task == NonNull::from(&self.root) => {
+                // Another `run_until` may come.
+                self.wait(task);
+                false
+            }
+            Poll::Ready(()) => {
+                self.complete(task, true);
+                true
+            }
         }
     }
 
@@ -290,43 +310,37 @@ impl Runtime {
         self.own.stack_polls.set(count(&self.counters.polls));
         // SAFETY: RUNNING, hence alive, unless it is done below; and this is its core (rule 4).
         let held = unsafe { &task.as_ref().stack };
-        // SAFETY: stacks are freed at the shutdown.
-        let yielded = unsafe { &stack.as_ref().yielded };
         match self.run_on_stack(task, stack) {
             Reason::Suspended => {
-                held.set(HeldStack::held(stack));
-                self.wait(task, yielded.replace(false));
+                held.set(Some(stack));
+                self.wait(task);
             }
             reason @ (Reason::Interrupted | Reason::Preempted) => {
                 if reason == Reason::Interrupted {
                     // SAFETY: the loop, which a handler has just left for.
                     unsafe { bound::enable_interrupts() };
                 }
-                held.set(HeldStack::held(stack));
+                held.set(Some(stack));
                 self.preempted(task, stack);
             }
             Reason::Pending => {
-                let yielded = yielded.replace(false);
                 self.put_back(task, stack);
-                self.wait(task, yielded);
+                self.wait(task);
             }
-            ended => {
-                yielded.set(false);
-                self.ended(task, stack, ended);
-            }
+            ended => self.ended(task, stack, ended),
         }
     }
 
     /// Polls what `run_until` waits for.
-    pub(crate) fn poll_root(&'static self, context: &mut Context<'_>) {
-        if let Some(mut poll) = self.own.root.get() {
-            // SAFETY: `run_until` is in its loop, further up on this stack, so its closure lives, and
-            // nobody else calls it.
-            if unsafe { poll.as_mut() }(context) {
-                self.own.root.set(None);
-                self.own.leave_loop.set(true);
-            }
+    pub(crate) fn poll_root(&'static self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(mut poll) = self.own.root.get() else { return Poll::Pending };
+        // SAFETY: `run_until` is in its loop, further up on this stack, so its closure lives, and
+        // nobody else calls it.
+        let poll = unsafe { poll.as_mut() }(context);
+        if poll.is_ready() {
+            self.own.root.set(None);
         }
+        poll
     }
 
     /// Moves the aborted among those that wait for a stack to the others: they need none.

@@ -30,7 +30,7 @@ mod pool;
 pub use backend::{Context, StackMain, StackfulBackend};
 pub use block_on::block_on;
 pub use boot::{BootStackError, leave_boot_stack};
-pub(crate) use pool::{HeldStack, Pool, Stack};
+pub(crate) use pool::{Pool, Stack};
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -138,8 +138,8 @@ where
         if let Some(task) = runtime.task_that_is(this) {
             // This is the whole task, polled for the first time, by the loop: from now on on a stack.
             this.on_stack = true;
-            // SAFETY: the current task is alive; it is polled, so this is its core (rule 4).
-            unsafe { task.as_ref() }.stack.set(HeldStack::NONE);
+            // SAFETY: the current task is alive; it is polled, so this is its core.
+            unsafe { task.as_ref() }.state.set_stackful();
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -271,7 +271,7 @@ impl Runtime {
         // SAFETY: the task is RUNNING, hence alive, and this is its core (rule 4); the stack is this
         // runtime's, and idle.
         unsafe {
-            task.as_ref().stack.set(HeldStack::NONE);
+            task.as_ref().stack.set(None);
             stack.as_ref().task.set(None);
             stack.as_ref().lost_child.set(false);
             self.stacks().pool.give(stack);

@@ -24,7 +24,7 @@ pub(crate) struct Stack {
     pub(super) left: Cell<u64>,
     /// That was left of its slice, so it goes before the others.
     has_left: Cell<bool>,
-    /// The poll that runs on it wants to go on, or to be polled again, after the others.
+    /// A preempted poll had asked to be polled again, or to go on, after the others.
     pub(crate) yielded: Cell<bool>,
     /// The poll that runs on it was told that a child of its was ended by a fault.
     pub(crate) lost_child: Cell<bool>,
@@ -58,29 +58,6 @@ impl Stack {
         if (&raw const here).addr() <= self.base.as_ptr().addr() {
             fatal("trapline: a stackful task overflowed its stack: set Config::stack_size higher");
         }
-    }
-}
-
-/// Whether a task is polled on a stack, and on which if one holds frames of it. One word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct HeldStack(*mut Stack);
-
-impl HeldStack {
-    /// A plain task.
-    pub(crate) const PLAIN: Self = Self(core::ptr::null_mut());
-    /// A stackful task of which no stack holds frames.
-    pub(crate) const NONE: Self = Self(core::ptr::without_provenance_mut(1));
-
-    /// A stackful task that is suspended or preempted.
-    #[inline]
-    pub(crate) fn held(stack: NonNull<Stack>) -> Self {
-        Self(stack.as_ptr())
-    }
-
-    /// The stack that holds frames of the task.
-    #[inline]
-    pub(crate) fn get(self) -> Option<NonNull<Stack>> {
-        NonNull::new(self.0).filter(|_| self != Self::NONE)
     }
 }
 

@@ -60,7 +60,7 @@ use core::task::{Context, Poll, Waker};
 use crate::Runtime;
 use crate::arena::Arena;
 use crate::ready::Origin;
-use crate::stackful::HeldStack;
+use crate::stackful::Stack;
 use crate::sync::{UnsafeCell, alloc, const_fn, dealloc};
 use join::JoinError;
 use state::State;
@@ -75,8 +75,8 @@ pub(crate) struct Header {
     pub(crate) next: UnsafeCell<Link>,
     /// The list of all tasks of the runtime that have been started.
     pub(crate) siblings: Siblings,
-    /// Whether it is polled on a stack, and which one holds frames of it.
-    pub(crate) stack: Cell<HeldStack>,
+    /// The stack that holds frames of it.
+    pub(crate) stack: Cell<Option<NonNull<Stack>>>,
     join_waker: UnsafeCell<MaybeUninit<Waker>>,
 }
 
@@ -216,7 +216,7 @@ impl Header {
                 runtime: Cell::new(runtime),
                 next: UnsafeCell::new(None),
                 siblings: Siblings { previous: Cell::new(None), next: Cell::new(None) },
-                stack: Cell::new(HeldStack::PLAIN),
+                stack: Cell::new(None),
                 join_waker: UnsafeCell::new(MaybeUninit::uninit()),
             }
         }
@@ -311,7 +311,7 @@ pub(crate) struct New<F, K> {
     /// The future or its output may not be `Send`.
     pub(crate) local: bool,
     /// Whether it is known to be stackful.
-    pub(crate) stack: HeldStack,
+    pub(crate) stackful: bool,
 }
 
 impl<F, K> New<F, K>
@@ -347,8 +347,7 @@ where
     #[inline]
     unsafe fn write(self, memory: NonNull<Task<F, K>>, origin: Origin) -> NonNull<Header> {
         let vtable = if self.local { &Task::<F, K>::LOCAL_VTABLE } else { &Task::<F, K>::VTABLE };
-        let header = Header::new(State::spawned(origin), vtable, Some(self.runtime));
-        header.stack.set(self.stack);
+        let header = Header::new(State::spawned(origin, self.stackful), vtable, Some(self.runtime));
         let stage = UnsafeCell::new(Stage { future: ManuallyDrop::new(self.future) });
         // SAFETY: the caller's promise.
         unsafe { memory.write(Task { body: Body { header, stage }, kind: self.kind }) };
@@ -532,11 +531,10 @@ where
 pub(crate) static ROOT: Vtable = Vtable {
     poll: |task, context| {
         // SAFETY: the caller's task is alive.
-        if let Some(runtime) = unsafe { task.as_ref() }.runtime.get() {
-            runtime.poll_root(context);
-        }
-        // It is never done: another `run_until` may come.
-        Poll::Pending
+        unsafe { task.as_ref() }
+            .runtime
+            .get()
+            .map_or(Poll::Pending, |runtime| runtime.poll_root(context))
     },
     // SAFETY (each): the runtime gives nobody a join handle for its root task, doesn't abort it, and
     // its references never run out; so none of these is called.

@@ -41,10 +41,14 @@ const STORED: usize = 1 << 6;
 /// run again may point into it, so there is no output.
 const ABANDONED: usize = 1 << 7;
 
+/// It is polled on a stack. Set before the task is spawned, or by the owning core when its first poll finds
+/// that it wants one. Never cleared.
+const STACKFUL: usize = 1 << 8;
+
 /// One reference. The runtime has one until the future is gone; so have the join handle and each
 /// waker. Queues have none: a task in a queue is `READY` and not `DONE`, so the runtime's holds it
 /// ([`Start::Finished`] is the one exception).
-const REFERENCE: usize = 1 << 8;
+const REFERENCE: usize = 1 << 9;
 
 /// More references than any program can make without forgetting them in a loop for years.
 const REFERENCES_MAX: usize = isize::MAX as usize;
@@ -123,12 +127,13 @@ impl State {
     const_fn! {
         /// Spawned: referenced by the runtime and the join handle; RUNNING if it goes to the FIFO, READY if
         /// to the inbox. (Edge 1)
-        pub(crate) fn spawned(origin: Origin) -> Self {
+        pub(crate) fn spawned(origin: Origin, stackful: bool) -> Self {
             let flag = match origin {
                 Origin::Here => RUNNING,
                 Origin::Elsewhere => READY,
             };
-            Self(AtomicUsize::new(flag | JOIN | (2 * REFERENCE)))
+            let stackful = if stackful { STACKFUL } else { 0 };
+            Self(AtomicUsize::new(flag | stackful | JOIN | (2 * REFERENCE)))
         }
     }
 
@@ -193,21 +198,35 @@ impl State {
         self.0.fetch_or(flags, Ordering::AcqRel)
     }
 
-    /// Takes from a queue, to be polled: nothing to do for one that is RUNNING and was not woken since.
-    /// Owning core. (Edge 2)
+    /// Whether a task that was taken from a queue is a plain one that is RUNNING, and nobody has woken it
+    /// since: so there is nothing to do before its poll. Owning core. (Edge 2)
     #[inline]
-    pub(crate) fn start(&self) -> Start {
+    pub(crate) fn is_plain_and_started(&self) -> bool {
         // Relaxed, and perhaps an older value: a wake that isn't seen has left READY, which is found
         // after the poll, or the next time where that yields.
+        let word = self.0.load(Ordering::Relaxed);
+        word & (READY | RUNNING | DONE | ABORT | STACKFUL) == RUNNING
+    }
+
+    /// Whether it is polled on a stack. Owning core.
+    #[inline]
+    pub(crate) fn is_stackful(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & STACKFUL != 0
+    }
+
+    /// From now on, it is. Owning core.
+    pub(crate) fn set_stackful(&self) {
+        self.0.fetch_or(STACKFUL, Ordering::Relaxed);
+    }
+
+    /// Takes from a queue, to be polled. Owning core. (Edge 2)
+    #[inline]
+    pub(crate) fn start(&self) -> Start {
+        // As in `is_plain_and_started`.
         let word = self.0.load(Ordering::Relaxed);
         if word & (READY | RUNNING | DONE | ABORT) == RUNNING {
             return Start::Run { aborted: false };
         }
-        self.start_woken(word)
-    }
-
-    #[inline]
-    fn start_woken(&self, word: usize) -> Start {
         // Acquire, in both: pairs with the release of every wake that came before. What this core did
         // with the link is released by `pending` or with the last reference.
         let before = if word & (RUNNING | DONE) == RUNNING {

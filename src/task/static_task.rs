@@ -14,7 +14,6 @@ use super::{Kind, New, Stage, Task};
 use crate::arena::Arena;
 use crate::ready;
 use crate::runtime::LocalSpawner;
-use crate::stackful::HeldStack;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{UnsafeCell, const_fn};
 use crate::task::join::JoinHandle;
@@ -202,7 +201,7 @@ impl<F: Future + 'static> StaticTask<F> {
         let Some(kind) = self.account.take() else {
             return Err(SpawnError { future, reason: SpawnErrorReason::InUse });
         };
-        let new = New { runtime, future, kind, local, stack: HeldStack::PLAIN };
+        let new = New { runtime, future, kind, local, stackful: false };
         let origin = ready::origin(runtime);
         // SAFETY: large and aligned enough, by the above, and ours (rule 8) until the kind frees it.
         let task = unsafe { new.write(NonNull::from(&self.memory).cast(), origin) };

@@ -115,13 +115,14 @@ pub(crate) struct Core {
 }
 
 thread_local! {
-    /// The number of the core that this thread is.
-    static HERE: Cell<usize> = const { Cell::new(usize::MAX) };
+    /// The core that this thread is.
+    static HERE: Cell<Option<&'static Core>> = const { Cell::new(None) };
 }
 
 /// The core that the calling thread is.
+#[inline]
 pub(crate) fn here() -> Option<&'static Core> {
-    CORES.get(HERE.get())
+    HERE.get()
 }
 
 /// The core of a number.
@@ -185,7 +186,7 @@ impl Core {
     /// # Errors
     ///
     /// What Linux says when it has no timer for us.
-    pub(crate) fn attach(&self) -> Result<(), i32> {
+    pub(crate) fn attach(&'static self) -> Result<(), i32> {
         install_handlers();
         // SAFETY: gettid has no conditions.
         let thread = unsafe { libc::gettid() };
@@ -212,7 +213,7 @@ impl Core {
         let mask = set_blocked(libc::SIG_UNBLOCK) & !bits_of(&our_signals());
         self.signal_mask.store(mask, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
-        HERE.set(self.number());
+        HERE.set(Some(self));
         self.thread.store(thread, Ordering::Relaxed);
         // After the thread, and releasing it: who sets a bit after this sees the thread, and sends
         // the signal to it. A bit from before, whose signal went to the core's last thread, is
@@ -226,7 +227,7 @@ impl Core {
     /// The calling thread is this core no longer. Signals on their way here find no core, and a
     /// wake for it does nothing.
     pub(crate) fn detach(&self) {
-        HERE.set(usize::MAX);
+        HERE.set(None);
         self.thread.store(0, Ordering::Relaxed);
         let timer = self.timer.swap(ptr::null_mut(), Ordering::Relaxed);
         // SAFETY: `attach` created it, and nobody else deletes it.

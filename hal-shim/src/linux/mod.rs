@@ -157,7 +157,7 @@ pub(crate) fn start_core(core: usize, program: fn()) -> Result<(), StartError> {
 /// As [`crate::isolated`].
 pub(crate) unsafe fn isolated<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     HOSTED.store(true, Ordering::Relaxed);
-    let attach = |core: &cores::Core| {
+    let attach = |core: &'static cores::Core| {
         core.attach().unwrap_or_else(|error| {
             panic!("cannot start a core: {}", std::io::Error::from_raw_os_error(error))
         })
