@@ -8,12 +8,12 @@
 //! ```text
 //!   higher addresses
 //!   |        ...             |
-//!   |  the caller's frame    |
+//!   |  the frame of whoever  |   with all that it needs of the other registers
+//!   |  switches              |
 //!   +------------------------+
-//!   |  fs0 ... fs7           |   only where the ABI has FP registers, and written only if `fp` is 1
-//!   |  fp: are they?         |
-//!   |  fp ($r22), s0 ... s8  |
-//!   |  ra: where to go on    |
+//!   |  fs0 ... fs7           |   only where the ABI has FP registers, and written only if `pc` is
+//!   |  fp ($r22), s8         |   where they are loaded
+//!   |  pc: where to go on    |
 //!   +------------------------+ <- Context (= sp), a `Frame`
 //! ```
 //!
@@ -21,11 +21,10 @@
 //!
 //! ```text
 //!   +------------------------+ <- top, aligned to 16
-//!   |  fp: 0                 |
-//!   |  $r22: 0               |   no frame pointer below `main`'s
-//!   |  s0: `main`            |
-//!   |  s1: its argument      |
-//!   |  ra: `start`           |
+//!   |  fs0 ... fs7           |   as above; not written
+//!   |  fp: `main`            |
+//!   |  s8: its argument      |
+//!   |  pc: `start`           |
 //!   +------------------------+ <- Context, a `Frame`
 //! ```
 //!
@@ -78,8 +77,10 @@
 //!
 //! # Which registers
 //!
-//! `switch` saves what the ABI has a callee preserve: ra, fp, s0 to s8, sp, and under lp64d fs0 to
-//! fs7. It touches neither `$r21` (the core's), nor `$tp`, nor `CRMD.IE`. `fcsr` isn't switched: Rust code
+//! `switch` is a piece of its caller's code that says which registers it overwrites, so the compiler saves
+//! those of them that hold something, with what it would save anyway. What it does not give away
+//! `switch` saves itself: fp, s8 and sp; and under lp64d fs0 to fs7, since those are rarely in use, as
+//! EUEN tells. It touches neither `$r21` (the core's), nor `$tp`, nor `CRMD.IE`. `fcsr` isn't switched: Rust code
 //! may assume the rounding mode that it was started with, and flags are not preserved by calls. A trap
 //! falls between any two instructions, so `TrapContext` holds `fcsr` and the condition flags `fcc` too.
 //! Vector registers are not known here: EUEN keeps their units off.
@@ -93,9 +94,10 @@
 //!
 //! - It is off when code starts. The first FP instruction traps, and [`on_trap`] has the return from that
 //!   trap turn FPE on, with registers that are zero: what nobody wrote, nobody wants.
-//! - `switch` away: if FPE is on, fs0 to fs7 go into the frame and `fp` is 1. If not, `fp` is 0.
-//! - `switch` to a frame whose `fp` is 1: FPE goes on and the registers are loaded. To one whose
-//!   `fp` is 0: FPE goes off, so that nobody is charged for the code that was left.
+//! - `switch` away: if FPE is on, fs0 to fs7 go into the frame, and FPE goes off, or they would be
+//!   charged to whoever runs next. Whoever switches back goes on at `pc`, where FPE goes on and they
+//!   are loaded.
+//! - If FPE is off, `pc` is behind that.
 //! - A trap: if FPE is on, all f registers go into the trap context before any Rust code runs, and FPE goes
 //!   off for the handler. The return loads them, and turns FPE on or off as it was.
 //!
@@ -113,7 +115,7 @@
 //! is the one that 0 in `fcsr` means: it is put back after traps that found FPE on.
 
 use core::arch::{asm, naked_asm};
-use core::mem::{offset_of, size_of};
+use core::mem::{MaybeUninit, offset_of, size_of};
 use core::ptr::NonNull;
 // Not loom's: traps aren't modelled.
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -125,14 +127,12 @@ use crate::trap::{self, Access, Syscall, Trap, TrapHandler};
 /// What lies at a [`Context`].
 #[repr(C, align(16))]
 struct Frame {
-    ra: usize,
-    /// $r22 to $r31: fp, s0 to s8.
-    s: [usize; 10],
-    /// Whether `fs` was written: 0 or 1.
-    #[cfg(target_feature = "d")]
+    pc: usize,
+    /// $r22.
     fp: usize,
+    s8: usize,
     #[cfg(target_feature = "d")]
-    fs: [u64; 8],
+    fs: [MaybeUninit<u64>; 8],
 }
 
 /// CSRs by number, and what is in them.
@@ -182,25 +182,20 @@ impl LoongArch64 {
 }
 
 // SAFETY: `prepare` writes one `Frame` below `top`, less than LEAST_STACK. `switch` saves and loads
-// every register that the ABI has a callee preserve, the f registers where the head of this file
-// says that they are wanted; it touches the two stacks and `*save` only, neither $r21 nor IE, and as a
-// call of a function that the compiler cannot see into it is a barrier.
+// fp, s8 and sp, and fs0 to fs7 where the head of this file says that they are wanted; it tells the
+// compiler that it overwrites all other registers but $r21 and $tp, which it leaves alone, as it does IE;
+// it touches the two stacks and `*save` only; and an `asm!` without `nomem` is a barrier.
 unsafe impl StackfulBackend for LoongArch64 {
     const LEAST_STACK: usize =
         size_of::<Frame>() + size_of::<TrapContext>() + Self::HANDLER + Self::POLL;
 
     unsafe fn prepare(top: NonNull<u8>, main: StackMain, argument: *mut ()) -> Context {
-        // $r22 = 0 ends a walk along the frame pointers.
-        let mut s = [0; 10];
-        s[1] = main as usize;
-        s[2] = argument.expose_provenance();
         let frame = Frame {
-            ra: start as *const () as usize,
-            s,
+            pc: start as *const () as usize,
+            fp: main as usize,
+            s8: argument.expose_provenance(),
             #[cfg(target_feature = "d")]
-            fp: 0,
-            #[cfg(target_feature = "d")]
-            fs: [0; 8],
+            fs: [MaybeUninit::uninit(); 8],
         };
         // SAFETY: the caller gives LEAST_STACK writable bytes below `top`, aligned to 16.
         unsafe {
@@ -210,70 +205,92 @@ unsafe impl StackfulBackend for LoongArch64 {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     unsafe fn switch(save: *mut Context, to: Context) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { switch(save, to) }
+        // SAFETY: the caller's promise: what is at `to` was left by this very code or by `prepare`.
+        unsafe {
+            asm!(
+                // a0: where to store the context that is left; a1: the one to go on in.
+                "addi.d $sp, $sp, -{size}",
+                "st.d $fp, $sp, {fp}",
+                "st.d $s8, $sp, {s8}",
+                "la.pcrel $t0, 5f",
+                #[cfg(target_feature = "d")]
+                "csrrd $t1, {euen}
+                andi $t1, $t1, {fpe}
+                bnez $t1, 3f
+                2:",
+                "st.d $t0, $sp, {pc}",
+                "st.d $sp, $a0, 0",
+                // From here on the other stack.
+                "move $sp, $a1",
+                // Not ra: a jump by ra would be predicted to go where this function was called from.
+                "ld.d $t0, $sp, {pc}",
+                "jr $t0",
+                #[cfg(target_feature = "d")]
+                "3:
+                .irp n, 0,1,2,3,4,5,6,7
+                  fst.d $fs\\n, $sp, {fs} + 8*\\n
+                .endr
+                csrwr $zero, {euen}
+                la.pcrel $t0, 4f
+                b 2b",
+                // Somebody switched to what was saved at 3. sp: the `Frame`.
+                #[cfg(target_feature = "d")]
+                "4:
+                li.w $t1, {fpe}
+                csrwr $t1, {euen}
+                .irp n, 0,1,2,3,4,5,6,7
+                  fld.d $fs\\n, $sp, {fs} + 8*\\n
+                .endr",
+                // The same if FPE was off.
+                "5:",
+                "ld.d $fp, $sp, {fp}",
+                "ld.d $s8, $sp, {s8}",
+                "addi.d $sp, $sp, {size}",
+                pc = const offset_of!(Frame, pc),
+                fp = const offset_of!(Frame, fp),
+                s8 = const offset_of!(Frame, s8),
+                #[cfg(target_feature = "d")]
+                fs = const offset_of!(Frame, fs),
+                size = const size_of::<Frame>(),
+                #[cfg(target_feature = "d")]
+                euen = const csr::EUEN,
+                #[cfg(target_feature = "d")]
+                fpe = const FPE,
+                inout("$a0") save => _,
+                inout("$a1") to.0 => _,
+                out("$s0") _,
+                out("$s1") _,
+                out("$s2") _,
+                out("$s3") _,
+                out("$s4") _,
+                out("$s5") _,
+                out("$s6") _,
+                out("$s7") _,
+                // And $ra.
+                clobber_abi("C"),
+            );
+        }
     }
 }
 
-/// a0: where to store the context that is left; a1: the context to go on in.
-#[unsafe(naked)]
-unsafe extern "C" fn switch(save: *mut Context, to: Context) {
-    naked_asm!(
-        "addi.d $sp, $sp, -{size}",
-        "st.d $ra, $sp, {ra}",
-        r".irp n, 22,23,24,25,26,27,28,29,30,31",
-        r"  st.d $r\n, $sp, {s} + 8*(\n - 22)",
-        r".endr",
-        #[cfg(target_feature = "d")]
-        "csrrd $t0, {euen}
-        andi $t0, $t0, {fpe}
-        st.d $t0, $sp, {fp}
-        beqz $t0, 2f
-        .irp n, 0,1,2,3,4,5,6,7
-          fst.d $fs\\n, $sp, {fs} + 8*\\n
-        .endr
-        2:",
-        "st.d $sp, $a0, 0",
-        // From here on the other stack.
-        "move $sp, $a1",
-        #[cfg(target_feature = "d")]
-        "ld.d $t0, $sp, {fp}
-        move $t1, $t0
-        csrwr $t1, {euen}
-        beqz $t0, 3f
-        .irp n, 0,1,2,3,4,5,6,7
-          fld.d $fs\\n, $sp, {fs} + 8*\\n
-        .endr
-        3:",
-        // Not ra: a jump by ra would be predicted to go where this stack's `switch` was called
-        // from, which is wrong each time.
-        "ld.d $t0, $sp, {ra}",
-        r".irp n, 22,23,24,25,26,27,28,29,30,31",
-        r"  ld.d $r\n, $sp, {s} + 8*(\n - 22)",
-        r".endr",
-        "addi.d $sp, $sp, {size}",
-        "jr $t0",
-        ra = const offset_of!(Frame, ra),
-        s = const offset_of!(Frame, s),
-        #[cfg(target_feature = "d")]
-        fp = const offset_of!(Frame, fp),
-        #[cfg(target_feature = "d")]
-        fs = const offset_of!(Frame, fs),
-        size = const size_of::<Frame>(),
-        #[cfg(target_feature = "d")]
-        euen = const csr::EUEN,
-        #[cfg(target_feature = "d")]
-        fpe = const FPE,
-    )
-}
-
-/// s0: `main`; s1: its argument; $r22: 0; sp: the stack's top.
+/// sp: the `Frame` that `prepare` made.
 #[unsafe(naked)]
 unsafe extern "C" fn start() -> ! {
-    // ra = 0: there is no caller, an unwinder and a debugger end here.
-    naked_asm!("move $a0, $s1", "move $ra, $zero", "jr $s0")
+    naked_asm!(
+        "ld.d $t0, $sp, {fp}",
+        "ld.d $a0, $sp, {s8}",
+        "addi.d $sp, $sp, {size}",
+        // t0: `main`; a0: its argument; sp: the stack's top. There is no caller and no frame pointer: an
+        // unwinder, a debugger and a walk along the frame pointers end here.
+        "move $ra, $zero",
+        "move $fp, $zero",
+        "jr $t0",
+        fp = const offset_of!(Frame, fp),
+        s8 = const offset_of!(Frame, s8),
+        size = const size_of::<Frame>(),
+    )
 }
 
 /// What a trap interrupted: pushed by the entry on the interrupted kernel stack, or a user program's, which

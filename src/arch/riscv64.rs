@@ -8,12 +8,12 @@
 //! ```text
 //!   higher addresses
 //!   |        ...             |
-//!   |  the caller's frame    |
+//!   |  the frame of whoever  |   with all that it needs of the other registers
+//!   |  switches              |
 //!   +------------------------+
-//!   |  fs0 ... fs11          |   written only if `fp` is 1
-//!   |  fp: are they?         |
-//!   |  s0 ... s11            |
-//!   |  ra: where to go on    |
+//!   |  fs0 ... fs11          |   written only if `pc` is where they are loaded
+//!   |  s0, s1                |
+//!   |  pc: where to go on    |
 //!   +------------------------+ <- Context (= sp), a `Frame`
 //! ```
 //!
@@ -21,11 +21,10 @@
 //!
 //! ```text
 //!   +------------------------+ <- top, aligned to 16
-//!   |  fp: 0                 |
-//!   |  s0: 0                 |   no frame pointer below `main`'s
-//!   |  s1: `main`            |
-//!   |  s2: its argument      |
-//!   |  ra: `start`           |
+//!   |  fs0 ... fs11          |   not written
+//!   |  s0: `main`            |
+//!   |  s1: its argument      |
+//!   |  pc: `start`           |
 //!   +------------------------+ <- Context, a `Frame`
 //! ```
 //!
@@ -73,8 +72,10 @@
 //!
 //! # Which registers
 //!
-//! `switch` saves what the ABI has a callee preserve: ra, s0 to s11, sp, and under lp64d fs0 to
-//! fs11. It touches neither `tp` (the core's), nor `gp` (the program's), nor `sstatus.SIE`. `fcsr`
+//! `switch` is a piece of its caller's code that says which registers it overwrites, so the compiler saves
+//! those of them that hold something, with what it would save anyway. What it does not give away
+//! `switch` saves itself: s0, s1 and sp; and fs0 to fs11, since those are rarely in use, as the
+//! hardware knows. It touches neither `tp` (the core's), nor `gp` (the program's), nor `sstatus.SIE`. `fcsr`
 //! isn't switched: Rust code may assume the rounding mode that it was started with, and flags are
 //! not preserved by calls. A trap falls between any two instructions, so `TrapContext` holds
 //! `fcsr` too. Vector registers are not known here: a kernel is not compiled to use them.
@@ -89,10 +90,10 @@
 //!
 //! - It holds when code starts: what nobody wrote, nobody wants.
 //! - Code that writes an f register makes FS Dirty, by hardware.
-//! - `switch` away: if FS is Dirty, fs0 to fs11 go into the frame, `fp` is 1, and FS becomes Clean, or it
-//!   would be charged to whoever runs next. If not, nothing there is wanted, and `fp` is 0.
-//! - `switch` to a frame whose `fp` is 1: FS becomes Dirty and the registers are loaded, so that
-//!   the next switch saves them again.
+//! - `switch` away: if FS is Dirty, fs0 to fs11 go into the frame, and FS becomes Clean, or it
+//!   would be charged to whoever runs next. Whoever switches back goes on at `pc`, where FS becomes
+//!   Dirty and they are loaded, so that the next switch saves them again.
+//! - If FS isn't Dirty, nothing there is wanted, and `pc` is behind that.
 //! - A trap: if FS is Dirty, all f registers go into the trap context before any Rust code runs.
 //!   Nothing of them is then wanted by the handler: FS becomes Clean, and a switch in the handler
 //!   saves them a second time only if the handler has computed in them. The return from the trap
@@ -108,7 +109,7 @@
 //! sees another's, and one that doesn't compute pays nothing.
 
 use core::arch::{asm, naked_asm};
-use core::mem::{offset_of, size_of};
+use core::mem::{MaybeUninit, offset_of, size_of};
 use core::ptr::NonNull;
 // Not loom's: traps aren't modelled.
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -120,11 +121,10 @@ use crate::trap::{self, Access, Syscall, Trap, TrapHandler};
 /// What lies at a [`Context`].
 #[repr(C, align(16))]
 struct Frame {
-    ra: usize,
-    s: [usize; 12],
-    /// Whether `fs` was written: 0 or 1.
-    fp: usize,
-    fs: [u64; 12],
+    pc: usize,
+    s0: usize,
+    s1: usize,
+    fs: [MaybeUninit<u64>; 12],
 }
 
 /// Where `sstatus` keeps FS.
@@ -150,19 +150,20 @@ impl Riscv64 {
 }
 
 // SAFETY: `prepare` writes one `Frame` below `top`, less than LEAST_STACK. `switch` saves and loads
-// every register that the ABI has a callee preserve, the f registers where the head of this file
-// says that they are wanted; it touches the two stacks and `*save` only, neither tp nor gp nor SIE,
-// and as a call of a function that the compiler cannot see into it is a barrier.
+// s0, s1 and sp, and fs0 to fs11 where the head of this file says that they are wanted; it tells the
+// compiler that it overwrites all other registers but tp and gp, which it leaves alone, as it does SIE;
+// it touches the two stacks and `*save` only; and an `asm!` without `nomem` is a barrier.
 unsafe impl StackfulBackend for Riscv64 {
     const LEAST_STACK: usize =
         size_of::<Frame>() + size_of::<TrapContext>() + Self::HANDLER + Self::POLL;
 
     unsafe fn prepare(top: NonNull<u8>, main: StackMain, argument: *mut ()) -> Context {
-        // s0 = 0 ends a walk along the frame pointers.
-        let mut s = [0; 12];
-        s[1] = main as usize;
-        s[2] = argument.expose_provenance();
-        let frame = Frame { ra: start as *const () as usize, s, fp: 0, fs: [0; 12] };
+        let frame = Frame {
+            pc: start as *const () as usize,
+            s0: main as usize,
+            s1: argument.expose_provenance(),
+            fs: [MaybeUninit::uninit(); 12],
+        };
         // SAFETY: the caller gives LEAST_STACK writable bytes below `top`, aligned to 16.
         unsafe {
             let context = top.byte_sub(size_of::<Frame>());
@@ -171,84 +172,101 @@ unsafe impl StackfulBackend for Riscv64 {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     unsafe fn switch(save: *mut Context, to: Context) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { switch(save, to) }
+        // SAFETY: the caller's promise: what is at `to` was left by this very code or by `prepare`.
+        unsafe {
+            asm!(
+                ".option push",
+                // What the assembler may use; whether there is an FPU is decided by FS, when it runs.
+                ".option arch, +d",
+                // a0: where to store the context that is left; a1: the one to go on in.
+                "addi sp, sp, -{size}",
+                "sd s0, {s0}(sp)",
+                "sd s1, {s1}(sp)",
+                "lla t1, 5f",
+                "csrr t2, sstatus",
+                // Its sign says that there is something Dirty.
+                "bltz t2, 3f",
+                "2:",
+                "sd t1, {pc}(sp)",
+                "sd sp, (a0)",
+                // From here on the other stack.
+                "mv sp, a1",
+                // Not ra or t0: a jump by them would be predicted to go where this function was called
+                // from.
+                "ld t1, {pc}(sp)",
+                "jr t1",
+                // t2: sstatus. It may be something else than FS that is Dirty.
+                "3:",
+                "srli t2, t2, {fs_shift}",
+                "andi t2, t2, {fs_mask}",
+                "addi t2, t2, -{fs_dirty}",
+                "bnez t2, 2b",
+                r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
+                r"  fsd fs\n, {fs} + 8*\n(sp)",
+                r".endr",
+                "li t2, {fs_not_clean} << {fs_shift}",
+                "csrc sstatus, t2",
+                "lla t1, 4f",
+                "j 2b",
+                // Somebody switched to what was saved at 3. sp: the `Frame`.
+                "4:",
+                "li t2, {fs_mask} << {fs_shift}",
+                "csrs sstatus, t2",
+                r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
+                r"  fld fs\n, {fs} + 8*\n(sp)",
+                r".endr",
+                // The same if FS was not Dirty.
+                "5:",
+                "ld s0, {s0}(sp)",
+                "ld s1, {s1}(sp)",
+                "addi sp, sp, {size}",
+                ".option pop",
+                pc = const offset_of!(Frame, pc),
+                s0 = const offset_of!(Frame, s0),
+                s1 = const offset_of!(Frame, s1),
+                fs = const offset_of!(Frame, fs),
+                size = const size_of::<Frame>(),
+                fs_shift = const FS_SHIFT,
+                fs_mask = const FS_MASK,
+                fs_dirty = const FS_DIRTY,
+                fs_not_clean = const FS_NOT_CLEAN,
+                inout("a0") save => _,
+                inout("a1") to.0 => _,
+                out("s2") _,
+                out("s3") _,
+                out("s4") _,
+                out("s5") _,
+                out("s6") _,
+                out("s7") _,
+                out("s8") _,
+                out("s9") _,
+                out("s10") _,
+                out("s11") _,
+                // And ra.
+                clobber_abi("C"),
+            );
+        }
     }
 }
 
-/// a0: where to store the context that is left; a1: the context to go on in.
-#[unsafe(naked)]
-unsafe extern "C" fn switch(save: *mut Context, to: Context) {
-    naked_asm!(
-        ".option push",
-        // What the assembler may use; whether there is an FPU is decided by FS, when it runs.
-        ".option arch, +d",
-        "addi sp, sp, -{size}",
-        "sd ra, {ra}(sp)",
-        r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
-        r"  sd s\n, {s} + 8*\n(sp)",
-        r".endr",
-        "sd zero, {fp}(sp)",
-        "csrr t0, sstatus",
-        // Its sign says that there is something Dirty.
-        "bltz t0, 4f",
-        "2:",
-        "sd sp, (a0)",
-        // From here on the other stack.
-        "mv sp, a1",
-        "ld t0, {fp}(sp)",
-        "bnez t0, 5f",
-        "3:",
-        // Not ra: a jump by ra or t0 would be predicted to go where this stack's `switch` was
-        // called from, which is wrong each time.
-        "ld t1, {ra}(sp)",
-        r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
-        r"  ld s\n, {s} + 8*\n(sp)",
-        r".endr",
-        "addi sp, sp, {size}",
-        "jr t1",
-        // t0: sstatus. It may be something else than FS that is Dirty.
-        "4:",
-        "srli t0, t0, {fs_shift}",
-        "andi t0, t0, {fs_mask}",
-        "addi t0, t0, -{fs_dirty}",
-        "bnez t0, 2b",
-        "li t0, 1",
-        "sd t0, {fp}(sp)",
-        r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
-        r"  fsd fs\n, {fs} + 8*\n(sp)",
-        r".endr",
-        "li t0, {fs_not_clean} << {fs_shift}",
-        "csrc sstatus, t0",
-        "j 2b",
-        // sp: the other stack, whose code wants its f registers.
-        "5:",
-        "li t0, {fs_mask} << {fs_shift}",
-        "csrs sstatus, t0",
-        r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
-        r"  fld fs\n, {fs} + 8*\n(sp)",
-        r".endr",
-        "j 3b",
-        ".option pop",
-        ra = const offset_of!(Frame, ra),
-        s = const offset_of!(Frame, s),
-        fp = const offset_of!(Frame, fp),
-        fs = const offset_of!(Frame, fs),
-        size = const size_of::<Frame>(),
-        fs_shift = const FS_SHIFT,
-        fs_mask = const FS_MASK,
-        fs_dirty = const FS_DIRTY,
-        fs_not_clean = const FS_NOT_CLEAN,
-    )
-}
-
-/// s1: `main`; s2: its argument; s0: 0; sp: the stack's top.
+/// sp: the `Frame` that `prepare` made.
 #[unsafe(naked)]
 unsafe extern "C" fn start() -> ! {
-    // ra = 0: there is no caller, an unwinder and a debugger end here.
-    naked_asm!("mv a0, s2", "li ra, 0", "jr s1")
+    naked_asm!(
+        "ld t1, {s0}(sp)",
+        "ld a0, {s1}(sp)",
+        "addi sp, sp, {size}",
+        // t1: `main`; a0: its argument; sp: the stack's top. There is no caller and no frame pointer: an
+        // unwinder, a debugger and a walk along the frame pointers end here.
+        "li ra, 0",
+        "li s0, 0",
+        "jr t1",
+        s0 = const offset_of!(Frame, s0),
+        s1 = const offset_of!(Frame, s1),
+        size = const size_of::<Frame>(),
+    )
 }
 
 /// What a trap interrupted: pushed by the entry on the interrupted kernel stack, or a user program's, which
