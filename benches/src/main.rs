@@ -126,7 +126,7 @@ mod measure {
             implementation: cell.implementation,
             ns: timed.then(|| at(2)),
             spread: timed.then(|| [at(1), at(3)]),
-            bytes: cell.is_memory().then(|| each(counted.heap.bytes as f64)),
+            bytes: cell.is_memory().then(|| each(counted.heap.bytes as f64).round()),
             allocs: Some(each(counted.heap.allocations as f64)),
         }
     }

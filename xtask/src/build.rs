@@ -63,7 +63,7 @@ impl Arch {
 /// The target whose ABI has floating-point registers.
 pub const LOONGARCH64_HARD_FLOAT: &str = "loongarch64-unknown-none";
 
-/// A target of the root package.
+/// A target of a package in the workspace: of the root package, where nothing else is said.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Program {
     pub name: String,
@@ -90,6 +90,12 @@ impl Program {
         cost.context("the root package has no bench `cost`")
     }
 
+    /// The program that measures on the host.
+    pub fn benches() -> Result<Self> {
+        let mut programs = metadata()?.programs_of("benches", "bin");
+        programs.pop().context("the workspace has no program `benches`")
+    }
+
     /// The test kernels: the programs in `tests/target/`, and the suite that the host runs too.
     pub fn test_kernels() -> Result<Vec<Self>> {
         let mut kernels = metadata()?.programs("test");
@@ -109,6 +115,8 @@ impl Program {
         [format!("--{kind}"), self.name.clone()]
     }
 }
+
+const ROOT_PACKAGE: &str = "trapline";
 
 /// With what a program is built.
 #[derive(Clone, Debug, Default)]
@@ -269,18 +277,23 @@ struct Package {
 }
 
 impl Metadata {
-    fn root_package(&self) -> Option<&Package> {
-        self.packages.iter().find(|package| package.name == "trapline")
+    fn package(&self, name: &str) -> Option<&Package> {
+        self.packages.iter().find(|package| package.name == name)
     }
 
     fn programs(&self, kind: &str) -> Vec<Program> {
-        let targets = self.root_package().into_iter().flat_map(|package| &package.targets);
+        self.programs_of(ROOT_PACKAGE, kind)
+    }
+
+    fn programs_of(&self, package: &str, kind: &str) -> Vec<Program> {
+        let targets = self.package(package).into_iter().flat_map(|package| &package.targets);
         targets.filter(|target| target.kind.iter().any(|k| k == kind)).cloned().collect()
     }
 
     /// The oldest compiler that the workspace claims to work with, as `1.95`.
     pub fn rust_version(&self) -> Result<&str> {
-        let version = self.root_package().and_then(|package| package.rust_version.as_deref());
+        let version =
+            self.package(ROOT_PACKAGE).and_then(|package| package.rust_version.as_deref());
         version.context("the root package declares no rust-version")
     }
 }

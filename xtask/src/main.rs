@@ -1,13 +1,15 @@
 //! `cargo xtask`: everything that is done with Trapline beside compiling it.
 //!
 //! This file is the command line. How a program is built is in `build`, how it runs in QEMU in
-//! `qemu`; `setup`, `demo`, `cost`, `suites`, `mutants` and `lint` are the commands.
+//! `qemu`; `setup`, `demo`, `bench`, `cost`, `suites`, `mutants` and `lint` are the commands.
 
+mod bench;
 mod build;
 mod cost;
 mod demo;
 mod lint;
 mod mutants;
+mod plot;
 mod qemu;
 mod setup;
 mod shell;
@@ -56,6 +58,16 @@ enum Command {
         #[arg(long, default_value_t = 5.0, value_parser = seconds)]
         seconds: f64,
         /// Print only one JSON line an architecture on standard output
+        #[arg(long)]
+        json: bool,
+    },
+    /// What scheduling costs on this Linux, beside other runtimes in the same run
+    ///
+    /// On one core (`cross_wake` on two). The program in benches/ measures; its sources say what each row is.
+    Bench {
+        #[command(flatten)]
+        selection: bench::Selection,
+        /// Print only one JSON line a cell on standard output
         #[arg(long)]
         json: bool,
     },
@@ -161,6 +173,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Demo { arch, hogs, seconds, json } => {
             demo::run(&arch.0, threads::Load { hogs, seconds }, json, consent)?;
         }
+        Command::Bench { selection, json } => bench::run(&selection, json)?,
         Command::Cost { arch, json } => cost::run(&arch.0, json, consent)?,
         Command::Qemu { arch, example, smp, features, release, icount, timeout, words } => {
             let program = Program::example(&example)?;

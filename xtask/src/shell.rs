@@ -30,6 +30,17 @@ pub fn doing(what: &str) -> Doing {
     Doing(bar)
 }
 
+impl Doing {
+    /// Says something else from now on.
+    pub fn now(&self, what: &str) {
+        if self.0.is_hidden() {
+            eprintln!("{what} ...");
+        } else {
+            self.0.set_message(what.to_owned());
+        }
+    }
+}
+
 impl Drop for Doing {
     fn drop(&mut self) {
         self.0.finish_and_clear();

@@ -243,7 +243,10 @@ fn host() -> Result<Count> {
     let cargo = Cargo::host();
     let mut count = Count::default();
     for (name, arguments) in [
-        ("the host's tests", &["--workspace", "--exclude", "loom-tests"][..]),
+        (
+            "the host's tests",
+            &["--workspace", "--exclude", "loom-tests", "--exclude", "benches"][..],
+        ),
         ("the host's tests, optimized", &["--package", "trapline", "--profile=quick", "--tests"]),
     ] {
         let build = [arguments, &["--no-run"]].concat();

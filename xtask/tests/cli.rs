@@ -34,7 +34,7 @@ fn help_names_every_command() {
     let output = xtask(&["--help"]).output().unwrap();
     assert!(output.status.success());
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    for command in ["setup", "demo", "cost", "qemu", "test", "mutants", "lint"] {
+    for command in ["setup", "demo", "bench", "cost", "qemu", "test", "mutants", "lint"] {
         assert!(text.lines().any(|line| line.trim_start().starts_with(command)), "{text}");
     }
 }
