@@ -3,6 +3,7 @@
 use core::fmt;
 use core::time::Duration;
 
+use crate::TaskPanic;
 use crate::platform::bound;
 use crate::stackful::{Stack, Stall};
 
@@ -31,6 +32,8 @@ pub struct Config {
     /// Called before the core parks while tasks wait for a stack: all are held by tasks that wait for
     /// something themselves. In task context of the core; it must not block. Default: nothing.
     pub on_stall: Option<fn(&Stall<'_>)>,
+    /// Called for a panic that was caught and that nobody gets. See [`TaskPanic`]. Default: nothing.
+    pub on_panic: Option<fn(&TaskPanic<'_>)>,
 }
 
 impl Config {
@@ -42,6 +45,7 @@ impl Config {
             stacks: usize::MAX,
             task_memory: 64 * 1024,
             on_stall: None,
+            on_panic: None,
         }
     }
 

@@ -1,4 +1,4 @@
-//! Hooks around every stretch that a future has the core.
+//! Hooks around every stretch that a future has the core, and the chain of what a poll is inside of.
 
 use alloc::sync::Arc;
 use core::fmt;
@@ -10,6 +10,7 @@ use core::task::{Context, Poll};
 
 use crate::Runtime;
 use crate::fatal::fatal;
+use crate::platform::{InInterrupt, bound};
 use crate::preempt::PreemptGuard;
 
 /// What a future needs around it while it has the core: its address space loaded, its thread set as the
@@ -26,10 +27,19 @@ pub trait Hooks: Send + Sync + 'static {
     fn leave(&self);
 }
 
-/// Hooks, and inside of which others.
+/// What a poll is inside of, and inside of which others that is.
 pub(crate) struct Scope<'a> {
-    hooks: &'a [Arc<dyn Hooks>],
+    inside_of: Surroundings<'a>,
     outer: ScopeLink,
+}
+
+/// What a future can put around the polls of another.
+#[derive(Clone, Copy)]
+pub(crate) enum Surroundings<'a> {
+    /// Hooks, outermost first.
+    Hooks(&'a [Arc<dyn Hooks>]),
+    /// A task-local value: which one's, and where it is.
+    Value { key: *const (), value: *const () },
 }
 
 /// A place for a pointer to the innermost scope of a poll; scopes lie on that poll's stack.
@@ -69,7 +79,7 @@ pub(crate) unsafe fn leave(innermost: ScopeLink) {
 impl Scope<'_> {
     fn enter(&self) {
         let no_panic = NoPanic;
-        for hooks in self.hooks {
+        for hooks in self.hooks() {
             hooks.enter();
         }
         core::mem::forget(no_panic);
@@ -77,10 +87,17 @@ impl Scope<'_> {
 
     fn leave(&self) {
         let no_panic = NoPanic;
-        for hooks in self.hooks.iter().rev() {
+        for hooks in self.hooks().iter().rev() {
             hooks.leave();
         }
         core::mem::forget(no_panic);
+    }
+
+    fn hooks(&self) -> &[Arc<dyn Hooks>] {
+        match self.inside_of {
+            Surroundings::Hooks(hooks) => hooks,
+            Surroundings::Value { .. } => &[],
+        }
     }
 }
 
@@ -94,8 +111,8 @@ impl Drop for NoPanic {
     }
 }
 
-/// Runs `code` inside of `hooks`, and lets whoever takes the core meanwhile know of them.
-pub(crate) fn within<R>(hooks: &[Arc<dyn Hooks>], code: impl FnOnce() -> R) -> R {
+/// Runs `code` inside of `surroundings`, and lets whoever takes the core meanwhile know of them.
+pub(crate) fn within<R>(surroundings: Surroundings<'_>, code: impl FnOnce() -> R) -> R {
     struct Leave<'a>(&'a Scope<'a>, Option<&'static Runtime>);
     impl Drop for Leave<'_> {
         fn drop(&mut self) {
@@ -110,7 +127,7 @@ pub(crate) fn within<R>(hooks: &[Arc<dyn Hooks>], code: impl FnOnce() -> R) -> R
     let guard = PreemptGuard::new();
     let runtime = Runtime::current();
     let outer = runtime.and_then(|runtime| runtime.scopes().get());
-    let scope = Scope { hooks, outer };
+    let scope = Scope { inside_of: surroundings, outer };
     scope.enter();
     if let Some(runtime) = runtime {
         // The lifetime is forgotten: `Leave` takes the pointer back before the scope goes.
@@ -131,12 +148,33 @@ pub(crate) fn inherited(runtime: &Runtime) -> Option<alloc::vec::Vec<Arc<dyn Hoo
     while let Some(scope) = next {
         // SAFETY: the scopes of the poll that calls.
         let scope = unsafe { scope.as_ref() };
-        all.try_reserve(scope.hooks.len()).ok()?;
-        all.extend(scope.hooks.iter().rev().cloned());
+        all.try_reserve(scope.hooks().len()).ok()?;
+        all.extend(scope.hooks().iter().rev().cloned());
         next = scope.outer;
     }
     all.reverse();
     Some(all)
+}
+
+/// Where the running poll has the innermost value of `key`, if it is inside of one. That stays there for as
+/// long as the poll doesn't return to what is around it, so for the caller's own frame.
+///
+/// `None` in an interrupt, if the platform is certain that it is one.
+pub(crate) fn value(key: *const ()) -> Option<*const ()> {
+    if bound::in_interrupt() == InInterrupt::Yes {
+        return None;
+    }
+    // Preempted in here, the poll has the same scopes again when it goes on.
+    let mut next = Runtime::current()?.scopes().get();
+    while let Some(scope) = next {
+        // SAFETY: the scopes of the poll that calls.
+        let scope = unsafe { scope.as_ref() };
+        match scope.inside_of {
+            Surroundings::Value { key: found, value } if found == key => return Some(value),
+            _ => next = scope.outer,
+        }
+    }
+    None
 }
 
 /// A future with hooks around every stretch that it has the core. Made by [`contexted`].
@@ -188,7 +226,7 @@ impl<F: Future> Future for Contexted<F> {
         let place: *const Self = this;
         // SAFETY: as above.
         let future = unsafe { Pin::new_unchecked(&mut *this.future) };
-        within(&this.hooks, || match Runtime::current() {
+        within(Surroundings::Hooks(&this.hooks), || match Runtime::current() {
             // A stackful future that is all that is inside makes the whole task stackful.
             Some(runtime) if !runtime.is_on_stack() && runtime.task_that_is(place).is_some() => {
                 let inside: *const F = &raw const *future;
@@ -203,7 +241,7 @@ impl<F> Drop for Contexted<F> {
     fn drop(&mut self) {
         let future = &mut self.future;
         // SAFETY: dropped once, here, in its place.
-        within(&self.hooks, || unsafe { ManuallyDrop::drop(future) });
+        within(Surroundings::Hooks(&self.hooks), || unsafe { ManuallyDrop::drop(future) });
     }
 }
 

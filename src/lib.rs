@@ -119,6 +119,8 @@ pub use runtime::{
 pub use stackful::{Stackful, block_on, stackful};
 pub use task::TaskId;
 pub use task::join::{JoinError, JoinHandle};
+pub use task::local::{NoValue, Scoped, TaskLocal};
+pub use task::panic::TaskPanic;
 #[doc(hidden)]
 pub use task::static_task::Room;
 pub use task::static_task::StaticTask;

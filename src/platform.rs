@@ -134,6 +134,8 @@ pub type PanicPayload = Box<dyn Any + Send + 'static>;
 ///   for, aligned to 16, that nobody else uses until [`free_stack`](Self::free_stack) gets it back.
 /// - Code that runs on a stackful stack touches per-core or thread-local data of the kernel's only
 ///   under a [`PreemptGuard`](crate::preempt::PreemptGuard). `Send` cannot say that, so you do.
+/// - An interrupt handler uses no [`TaskLocal`](crate::TaskLocal), which would be the interrupted task's,
+///   unless [`in_interrupt`](Self::in_interrupt) says [`Yes`](InInterrupt::Yes) there.
 /// - If an interrupt handler enables interrupts again before it ends, it holds an
 ///   [`InterruptGuard`](crate::preempt::InterruptGuard) while they are enabled.
 pub unsafe trait Platform: Sync + 'static {
@@ -198,7 +200,20 @@ pub unsafe trait Platform: Sync + 'static {
 
     /// Runs `body`, and where the platform can unwind, catches a panic and returns what it carried.
     ///
-    /// The default catches nothing: where panics abort, they never come back here.
+    /// The default catches nothing: where panics abort, they never come back here. Then the kernel's panic
+    /// handler is the one to say whose panic it was:
+    ///
+    /// ```ignore
+    /// #[panic_handler]
+    /// fn panic(info: &PanicInfo<'_>) -> ! {
+    ///     mask_interrupts();                              // before `current`: nobody is to be preempted here
+    ///     match trapline::current() {
+    ///         Some(task) => print!("{task}: {info}"),     // its id, and its name if it has one
+    ///         None => print!("{info}"),
+    ///     }
+    ///     halt()
+    /// }
+    /// ```
     fn catch_unwind(&self, body: &mut dyn FnMut()) -> Result<(), PanicPayload> {
         body();
         Ok(())

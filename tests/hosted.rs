@@ -2,18 +2,20 @@
 //! that does not link.
 #![cfg(target_os = "linux")]
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::task::Poll;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use atomic_waker::AtomicWaker;
 use trapline::preempt::PreemptGuard;
 use trapline::time::sleep;
 use trapline::{
-    Config, EnterError, Hooks, JoinError, Runtime, block_on, contexted, spawn, stackful, yield_now,
+    Config, EnterError, Hooks, JoinError, Runtime, TaskBuilder, TaskPanic, block_on, contexted,
+    spawn, stackful, yield_now,
 };
 
 hal_shim::heap!();
@@ -220,6 +222,186 @@ fn panics_in_drops_end_with_the_task() {
     });
 }
 
+/// What the hook has been told.
+static REPORTED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+fn report(panic: &TaskPanic<'_>) {
+    let message = panic.payload().downcast_ref::<i32>().map_or(panic.message(), |_| "a number");
+    REPORTED.lock().unwrap().push(format!("{:?} {message}", panic.name()));
+    let name = panic.name().map(|name| format!(" {name:?}")).unwrap_or_default();
+    assert_eq!(panic.to_string(), format!("{}{name} panicked: {}", panic.id(), panic.message()));
+    if panic.message() == "the hook too" {
+        panic!("in the hook");
+    }
+}
+
+fn reported() -> Vec<String> {
+    std::mem::take(&mut REPORTED.lock().unwrap())
+}
+
+/// Panics when it is dropped.
+struct Bomb(&'static str);
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("{}", self.0);
+    }
+}
+
+#[test]
+fn panics_that_nobody_gets_are_reported_by_name() {
+    let turns = async || {
+        for _ in 0..4 {
+            yield_now().await;
+        }
+    };
+    let config = Config { on_panic: Some(report), ..Config::new() };
+    let runtime: &'static Runtime = Box::leak(Box::new(Runtime::with_config(config)));
+    let named = |name| TaskBuilder::new().name(name);
+    let test = async || {
+        // One that somebody gets.
+        let task = named("awaited").spawn(async { panic!("seen") }).unwrap();
+        assert_eq!(message(task.await.unwrap_err()), "seen");
+        turns().await;
+        assert_eq!(reported(), [""; 0]);
+        // Detached.
+        drop(named("detached").spawn(async { panic!("unseen") }).unwrap());
+        drop(named("on a stack").spawn(stackful(async { panic!("unseen {}", 2) })).unwrap());
+        drop(spawn(async { std::panic::panic_any(3) }));
+        turns().await;
+        spawn(stackful(async {})).await.unwrap();
+        let mut all = reported();
+        all.sort();
+        assert_eq!(
+            all,
+            ["None a number", "Some(\"detached\") unseen", "Some(\"on a stack\") unseen 2"]
+        );
+        // A handle that isn't asked.
+        let task = named("dropped").spawn(async { panic!("late") }).unwrap();
+        turns().await;
+        assert_eq!(reported(), [""; 0], "the handle may still be asked");
+        drop(task);
+        assert_eq!(reported(), ["Some(\"dropped\") late"]);
+        // In the drop of an output, of a future that was aborted, of one that was ready.
+        drop(named("output").spawn(async { Bomb("output") }).unwrap());
+        turns().await;
+        let bomb = Bomb("aborted");
+        let task = named("aborted").spawn(async move {
+            let _bomb = bomb;
+            std::future::pending::<()>().await
+        });
+        turns().await;
+        let task = task.unwrap();
+        task.abort();
+        assert!(matches!(task.await, Err(JoinError::Aborted)));
+        let mut bomb = Some(Bomb("ready"));
+        let task = named("ready").spawn(poll_fn(move |_| {
+            let _ = &mut bomb;
+            Poll::Ready(4)
+        }));
+        assert_eq!(task.unwrap().await.unwrap(), 4);
+        let expected = ["output", "aborted", "ready"];
+        assert_eq!(reported(), expected.map(|name| format!("Some({name:?}) {name}")));
+        // In the poll and in the drop: the handle gets the first, the hook the second.
+        let mut bomb = Some(Bomb("second"));
+        let task = named("twice").spawn(poll_fn(move |_| {
+            let _ = &mut bomb;
+            if true {
+                panic!("first");
+            }
+            Poll::Ready(())
+        }));
+        let task = task.unwrap();
+        turns().await;
+        assert_eq!(reported(), ["Some(\"twice\") second"]);
+        assert_eq!(message(task.await.unwrap_err()), "first");
+        // The hook panics, and a payload does when it is dropped.
+        drop(spawn(async { panic!("the hook too") }));
+        drop(spawn(async { std::panic::panic_any(Bomb("payload")) }));
+        turns().await;
+        assert_eq!(reported(), ["None the hook too", "None (no message)", "None payload"]);
+        assert_eq!(spawn(async { 5 }).await.unwrap(), 5);
+        // In the code of a waker.
+        let mut task = named("wakes").spawn(yield_now()).unwrap();
+        struct Panics;
+        impl std::task::Wake for Panics {
+            fn wake(self: Arc<Self>) {
+                panic!("waker");
+            }
+        }
+        let waker = Arc::new(Panics).into();
+        assert!(Pin::new(&mut task).poll(&mut Context::from_waker(&waker)).is_pending());
+        turns().await;
+        assert_eq!(reported(), ["Some(\"wakes\") waker"]);
+        task.await.unwrap();
+    };
+    // SAFETY: as in `with_runtime`.
+    unsafe { hal_shim::isolated(|| runtime.run_until(test()).unwrap()) };
+}
+
+/// The one thing that a program must not survive here: a count that wraps frees a task that is in use.
+#[test]
+fn too_many_references_end_the_program() {
+    const CHILD: &str = "TRAPLINE_TEST_REFERENCES";
+    if std::env::var_os(CHILD).is_none() {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "too_many_references_end_the_program", "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stderr);
+        assert!(!child.status.success());
+        assert!(said.contains("the last that there may be"), "{said}");
+        assert!(said.contains("trapline: a task's reference count overflowed"), "{said}");
+        assert!(!said.contains("it went on"), "{said}");
+        return;
+    }
+    with_runtime(|runtime| {
+        let counts = poll_fn(|context| {
+            // The state word comes first in a task, and the count is its upper part: as if that many
+            // clones had been forgotten.
+            // SAFETY: the task lives, and in this process nothing is freed by its count any more.
+            let word = unsafe { &*context.waker().data().cast::<AtomicUsize>() };
+            let most = isize::MAX as usize & !0xff;
+            word.store(word.load(SeqCst) & 0xff | (most - 0x100), SeqCst);
+            std::mem::forget(context.waker().clone());
+            eprintln!("the last that there may be");
+            let _ = std::panic::catch_unwind(|| {
+                std::mem::forget(context.waker().clone());
+                std::mem::forget(context.waker().clone());
+            });
+            eprintln!("it went on");
+            Poll::Ready(())
+        });
+        let _ = runtime.run_until(runtime.spawn(counts));
+    });
+}
+
+#[test]
+#[ignore = "takes half a minute, and minutes if not optimized"]
+fn two_billion_wakers_forgotten() {
+    with_runtime(|runtime| {
+        runtime
+            .run_until(async {
+                let drops = Arc::new(AtomicUsize::new(0));
+                let dropped = CountDrop(drops.clone());
+                let task = spawn(async move {
+                    let _dropped = dropped;
+                    let waker = poll_fn(|context| Poll::Ready(context.waker().clone())).await;
+                    for _ in 0..1_u64 << 31 {
+                        std::mem::forget(waker.clone());
+                    }
+                    yield_now().await;
+                    drop(waker);
+                    yield_now().await;
+                    7
+                });
+                assert_eq!(task.await.unwrap(), 7);
+                assert_eq!(drops.load(SeqCst), 1);
+            })
+            .unwrap();
+    });
+}
+
 #[test]
 fn a_panicking_task_is_not_preempted_and_a_preempted_one_may_panic() {
     with_runtime(|runtime| {
@@ -269,10 +451,11 @@ fn block_on_in_a_plain_task_is_refused_by_name() {
     with_runtime(|runtime| {
         runtime
             .run_until(async {
-                let task = spawn(async { block_on(async {}) });
-                let id = task.id().expect("a task");
+                let task = TaskBuilder::new().name("blocks").spawn(async { block_on(async {}) });
+                let task = task.unwrap();
+                let name = format!("{} \"blocks\"", task.id().expect("a task"));
                 let said = message(task.await.unwrap_err());
-                assert!(said.contains(&id.to_string()) && said.contains("stackful()"), "{said}");
+                assert!(said.contains(&name) && said.contains("stackful()"), "{said}");
             })
             .unwrap();
     });
@@ -489,10 +672,11 @@ fn a_guard_across_an_await_is_caught() {
                     let _guard = Smuggled(PreemptGuard::new());
                     yield_now().await;
                 });
-                let on_stack = spawn(stackful(async {
+                let on_stack = TaskBuilder::new().name("guarded").spawn(stackful(async {
                     let _guard = Smuggled(PreemptGuard::new());
                     yield_now().await;
                 }));
+                let on_stack = on_stack.unwrap();
                 let drops = Arc::new(AtomicUsize::new(0));
                 let (inside, output) = (CountDrop(drops.clone()), CountDrop(drops.clone()));
                 let forgotten = spawn(stackful(async move {
@@ -500,9 +684,10 @@ fn a_guard_across_an_await_is_caught() {
                     std::mem::forget(PreemptGuard::new());
                     output
                 }));
-                for task in [plain, on_stack] {
+                for (task, name) in [(plain, ""), (on_stack, " \"guarded\"")] {
+                    let name = format!("{}{name} held", task.id().expect("a task"));
                     let said = message(task.await.unwrap_err());
-                    assert!(said.contains("PreemptGuard"), "{said}");
+                    assert!(said.contains("PreemptGuard") && said.starts_with(&name), "{said}");
                 }
                 // It was ready all the same: future and output are there, and dropped, once.
                 drop(forgotten.await.unwrap());

@@ -22,6 +22,8 @@ mod stacks;
 mod static_tasks;
 #[path = "suite/support.rs"]
 mod support;
+#[path = "suite/task_locals.rs"]
+mod task_locals;
 #[path = "suite/tasks.rs"]
 mod tasks;
 #[path = "suite/time.rs"]
@@ -59,6 +61,7 @@ fn program() {
         tasks::abort_of_itself,
         tasks::abort_of_a_finished_task,
         tasks::join_handle_polled_by_one_task_after_another,
+        tasks::join_handle_polled_by_two_tasks_in_turn,
         tasks::a_task_that_wakes_itself_starves_nobody,
         tasks::current_names_the_task,
         tasks::run_until_leaves_the_others_where_they_are,
@@ -87,6 +90,14 @@ fn program() {
         names::handle_and_task_know_the_name,
         names::a_name_costs_two_words,
         names::a_named_stackful_future_is_one_task,
+        task_locals::a_value_is_found_in_its_scope_alone,
+        task_locals::scopes_nest,
+        task_locals::a_drop_is_in_the_scope,
+        task_locals::a_scope_allocates_nothing,
+        task_locals::each_hog_keeps_its_own_over_preemption,
+        task_locals::block_on_keeps_it_and_may_be_in_the_middle_of_a_use,
+        task_locals::children_inherit_hooks_and_no_values,
+        task_locals::an_interrupt_finds_none_if_it_is_known_to_be_one,
         stacks::hog_is_preempted,
         stacks::hogs_take_turns,
         stacks::slice_of_a_hog_is_kept,

@@ -8,7 +8,7 @@ use crate::platform::{PanicPayload, bound};
 use crate::stackful::{Reason, Stack};
 use crate::task::join::{JoinError, take_waker};
 use crate::task::state::{Pending, Start};
-use crate::task::{Header, waker};
+use crate::task::{Header, panic, waker};
 
 impl Runtime {
     /// A task whose poll returned `Pending`, or that waits in `block_on`.
@@ -80,7 +80,7 @@ impl Runtime {
     pub(super) fn panicked(&'static self, task: NonNull<Header>, payload: PanicPayload) {
         // SAFETY: RUNNING, hence alive.
         if unsafe { task.as_ref() }.state.is_stored() {
-            self.discard(payload);
+            self.discard(task, payload);
             self.complete(task, true);
         } else {
             self.fail(task, JoinError::Panicked(payload), true);
@@ -95,7 +95,7 @@ impl Runtime {
     pub(super) fn fail(&'static self, task: NonNull<Header>, error: JoinError, release: bool) {
         self.set_current(Some(task));
         let mut error = Some(error);
-        self.guarded(|| {
+        self.guarded(task, || {
             if let Some(error) = error.take() {
                 // SAFETY: RUNNING, on its core, and no frame is in the middle of a poll.
                 unsafe { Header::fail(task, error) }
@@ -115,7 +115,7 @@ impl Runtime {
         if release && header.state.is_unreachable() {
             // SAFETY: rule 6: there is no join handle, and nobody who could tell that DONE isn't set.
             unsafe {
-                self.guarded(|| Header::drop_output(task));
+                self.guarded(task, || Header::drop_output(task));
                 Header::free(task, Some(self.arena()));
             }
             return;
@@ -125,23 +125,29 @@ impl Runtime {
         let joiner = completed.wake_joiner.then(|| unsafe { take_waker(header) });
         if completed.drop_output {
             // SAFETY: rule 6: there was no join handle when DONE was set.
-            self.guarded(|| unsafe { Header::drop_output(task) });
+            self.guarded(task, || unsafe { Header::drop_output(task) });
         }
-        // Before the joiner is woken, which then has the last reference.
-        if release {
-            self.release(task);
-        }
-        if let Some(joiner) = joiner {
-            self.wake_joiner(joiner);
+        let release = || {
+            if release {
+                self.release(task);
+            }
+        };
+        match joiner {
+            Some(joiner) => self.wake_joiner(task, joiner, release),
+            None => release(),
         }
     }
 
-    fn wake_joiner(&self, joiner: Waker) {
+    /// Wakes the joiner of `task`, and calls `release`, after which the task may be gone.
+    fn wake_joiner(&self, task: NonNull<Header>, joiner: Waker, release: impl FnOnce()) {
         if waker::task_of(&joiner).is_some() {
+            // First, so that the joiner has the last reference.
+            release();
             // SAFETY: this is the loop of this runtime, or its shutdown in the loop's place.
             unsafe { waker::wake_in_loop(self, joiner) };
         } else {
-            self.guarded(|| joiner.wake());
+            self.guarded(task, || joiner.wake());
+            release();
         }
     }
 
@@ -154,7 +160,7 @@ impl Runtime {
         let header = unsafe { task.as_ref() };
         if header.state.abandon().wake_joiner {
             // SAFETY: rule 7: `abandon` set DONE and said so.
-            self.wake_joiner(unsafe { take_waker(header) });
+            self.wake_joiner(task, unsafe { take_waker(header) }, || ());
         }
     }
 
@@ -178,8 +184,8 @@ impl Runtime {
         }
     }
 
-    /// Runs code of a user's that belongs to no poll; its panic ends here.
-    pub(super) fn guarded(&self, code: impl FnOnce()) {
+    /// Runs code of a user's that belongs to no poll of `task`; its panic ends here.
+    pub(super) fn guarded(&self, task: NonNull<Header>, code: impl FnOnce()) {
         let mut code = Some(code);
         let caught = bound::catch_unwind(&mut || {
             if let Some(code) = code.take() {
@@ -187,12 +193,16 @@ impl Runtime {
             }
         });
         if let Err(payload) = caught {
-            self.discard(payload);
+            self.discard(task, payload);
         }
     }
 
-    /// Drops what a panic carried when there is nobody to hand it to.
-    fn discard(&self, payload: PanicPayload) {
+    /// Reports a panic and drops what it carried, since there is nobody to hand it to.
+    #[cold]
+    #[inline(never)]
+    fn discard(&self, task: NonNull<Header>, payload: PanicPayload) {
+        // SAFETY: a task has the runtime's reference until all of its code has run.
+        unsafe { panic::report(task, &payload) };
         let mut payload = Some(payload);
         if let Err(again) = bound::catch_unwind(&mut || drop(payload.take())) {
             // A payload whose drop panics: enough.

@@ -17,6 +17,7 @@ use core::task::{Context, Poll};
 
 use crossbeam_utils::CachePadded;
 
+use crate::TaskPanic;
 use crate::arena::Arena;
 use crate::config::Config;
 use crate::contexted::ScopeLink;
@@ -236,6 +237,11 @@ impl Runtime {
     #[inline]
     pub(crate) fn stacks(&self) -> &Stacks {
         &self.own.stacks
+    }
+
+    /// What is told of panics that nobody gets.
+    pub(crate) fn on_panic(&self) -> Option<fn(&TaskPanic<'_>)> {
+        self.config.on_panic
     }
 
     /// The slice in nanoseconds.

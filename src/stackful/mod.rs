@@ -41,7 +41,7 @@ use core::pin::Pin;
 use core::ptr::NonNull;
 use core::task::Poll;
 
-use crate::contexted::{self, Hooks};
+use crate::contexted::{self, Hooks, Surroundings};
 use crate::platform::{PanicPayload, bound};
 use crate::ready::{Fifo, PatientFifo};
 use crate::sync::local::{AtomicPtr, Ordering};
@@ -130,7 +130,8 @@ where
             if this.hooks.is_empty() {
                 return future.poll(context);
             }
-            return contexted::within(&this.hooks, || future.poll(context));
+            let hooks = Surroundings::Hooks(&this.hooks);
+            return contexted::within(hooks, || future.poll(context));
         }
         let Some(runtime) = bound::slot().runtime() else {
             panic!("stackful() was polled outside of a runtime: spawn it, or await it in a task")
@@ -190,7 +191,7 @@ impl<F: Future> Drop for Stackful<F> {
         if !self.hooks.is_empty() {
             let future = &mut self.future;
             // Dropped in its place, as it may be pinned.
-            contexted::within(&self.hooks, || *future = None);
+            contexted::within(Surroundings::Hooks(&self.hooks), || *future = None);
         }
     }
 }

@@ -65,7 +65,8 @@ pub(crate) fn panic_message(payload: &PanicPayload) -> &str {
 
 /// A spawned task's output, to be awaited.
 ///
-/// Dropping it detaches: the task runs on, and its output is dropped by its runtime. It may be polled
+/// Dropping it detaches: the task runs on, and its output is dropped by its runtime, or if it panicked,
+/// reported to [`Config::on_panic`](crate::Config::on_panic). It may be polled
 /// on any core, and by one task after another: the latest waker counts. Poll and drop it in task
 /// context, since that is where the output may be dropped. Cancel-safe: a poll that was not the last
 /// takes nothing.

@@ -44,6 +44,8 @@
 //!    until the last reference is gone; then whoever dropped that, until it clears `in_use`.
 
 pub(crate) mod join;
+pub(crate) mod local;
+pub(crate) mod panic;
 pub(crate) mod state;
 pub(crate) mod static_task;
 pub(crate) mod waker;
@@ -105,7 +107,7 @@ pub(crate) struct Vtable {
     /// # Safety: the caller may touch the output (rule 6), which is there and is not used again;
     /// the pointer is valid for a write of it.
     take_output: unsafe fn(NonNull<Header>, *mut ()),
-    /// Drops the output. # Safety: as `take_output`.
+    /// Drops the output; a panic in its place is reported. # Safety: as `take_output`.
     drop_output: unsafe fn(NonNull<Header>),
     /// Frees the memory. # Safety: future and output are gone, and nobody holds a reference.
     free: unsafe fn(NonNull<Header>, Option<&Arena>),
@@ -474,8 +476,15 @@ where
     }
 
     unsafe fn drop_output(task: NonNull<Header>) {
-        // SAFETY: `Vtable::drop_output`, as `take_output`.
-        unsafe { Self::stage(task).with_mut(|stage| ManuallyDrop::drop(&mut (*stage).output)) }
+        // SAFETY: `Vtable::drop_output`, as `take_output`; the task is alive.
+        unsafe {
+            Self::stage(task).with_mut(|stage| {
+                if let Err(JoinError::Panicked(payload)) = &*(*stage).output {
+                    panic::report(task, payload);
+                }
+                ManuallyDrop::drop(&mut (*stage).output);
+            });
+        }
     }
 
     unsafe fn future(task: NonNull<Header>) -> *const () {

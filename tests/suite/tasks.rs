@@ -464,6 +464,81 @@ pub fn join_handle_polled_by_one_task_after_another() {
     });
 }
 
+pub fn join_handle_polled_by_two_tasks_in_turn() {
+    use alloc::sync::Arc;
+    type Shared = Arc<spin::Mutex<Option<trapline::JoinHandle<u32>>>>;
+    /// Polls the handle when it is told to; counts, and takes the output.
+    async fn poller(shared: Shared, told: [Arc<Event>; 3], polls: Count) -> Option<u32> {
+        for event in told {
+            event.wait().await;
+            let output = poll_fn(|context| {
+                polls.add();
+                let mut handle = shared.lock();
+                Poll::Ready(handle.as_mut().map(|h| core::pin::Pin::new(h).poll(context)))
+            })
+            .await;
+            if let Some(Poll::Ready(output)) = output {
+                *shared.lock() = None;
+                return Some(output.unwrap());
+            }
+        }
+        None
+    }
+    run(async {
+        let finish = Event::new();
+        let waits = finish.clone();
+        let task = spawn(async move {
+            waits.wait().await;
+            9
+        });
+        let shared: Shared = Arc::new(spin::Mutex::new(Some(task)));
+        let told: [[Arc<Event>; 3]; 2] =
+            core::array::from_fn(|_| core::array::from_fn(|_| Event::new()));
+        let polls = [Count::new(), Count::new()];
+        let [first, second] =
+            [0, 1].map(|i| spawn(poller(shared.clone(), told[i].clone(), polls[i].clone())));
+        for round in 0..2 {
+            for events in &told {
+                events[round].set();
+                turns(3).await;
+            }
+        }
+        assert_eq!((polls[0].get(), polls[1].get()), (2, 2));
+        finish.set();
+        turns(4).await;
+        // Whoever comes now takes it; the other finds nothing.
+        told[0][2].set();
+        assert_eq!(first.await.unwrap(), Some(9));
+        told[1][2].set();
+        assert_eq!(second.await.unwrap(), None);
+    });
+    // The latest waker counts, and the earlier one isn't kept: it wakes nobody, nor holds a task.
+    run(async {
+        let mut task = spawn(async { yield_now().await });
+        let polls = [Count::new(), Count::new()];
+        let wakers = polls.clone().map(counting_waker);
+        for waker in wakers.iter().chain(&wakers) {
+            let mut context = core::task::Context::from_waker(waker);
+            assert!(core::pin::Pin::new(&mut task).poll(&mut context).is_pending());
+        }
+        turns(4).await;
+        assert!(task.is_finished());
+        assert_eq!((polls[0].get(), polls[1].get()), (0, 1));
+        task.await.unwrap();
+    });
+}
+
+/// A waker that counts.
+fn counting_waker(count: Count) -> Waker {
+    struct Counting(Count);
+    impl alloc::task::Wake for Counting {
+        fn wake(self: alloc::sync::Arc<Self>) {
+            self.0.add();
+        }
+    }
+    Waker::from(alloc::sync::Arc::new(Counting(count)))
+}
+
 pub fn a_task_that_wakes_itself_starves_nobody() {
     interrupt::on_soft(|| SOFT.set());
     static SOFT: Event = Event::constant();

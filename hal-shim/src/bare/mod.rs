@@ -69,7 +69,11 @@ pub(crate) fn fail(message: fmt::Arguments<'_>) -> ! {
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     let _ = Machine.mask_interrupts();
-    last_words(format_args!("\r\ncore {}: {info}\r\n", crate::this_core()));
+    let core = crate::this_core();
+    match trapline::current() {
+        Some(task) => last_words(format_args!("\r\ncore {core}, {task}: {info}\r\n")),
+        None => last_words(format_args!("\r\ncore {core}: {info}\r\n")),
+    }
     machine::exit(101)
 }
 
