@@ -23,30 +23,19 @@ pub(crate) mod local {
     };
 }
 
-/// loom's, which finds what was leaked or freed twice.
-#[cfg(loom)]
-pub(crate) use loom::alloc::{alloc, dealloc};
-
+// What the models bring.
 #[cfg(loom)]
 unsafe extern "Rust" {
-    /// The models': lets an interrupt come here.
+    /// Lets an interrupt come here.
     safe fn __trapline_model_step();
+    /// As `alloc::alloc::alloc`, but finds leaks.
+    pub(crate) fn __trapline_model_alloc(layout: core::alloc::Layout) -> *mut u8;
+    /// As `alloc::alloc::dealloc`.
+    pub(crate) fn __trapline_model_dealloc(block: *mut u8, layout: core::alloc::Layout);
 }
 
-/// Frees a task that the shutdown has abandoned, which loom would take for a leak.
-///
-/// # Safety
-///
-/// `task` is the data of a waker of a task that was abandoned, and nobody has a reference to it or enters
-/// its stack any more.
 #[cfg(loom)]
-#[unsafe(no_mangle)]
-unsafe fn __trapline_model_free_abandoned(task: *const ()) {
-    if let Some(task) = core::ptr::NonNull::new(task.cast_mut().cast()) {
-        // SAFETY: the caller's promise; what is left of the future is leaked.
-        unsafe { crate::task::Header::free(task, None) }
-    }
-}
+pub(crate) use {__trapline_model_alloc as alloc, __trapline_model_dealloc as dealloc};
 
 /// An atomic of the module `inner`, of which each access is a step.
 #[cfg(loom)]

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Instant;
 
 use loom::thread::JoinHandle;
 use trapline::Runtime;
@@ -34,8 +35,7 @@ pub(crate) fn keep<T: 'static>(thing: T) -> &'static T {
 
 /// Checks a model in full. Tasks that it leaks or frees twice are found by loom.
 pub(crate) fn model(in_interrupt: InInterrupt, body: impl Fn() + Send + Sync + 'static) {
-    let runs = check(None, in_interrupt, Arc::new(body));
-    println!("{runs} runs");
+    said(|| check(None, in_interrupt, Arc::new(body)));
 }
 
 /// Checks a model in the runs in which a thread has to let another go first at most `bound` times
@@ -45,8 +45,7 @@ pub(crate) fn bounded(
     in_interrupt: InInterrupt,
     body: impl Fn() + Send + Sync + 'static,
 ) {
-    let runs = check(Some(bound), in_interrupt, Arc::new(body));
-    println!("{runs} runs");
+    said(|| check(Some(bound), in_interrupt, Arc::new(body)));
 }
 
 /// Checks a model with `N` interrupts, once for each step (or pair of steps, and so on) before
@@ -57,12 +56,22 @@ pub(crate) fn interrupted<const N: usize>(
     body: impl Fn() + Send + Sync + 'static,
 ) {
     let body: Arc<Body> = Arc::new(body);
-    let mut runs = 0;
-    each_step(N, &mut Vec::new(), &mut |steps| {
-        platform::interrupts_come_after(steps);
-        runs += check(bound, in_interrupt, body.clone());
+    said(|| {
+        let mut runs = 0;
+        each_step(N, &mut Vec::new(), &mut |steps| {
+            platform::interrupts_come_after(steps);
+            if std::env::var("TRACE").is_ok() { eprintln!("steps {steps:?}"); }
+            runs += check(bound, in_interrupt, body.clone());
+        });
+        runs
     });
-    println!("{runs} runs");
+}
+
+/// Says how many runs there were.
+fn said(check: impl FnOnce() -> usize) {
+    let begin = Instant::now();
+    let runs = check();
+    println!("{runs} runs in {:.1} s", begin.elapsed().as_secs_f64());
 }
 
 /// Calls `check` with each combination of as many steps as there are interrupts. Behind the last step
@@ -98,7 +107,7 @@ fn check(bound: Option<usize>, in_interrupt: InInterrupt, body: Arc<Body>) -> us
         counter.fetch_add(1, Relaxed);
         platform::reset(in_interrupt);
         body();
-        platform::reset(in_interrupt);
+        platform::end();
         for free in KEPT.take() {
             free();
         }
@@ -151,6 +160,7 @@ impl Drops {
         self.0[1].load(Relaxed)
     }
 
+    #[track_caller]
     pub(crate) fn assert_all_dropped(&self) {
         assert_eq!(self.made(), self.dropped(), "payloads made and payloads dropped");
     }

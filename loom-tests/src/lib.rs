@@ -10,6 +10,8 @@ mod abort;
 mod harness;
 mod inbox;
 mod join;
+mod meetings;
+mod memory;
 mod platform;
 mod preempt;
 mod shutdown;

@@ -9,7 +9,10 @@
 //! Stacks are real ones: loom's threads are coroutines, so switching the stack under one of them is
 //! nothing that loom would notice, just as no core does.
 
+use std::alloc::{Layout, alloc, dealloc};
 use std::cell::{Cell, RefCell};
+use std::ptr::NonNull;
+use std::thread::LocalKey;
 
 use loom::sync::Notify;
 use trapline::platform::{CoreSlot, InInterrupt, Platform};
@@ -54,6 +57,7 @@ std::thread_local! {
     static CORES: RefCell<Vec<&'static Core>> = const { RefCell::new(Vec::new()) };
     static IN_INTERRUPT: Cell<InInterrupt> = const { Cell::new(InInterrupt::Perhaps) };
     static INTERRUPTS: RefCell<Interrupts> = RefCell::default();
+    static STACKS: RefCell<Vec<Memory>> = const { RefCell::new(Vec::new()) };
 }
 
 loom::thread_local! {
@@ -78,10 +82,20 @@ loom::thread_local! {
 pub(crate) fn reset(in_interrupt: InInterrupt) {
     CORES.with(|cores| cores.borrow_mut().clear());
     IN_INTERRUPT.set(in_interrupt);
-    INTERRUPTS.with_borrow_mut(|interrupts| {
-        interrupts.armed = 0;
-        interrupts.coming.clear();
-    });
+    INTERRUPTS.with_borrow_mut(|interrupts| interrupts.armed = 0);
+}
+
+/// Ends a run: frees the stacks that hold frames for ever. Interrupts that have not come never will.
+pub(crate) fn end() {
+    INTERRUPTS.with_borrow_mut(|interrupts| interrupts.coming.clear());
+    STACKS.take().into_iter().for_each(Memory::free);
+}
+
+/// Lets those interrupts come now that are sure to come.
+pub(crate) fn sure_interrupts_come() {
+    let core = Core::here();
+    core.sure_ones_are_due();
+    core.take_interrupts();
 }
 
 /// Says after how many steps each interrupt of the model is to come.
@@ -158,6 +172,18 @@ impl Core {
         });
     }
 
+    /// Returns whether there are any.
+    fn sure_ones_are_due(&'static self) -> bool {
+        let mut any = false;
+        self.each_coming(|interrupt| {
+            if interrupt.arrival == Arrival::Sure {
+                interrupt.after = None;
+                any = true;
+            }
+        });
+        any
+    }
+
     /// The next whose time has come.
     fn next_interrupt(&'static self) -> Option<Interrupt> {
         INTERRUPTS.with_borrow_mut(|interrupts| {
@@ -174,6 +200,7 @@ impl Core {
         while let Some(interrupt) = self.next_interrupt() {
             let outer = self.in_handler.replace(true);
             self.masked.set(true);
+            if std::env::var("TRACE").is_ok() { eprintln!("interrupt: {}", std::backtrace::Backtrace::force_capture()); }
             (interrupt.handler)();
             // Perhaps others have had the core meanwhile.
             self.in_handler.set(outer);
@@ -182,13 +209,35 @@ impl Core {
     }
 }
 
+/// What was allocated.
+#[derive(Clone, Copy)]
+struct Memory {
+    start: NonNull<u8>,
+    layout: Layout,
+}
+
+impl Memory {
+    fn free(self) {
+        // SAFETY: all that is in a list was allocated with this layout, and is taken out to be freed.
+        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+    }
+}
+
+/// Takes what starts there out of the list.
+fn take_memory(list: &'static LocalKey<RefCell<Vec<Memory>>>, start: NonNull<u8>) -> Memory {
+    list.with_borrow_mut(|list| {
+        let place = list.iter().position(|memory| memory.start == start);
+        list.swap_remove(place.expect("it was allocated and not freed yet"))
+    })
+}
+
 struct Model;
 
 // SAFETY: `slot` and `core` are a loom thread's own. `now` moves in the alarm's handler alone. Handlers are
 // called by `take_interrupts` only, which the mask keeps from it. `bell` keeps a wake until the next
 // `park` and orders memory; the handlers that a wake causes elsewhere are those that a model arms.
-// "No" is said outside of handlers only. Nothing panics but to end the program. Stacks are the
-// default's.
+// "No" is said outside of handlers only. Nothing panics but to end the program. Stacks come from the
+// global allocator, with the alignment that is asked for.
 unsafe impl Platform for Model {
     type Backend = trapline::arch::Native;
 
@@ -208,14 +257,7 @@ unsafe impl Platform for Model {
 
     fn park(&self) {
         let core = Core::here();
-        let mut came = false;
-        core.each_coming(|interrupt| {
-            if interrupt.arrival == Arrival::Sure {
-                interrupt.after = None;
-                came = true;
-            }
-        });
-        if !came {
+        if !core.sure_ones_are_due() {
             core.bell.wait();
         }
     }
@@ -241,6 +283,18 @@ unsafe impl Platform for Model {
         let core = Core::here();
         core.in_handler.set(false);
         core.masked.set(false);
+    }
+
+    fn allocate_stack(&self, size: usize) -> Option<NonNull<u8>> {
+        let layout = Layout::from_size_align(size, 16).ok()?;
+        // SAFETY: `Config` refuses a stack size of zero.
+        let stack = Memory { start: NonNull::new(unsafe { alloc(layout) })?, layout };
+        STACKS.with_borrow_mut(|stacks| stacks.push(stack));
+        Some(stack.start)
+    }
+
+    unsafe fn free_stack(&self, base: NonNull<u8>, _size: usize) {
+        take_memory(&STACKS, base).free();
     }
 
     fn in_interrupt(&self) -> InInterrupt {

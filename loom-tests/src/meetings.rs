@@ -1,0 +1,340 @@
+//! Every act on a task from outside, against every other and against all that its core does with it.
+//!
+//! One task lives its life: it is polled, waits, is polled again, is completed or shut down; as a plain or a
+//! stackful task, in `block_on`, or waiting for a stack. Meanwhile others act on it, on other cores or in an
+//! interrupt of its own, and with a time slice that ends between any two steps. However they meet, a
+//! wake is not lost, and future, output and task are dropped and freed once.
+
+use std::future::poll_fn;
+use std::sync::{Arc as StdArc, Mutex};
+use std::task::{Context, Poll, Waker};
+
+use loom::sync::Arc;
+use trapline::platform::InInterrupt::{No, Perhaps};
+use trapline::{Config, JoinHandle, Runtime, block_on, stackful};
+
+use crate::harness::{
+    Counter, Drops, FireOnDrop, Payload, Signal, Threads, bounded, interrupted, keep, poll_once,
+};
+use crate::memory::free_abandoned;
+use crate::platform::{Arrival, interrupt, on_interrupt, on_timer, sure_interrupts_come};
+
+/// What somebody does who has a waker of the task, or its join handle.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Act {
+    Wake,
+    WakeByRef,
+    Clone,
+    Drop,
+    Abort,
+    /// Polls the join handle once and drops it.
+    Join,
+    DropJoin,
+    /// Spawns another task.
+    Spawn,
+}
+use Act::*;
+
+/// How the task lives until it is done.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Life {
+    Plain,
+    Stackful,
+    /// Its first poll waits in `block_on` for a task of its core.
+    Suspended,
+    /// Its second poll waits for the one stack, which another task keeps for a while.
+    WaitingForStack,
+}
+
+/// How its core ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum End {
+    /// It waits for the task, and parks if there is nothing to do.
+    Completion,
+    /// It shuts down right after the first poll.
+    Shutdown,
+}
+
+/// Who acts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum By {
+    /// A core each.
+    Cores,
+    /// An interrupt each.
+    Interrupts,
+}
+
+struct Stage {
+    runtime: &'static Runtime,
+    handle: Mutex<Option<Arc<JoinHandle<Payload>>>>,
+    /// Wakers that are dropped in the end.
+    kept: Mutex<Vec<Waker>>,
+    threads: Threads,
+    future: Drops,
+    output: Drops,
+    spawned: Drops,
+}
+
+impl Act {
+    /// Whether the task is polled again, or its future dropped, because of it.
+    fn wakes(self) -> bool {
+        matches!(self, Wake | WakeByRef | Abort)
+    }
+
+    fn needs_handle(self) -> bool {
+        matches!(self, Abort | Join | DropJoin)
+    }
+
+    fn prepare(self, stage: &StdArc<Stage>, waker: Waker) -> Box<dyn FnOnce()> {
+        match self {
+            Wake => Box::new(move || waker.wake()),
+            WakeByRef => {
+                let stage = stage.clone();
+                Box::new(move || {
+                    waker.wake_by_ref();
+                    stage.kept.lock().unwrap().push(waker);
+                })
+            }
+            Clone => Box::new(move || drop(waker.clone())),
+            Drop => Box::new(move || drop(waker)),
+            Abort => {
+                let handle = stage.handle.lock().unwrap().clone().unwrap();
+                Box::new(move || handle.abort())
+            }
+            Join => {
+                let handle = stage.handle.lock().unwrap().take().unwrap();
+                Box::new(move || {
+                    let Ok(mut handle) = Arc::try_unwrap(handle) else {
+                        unreachable!("a handle is polled by one")
+                    };
+                    let counter = StdArc::new(Counter::default());
+                    let _ready_or_not = poll_once(&mut handle, &Waker::from(counter.clone()));
+                    drop(handle);
+                })
+            }
+            DropJoin => {
+                let handle = stage.handle.lock().unwrap().take();
+                Box::new(move || drop(handle))
+            }
+            Spawn => {
+                let (runtime, payload) = (stage.runtime, stage.spawned.payload());
+                Box::new(move || drop(runtime.spawn(async move { drop(payload) })))
+            }
+        }
+    }
+}
+
+impl Stage {
+    fn new(life: Life) -> StdArc<Self> {
+        let stacks = if life == Life::WaitingForStack { 1 } else { usize::MAX };
+        StdArc::new(Self {
+            runtime: keep(Runtime::with_config(Config { stacks, ..Config::new() })),
+            handle: Mutex::default(),
+            kept: Mutex::default(),
+            threads: Threads::default(),
+            future: Drops::default(),
+            output: Drops::default(),
+            spawned: Drops::default(),
+        })
+    }
+
+    /// Begins the acts. In the task's first poll.
+    fn begin(self: &StdArc<Self>, acts: &'static [Act], by: By, context: &Context<'_>) {
+        for act in acts {
+            let act = act.prepare(self, context.waker().clone());
+            match by {
+                By::Cores => self.threads.start(act),
+                By::Interrupts => interrupt(Arrival::Sure, move || {
+                    act();
+                    on_interrupt();
+                }),
+            }
+        }
+        if by == By::Cores {
+            // The handle's end is the last act's.
+            self.handle.lock().unwrap().take();
+        }
+        if !acts.iter().any(|act| act.wakes()) {
+            context.waker().wake_by_ref();
+        }
+    }
+}
+
+/// One task's life, in which `acts` are done to it; with `preempted`, a time slice ends in it as well.
+fn play(life: Life, acts: &'static [Act], by: By, end: End, preempted: bool) {
+    let stage = Stage::new(life);
+    let runtime = stage.runtime;
+    let [begun, helped, released, ended] = std::array::from_fn(|_| Signal::default());
+    let future = {
+        let (stage, begun, helped) = (stage.clone(), begun.clone(), helped.clone());
+        let released = released.clone();
+        let parts = (stage.future.payload(), FireOnDrop(ended.clone()));
+        let mut polls = 0;
+        poll_fn(move |context| {
+            let _parts_of_the_future = &parts;
+            polls += 1;
+            if polls > 1 {
+                return Poll::Ready(stage.output.payload());
+            }
+            stage.begin(acts, by, context);
+            begun.fire();
+            helped.fire();
+            if life == Life::Suspended {
+                block_on(released.wait(1));
+            }
+            Poll::Pending
+        })
+    };
+    let handle = match life {
+        Life::Plain => runtime.spawn(future),
+        _ => runtime.spawn(stackful(future)),
+    };
+    if acts.iter().any(|act| act.needs_handle()) {
+        *stage.handle.lock().unwrap() = Some(Arc::new(handle));
+    } else {
+        drop(handle);
+    }
+    let mut lives = 1;
+    if matches!(life, Life::Suspended | Life::WaitingForStack) {
+        lives += 1;
+        let (released, ended) = (released.clone(), ended.clone());
+        drop(runtime.spawn(async move {
+            helped.wait(1).await;
+            released.fire();
+            ended.fire();
+        }));
+    }
+    if life == Life::WaitingForStack {
+        lives += 1;
+        let (released, ended) = (released.clone(), ended.clone());
+        drop(runtime.spawn(stackful(async move {
+            block_on(released.wait(1));
+            ended.fire();
+        })));
+    }
+    if preempted {
+        interrupt(Arrival::Perhaps, on_timer);
+    }
+    runtime.run_until(if end == End::Completion { ended.wait(lives) } else { begun.wait(1) }).unwrap();
+    let report = runtime.shutdown().unwrap();
+    stage.threads.join();
+    sure_interrupts_come();
+    stage.kept.lock().unwrap().clear();
+    drop(stage.handle.lock().unwrap().take());
+    // What others have handed back meanwhile.
+    runtime.shutdown().unwrap();
+    stage.spawned.assert_all_dropped();
+    if report.stacks_with_frames == 0 {
+        stage.future.assert_all_dropped();
+        stage.output.assert_all_dropped();
+    } else {
+        free_abandoned();
+    }
+}
+
+const ENDS: [End; 2] = [End::Completion, End::Shutdown];
+const LIVES: [Life; 4] = [Life::Plain, Life::Stackful, Life::Suspended, Life::WaitingForStack];
+const STACKFUL: [Life; 3] = [Life::Stackful, Life::Suspended, Life::WaitingForStack];
+
+/// Two other cores act, and a third has the task.
+fn by_cores(bound: usize, acts: &'static [Act; 2]) {
+    for end in ENDS {
+        bounded(bound, Perhaps, move || play(Life::Plain, acts, By::Cores, end, false));
+    }
+}
+
+/// Another core acts, while the task's own preempts it or gives it a stack.
+fn by_core(bound: usize, act: &'static [Act; 1]) {
+    for (life, end) in STACKFUL.into_iter().flat_map(|life| ENDS.map(|end| (life, end))) {
+        interrupted::<1>(Some(bound), No, move || play(life, act, By::Cores, end, true));
+    }
+}
+
+/// An interrupt of the task's own core acts.
+fn by_interrupt(act: &'static [Act; 1]) {
+    for (life, end) in LIVES.into_iter().flat_map(|life| ENDS.map(|end| (life, end))) {
+        for in_interrupt in [No, Perhaps] {
+            interrupted::<1>(None, in_interrupt, move || play(life, act, By::Interrupts, end, false));
+        }
+    }
+}
+
+/// An interrupt of the task's own core acts, and the alarm's comes before or after it or never.
+fn by_interrupt_and_preempted(act: &'static [Act; 1]) {
+    for (life, end) in STACKFUL.into_iter().flat_map(|life| ENDS.map(|end| (life, end))) {
+        interrupted::<2>(None, No, move || play(life, act, By::Interrupts, end, true));
+    }
+}
+
+macro_rules! meetings {
+    ($($name:ident: $how:ident($($parameter:expr),*);)*) => { $(
+        #[test]
+        fn $name() {
+            $how($($parameter),*);
+        }
+    )* };
+}
+
+meetings! {
+    wake_and_wake: by_cores(2, &[Wake, Wake]);
+    wake_and_wake_by_ref: by_cores(2, &[Wake, WakeByRef]);
+    wake_and_clone: by_cores(2, &[Wake, Clone]);
+    wake_and_drop: by_cores(2, &[Wake, Drop]);
+    wake_and_abort: by_cores(2, &[Wake, Abort]);
+    wake_and_join: by_cores(2, &[Wake, Join]);
+    wake_and_drop_join: by_cores(2, &[Wake, DropJoin]);
+    wake_and_spawn: by_cores(2, &[Wake, Spawn]);
+    wake_by_ref_and_wake_by_ref: by_cores(2, &[WakeByRef, WakeByRef]);
+    wake_by_ref_and_clone: by_cores(2, &[WakeByRef, Clone]);
+    wake_by_ref_and_drop: by_cores(2, &[WakeByRef, Drop]);
+    wake_by_ref_and_abort: by_cores(2, &[WakeByRef, Abort]);
+    wake_by_ref_and_join: by_cores(2, &[WakeByRef, Join]);
+    wake_by_ref_and_drop_join: by_cores(2, &[WakeByRef, DropJoin]);
+    wake_by_ref_and_spawn: by_cores(2, &[WakeByRef, Spawn]);
+    clone_and_clone: by_cores(2, &[Clone, Clone]);
+    clone_and_drop: by_cores(2, &[Clone, Drop]);
+    clone_and_abort: by_cores(2, &[Clone, Abort]);
+    clone_and_join: by_cores(2, &[Clone, Join]);
+    clone_and_drop_join: by_cores(2, &[Clone, DropJoin]);
+    clone_and_spawn: by_cores(2, &[Clone, Spawn]);
+    drop_and_drop: by_cores(2, &[Drop, Drop]);
+    drop_and_abort: by_cores(2, &[Drop, Abort]);
+    drop_and_join: by_cores(2, &[Drop, Join]);
+    drop_and_drop_join: by_cores(2, &[Drop, DropJoin]);
+    drop_and_spawn: by_cores(2, &[Drop, Spawn]);
+    abort_and_abort: by_cores(2, &[Abort, Abort]);
+    abort_and_spawn: by_cores(2, &[Abort, Spawn]);
+    join_and_spawn: by_cores(2, &[Join, Spawn]);
+    drop_join_and_spawn: by_cores(2, &[DropJoin, Spawn]);
+    spawn_and_spawn: by_cores(2, &[Spawn, Spawn]);
+
+    wake_against_stack: by_core(1, &[Wake]);
+    wake_by_ref_against_stack: by_core(1, &[WakeByRef]);
+    clone_against_stack: by_core(1, &[Clone]);
+    drop_against_stack: by_core(1, &[Drop]);
+    abort_against_stack: by_core(1, &[Abort]);
+    join_against_stack: by_core(1, &[Join]);
+    drop_join_against_stack: by_core(1, &[DropJoin]);
+    spawn_against_stack: by_core(1, &[Spawn]);
+
+    wake_in_interrupt: by_interrupt(&[Wake]);
+    wake_by_ref_in_interrupt: by_interrupt(&[WakeByRef]);
+    clone_in_interrupt: by_interrupt(&[Clone]);
+    drop_in_interrupt: by_interrupt(&[Drop]);
+    abort_in_interrupt: by_interrupt(&[Abort]);
+    spawn_in_interrupt: by_interrupt(&[Spawn]);
+
+    wake_in_interrupt_and_preempted: by_interrupt_and_preempted(&[Wake]);
+    wake_by_ref_in_interrupt_and_preempted: by_interrupt_and_preempted(&[WakeByRef]);
+    clone_in_interrupt_and_preempted: by_interrupt_and_preempted(&[Clone]);
+    drop_in_interrupt_and_preempted: by_interrupt_and_preempted(&[Drop]);
+    abort_in_interrupt_and_preempted: by_interrupt_and_preempted(&[Abort]);
+    spawn_in_interrupt_and_preempted: by_interrupt_and_preempted(&[Spawn]);
+}
+
+#[test]
+fn debug_one() {
+    interrupted::<1>(None, No, move || {
+        play(Life::Suspended, &[Abort], By::Interrupts, End::Shutdown, false)
+    });
+}
