@@ -15,4 +15,5 @@ mod memory;
 mod platform;
 mod preempt;
 mod shutdown;
+mod static_task;
 mod wake;

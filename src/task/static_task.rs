@@ -82,9 +82,7 @@ impl Account {
     /// Takes the memory for a task, if it is no other's.
     fn take(&'static self) -> Option<Static> {
         // Acquire pairs with the release in `free`.
-        if self.in_use.swap(true, Ordering::Acquire) {
-            return None;
-        }
+        self.in_use.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).ok()?;
         self.turn.with_mut(|_| ());
         Some(Static(self))
     }
