@@ -4,8 +4,7 @@ use core::fmt;
 use core::time::Duration;
 
 use crate::TaskPanic;
-use crate::platform::bound;
-use crate::stackful::{Stack, Stall};
+use crate::stackful::{self, Stall};
 
 /// The shortest slice. In a shorter one a task might not get beyond the way into it.
 pub const LEAST_SLICE: Duration = Duration::from_micros(10);
@@ -57,7 +56,7 @@ impl Config {
         if self.stacks == 0 {
             return Err(ConfigError::NoStacks);
         }
-        let least = bound::least_stack() + size_of::<Stack>();
+        let least = stackful::least_stack_size();
         if self.stack_size < least {
             return Err(ConfigError::StackTooSmall { least });
         }

@@ -60,7 +60,9 @@ pub(crate) fn interrupted<const N: usize>(
         let mut runs = 0;
         each_step(N, &mut Vec::new(), &mut |steps| {
             platform::interrupts_come_after(steps);
-            if std::env::var("TRACE").is_ok() { eprintln!("steps {steps:?}"); }
+            if std::env::var("TRACE").is_ok() {
+                eprintln!("steps {steps:?}");
+            }
             runs += check(bound, in_interrupt, body.clone());
         });
         runs

@@ -215,7 +215,9 @@ fn play(life: Life, acts: &'static [Act], by: By, end: End, preempted: bool) {
     if preempted {
         interrupt(Arrival::Perhaps, on_timer);
     }
-    runtime.run_until(if end == End::Completion { ended.wait(lives) } else { begun.wait(1) }).unwrap();
+    runtime
+        .run_until(if end == End::Completion { ended.wait(lives) } else { begun.wait(1) })
+        .unwrap();
     let report = runtime.shutdown().unwrap();
     stage.threads.join();
     sure_interrupts_come();
@@ -254,7 +256,9 @@ fn by_core(bound: usize, act: &'static [Act; 1]) {
 fn by_interrupt(act: &'static [Act; 1]) {
     for (life, end) in LIVES.into_iter().flat_map(|life| ENDS.map(|end| (life, end))) {
         for in_interrupt in [No, Perhaps] {
-            interrupted::<1>(None, in_interrupt, move || play(life, act, By::Interrupts, end, false));
+            interrupted::<1>(None, in_interrupt, move || {
+                play(life, act, By::Interrupts, end, false)
+            });
         }
     }
 }

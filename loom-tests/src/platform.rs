@@ -200,7 +200,9 @@ impl Core {
         while let Some(interrupt) = self.next_interrupt() {
             let outer = self.in_handler.replace(true);
             self.masked.set(true);
-            if std::env::var("TRACE").is_ok() { eprintln!("interrupt: {}", std::backtrace::Backtrace::force_capture()); }
+            if std::env::var("TRACE").is_ok() {
+                eprintln!("interrupt: {}", std::backtrace::Backtrace::force_capture());
+            }
             (interrupt.handler)();
             // Perhaps others have had the core meanwhile.
             self.in_handler.set(outer);

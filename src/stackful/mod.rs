@@ -30,7 +30,7 @@ mod pool;
 pub use backend::{Context, StackMain, StackfulBackend};
 pub use block_on::block_on;
 pub use boot::{BootStackError, leave_boot_stack};
-pub(crate) use pool::{Pool, Stack};
+pub(crate) use pool::{Pool, Stack, least_size as least_stack_size};
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;

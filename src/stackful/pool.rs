@@ -61,6 +61,23 @@ impl Stack {
     }
 }
 
+/// The least size of a stack in bytes, with its account.
+pub(crate) fn least_size() -> usize {
+    bound::least_stack() + size_of::<Stack>()
+}
+
+/// How many bytes at the upper end of the stack with this number are left out. Stacks that all ended at
+/// the same offset within their pages would share a few sets of the cache.
+///
+/// (Jeff Bonwick, "The Slab Allocator", USENIX Summer 1994: colouring.)
+fn colour(number: usize, size: usize) -> usize {
+    const LINE: usize = 64;
+    /// No more than this part of a stack.
+    const PART: usize = 16;
+    let colours = (size / PART).min(size - least_size()) / LINE;
+    number % (colours + 1) * LINE
+}
+
 /// The stacks that exist, and of them the idle ones, hottest first.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -100,10 +117,10 @@ impl Pool {
         }
         let base = bound::allocate_stack(size)?;
         // SAFETY: the platform gave `size` bytes, aligned to 16, and `Config::check` demanded that
-        // `Stack` and the backend's least fit. So the account and a prepared context have room, and
-        // nobody else uses it.
+        // `Stack` and the backend's least fit, of which `colour` leaves as much. So the account and a
+        // prepared context have room, and nobody else uses it.
         let stack = unsafe {
-            let top = base.add(size - size_of::<Stack>());
+            let top = base.add(size - colour(self.total(), size) - size_of::<Stack>());
             let stack = top.cast::<Stack>();
             let context = Context::prepare(top, stack_main, stack.as_ptr().cast());
             stack.write(Stack {

@@ -114,7 +114,7 @@ pub fn a_bounded_number_of_polls_is_between_a_task_and_its_turn() {
                             1 => yield_now().await,
                             _ => {
                                 let counts = all.clone();
-                                drop(spawn(async move { drop(counts.add()) }));
+                                drop(spawn(async move { _ = counts.add() }));
                                 yield_now().await;
                             }
                         }
