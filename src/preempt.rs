@@ -24,13 +24,20 @@ pub(crate) struct Gate {
     shut: AtomicUsize,
     /// A preemption was due while the gate was shut. Set only while it is shut.
     owed: AtomicBool,
+    /// The loop shall look at more than the inbox before its next poll: at the alarm and the timers.
+    called: AtomicBool,
     /// How often all guards were declared void.
     epoch: AtomicUsize,
 }
 
 impl Gate {
     pub(crate) const fn new() -> Self {
-        Self { shut: AtomicUsize::new(0), owed: AtomicBool::new(false), epoch: AtomicUsize::new(0) }
+        Self {
+            shut: AtomicUsize::new(0),
+            owed: AtomicBool::new(false),
+            called: AtomicBool::new(false),
+            epoch: AtomicUsize::new(0),
+        }
     }
 
     /// Shuts it for the runtime's own code alone. Guards that somebody still has count no longer, and
@@ -62,6 +69,7 @@ impl Gate {
     #[inline]
     pub(crate) fn owe(&self) {
         self.owed.store(true, Ordering::Relaxed);
+        self.call();
     }
 
     #[inline]
@@ -69,10 +77,30 @@ impl Gate {
         self.owed.load(Ordering::Relaxed)
     }
 
-    /// The loop has the core, so nothing is owed to it.
+    /// Whoever owes it has come to pay, so nothing is owed. The loop is called all the same.
     #[inline]
     pub(crate) fn settle(&self) {
         self.owed.store(false, Ordering::Relaxed);
+    }
+
+    /// Calls the loop. Its core, any context.
+    #[inline]
+    pub(crate) fn call(&self) {
+        self.called.store(true, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn is_called(&self) -> bool {
+        self.called.load(Ordering::Relaxed)
+    }
+
+    /// The loop is about to look. It has the core, so nothing is owed to it.
+    #[inline]
+    pub(crate) fn answer(&self) {
+        self.called.store(false, Ordering::Relaxed);
+        self.settle();
+        // What an interrupt says after this, it says anew.
+        compiler_fence(Ordering::SeqCst);
     }
 }
 
@@ -110,6 +138,7 @@ pub unsafe fn on_timer() {
     let left = match alarm.look(now, runtime.slice(), runtime.timers().next()) {
         Some(left) => {
             alarm.set_due(now);
+            runtime.gate().call();
             left
         }
         None if runtime.is_wanted() => alarm.slice_left(runtime.slice()),

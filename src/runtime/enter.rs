@@ -98,6 +98,7 @@ impl Runtime {
         self.gate.void_guards();
         // Whatever the alarm did while nobody was inside: look at the timers.
         self.alarm.set_due(bound::now());
+        self.gate.call();
         slot.set_runtime(Some(self));
         Ok(Entered)
     }

@@ -2,7 +2,7 @@
 //!
 //! # One turn of the loop
 //!
-//! 1. If the alarm fired: wake the timers that are due.
+//! 1. If it was called: wake the timers that are due, if the alarm fired, and set it for the next.
 //! 2. One relaxed look at the inbox: move what was pushed there to the end of the FIFO.
 //! 3. Poll the first plain task of the FIFO.
 //! 4. If there is none: give a stack to the first stackful task that is READY.
@@ -67,23 +67,23 @@ impl Runtime {
     /// Returns whether to go on.
     #[inline(always)]
     fn turn(&'static self) -> bool {
-        // In this order: what is owed after this comes with a reason that is seen below, or it makes
-        // the next stackful task leave at once.
-        self.gate.settle();
-        if self.alarm.is_due() {
-            let now = self.alarm.take_due();
-            self.alarm.forget();
-            // SAFETY: this is the loop.
-            unsafe { self.timers.fire(self, now) };
+        if self.gate.is_called() {
+            // In this order: what is owed after this comes with a reason that is seen below, or it makes
+            // the next stackful task leave at once.
+            self.gate.answer();
+            if self.alarm.is_due() {
+                let now = self.alarm.take_due();
+                self.alarm.forget();
+                // SAFETY: this is the loop.
+                unsafe { self.timers.fire(self, now) };
+            }
+            self.alarm.set_by(self.timers.next());
         }
         if !self.inbox.is_empty() {
             self.inbox.take(&self.own.ready, false);
         }
         let (task, stack) = match self.choose() {
-            Next::Plain(task) => {
-                self.alarm.set_by(self.timers.next());
-                return self.poll(task);
-            }
+            Next::Plain(task) => return self.poll(task),
             Next::DealtWith => return true,
             Next::Stackful(task, stack) => {
                 if !self.start(task, Some(stack)) {

@@ -403,6 +403,7 @@ impl Runtime {
         self.alarm().forget();
         // Without the timers: one that is due would make the alarm fire at once, again and again.
         self.alarm().resume_slice(self.slice(), NEVER);
+        self.gate().call();
     }
 
     /// Opens the gate for a task's code, and leaves the stack first if a preemption is owed. Task

@@ -243,8 +243,10 @@ impl Future for Sleep {
         runtime.timers().note(&list);
         if runtime.is_on_stack() {
             runtime.alarm().set_by(runtime.timers().next());
+        } else {
+            // The loop will, before it gives the core away again.
+            runtime.gate().call();
         }
-        // Else the loop will, before it gives the core away again.
         Poll::Pending
     }
 }

@@ -24,6 +24,19 @@ fn here() -> &'static Core {
     })
 }
 
+/// The slot of a thread that is no core. (In a function of its own, so that those that are one wait for no
+/// choice between two addresses.)
+#[cold]
+#[inline(never)]
+fn no_core() -> &'static CoreSlot {
+    thread_local! {
+        static NO_CORE: CoreSlot = const { CoreSlot::new() };
+    }
+    // SAFETY: it has no destructor, so it lives as long as the thread. Nothing keeps it longer: what
+    // would have to be woken never gets to wait.
+    NO_CORE.with(|slot| unsafe { &*ptr::from_ref(slot) })
+}
+
 /// How much memory a stack of `size` bytes takes, with its guard page, and how large that is.
 fn extent(size: usize) -> Option<(usize, usize)> {
     // SAFETY: sysconf has no conditions.
@@ -47,15 +60,11 @@ fn extent(size: usize) -> Option<(usize, usize)> {
 unsafe impl Platform for Machine {
     type Backend = Native;
 
+    #[inline]
     fn slot(&self) -> &'static CoreSlot {
-        thread_local! {
-            static NO_CORE: CoreSlot = const { CoreSlot::new() };
-        }
         match cores::here() {
             Some(core) => &core.slot,
-            // SAFETY: it has no destructor, so it lives as long as the thread. Nothing keeps it
-            // longer: what would have to be woken never gets to wait.
-            None => NO_CORE.with(|slot| unsafe { &*ptr::from_ref(slot) }),
+            None => no_core(),
         }
     }
 
