@@ -26,7 +26,7 @@ pub struct Config {
     /// Default: as many as memory allows.
     pub stacks: usize,
     /// How many bytes of the memory of finished tasks are kept for new ones, which then need no call of the
-    /// allocator. Default: 64 KiB.
+    /// allocator. Default: 64 KiB on a target without an operating system, 16 MiB hosted.
     pub task_memory: usize,
     /// Called before the core parks while tasks wait for a stack: all are held by tasks that wait for
     /// something themselves. In task context of the core; it must not block. Default: nothing.
@@ -42,7 +42,7 @@ impl Config {
             slice: Duration::from_millis(1),
             stack_size: if cfg!(target_os = "none") { 16 * 1024 } else { 64 * 1024 },
             stacks: usize::MAX,
-            task_memory: 64 * 1024,
+            task_memory: if cfg!(target_os = "none") { 64 * 1024 } else { 16 * 1024 * 1024 },
             on_stall: None,
             on_panic: None,
         }
