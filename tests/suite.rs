@@ -132,6 +132,7 @@ fn program() {
         contexts::a_task_that_is_spawned_inside_inherits_nothing,
         contexts::a_child_without_memory_does_not_leave_its_parents_hooks,
         registers::survive_a_hundred_thousand_preemptions,
+        registers::survive_a_thousand_suspensions,
         time::sleepers_wake_in_the_order_of_their_deadlines,
         time::sleep_never_ends_early,
         time::timeout_gives_the_output_or_gives_up,

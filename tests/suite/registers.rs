@@ -1,12 +1,13 @@
 //! Every register is filled with a pattern and checked again and again, while the task is preempted a
-//! hundred thousand times by another that does the same with other patterns.
+//! hundred thousand times by another that does the same with other patterns. And those that a callee preserves,
+//! while it suspends itself.
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use core::time::Duration;
 
 use trapline::time::sleep;
-use trapline::{Config, spawn, stackful};
+use trapline::{Config, block_on, spawn, stackful, yield_now};
 
 use crate::support::*;
 
@@ -80,4 +81,28 @@ pub fn survive_a_hundred_thousand_preemptions() {
         }
     });
     assert!(runtime.stats().preemptions >= wanted);
+}
+
+pub fn survive_a_thousand_suspensions() {
+    static STOP: AtomicUsize = AtomicUsize::new(0);
+    const ROUNDS: u64 = 1000;
+
+    extern "C" fn suspend() {
+        block_on(yield_now());
+    }
+    let task = |seed| async move {
+        let patterns = Patterns::new(seed, &STOP);
+        for _ in 0..ROUNDS {
+            // SAFETY: it fills registers, calls, checks, and puts back what its caller wants preserved.
+            let wrong = unsafe { arch::fill_and_call(&patterns, suspend) };
+            assert_eq!(wrong, 0, "register number + 1 that was changed (from 101: vector)");
+        }
+    };
+    let runtime = configured(Config { slice: LONG, ..Config::new() });
+    run_on(runtime, async {
+        let tasks = [1, 0xffff_0000_ffff].map(|seed| spawn(stackful(task(seed))));
+        for task in tasks {
+            task.await.unwrap();
+        }
+    });
 }

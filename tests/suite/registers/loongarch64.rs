@@ -135,3 +135,64 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
         rounds = const offset_of!(Patterns, rounds),
     )
 }
+
+/// Fills $r22 to $r31, and where the ABI has them, fs0 to fs7, which a callee preserves, and calls `function`.
+/// Answers as [`fill_and_check`].
+///
+/// # Safety
+///
+/// `patterns` is readable.
+#[unsafe(naked)]
+pub unsafe extern "C" fn fill_and_call(
+    patterns: *const Patterns,
+    function: extern "C" fn(),
+) -> u64 {
+    naked_asm!(
+        "addi.d $sp, $sp, -{frame}",
+        "st.d $ra, $sp, 0",
+        r".irp n, 22,23,24,25,26,27,28,29,30,31",
+        r"  st.d $r\n, $sp, 8 + 8*(\n - 22)",
+        r".endr",
+        "st.d $a0, $sp, {pointer}",
+        #[cfg(target_feature = "d")]
+        ".irp n, 0,1,2,3,4,5,6,7
+          fst.d $fs\\n, $sp, 8*11 + 8*\\n
+          fld.d $fs\\n, $a0, {float} + 16*\\n
+        .endr",
+        r".irp n, 22,23,24,25,26,27,28,29,30,31",
+        r"  ld.d $r\n, $a0, {integer} + 8*\n",
+        r".endr",
+        "jirl $ra, $a1, 0",
+        // t0: the patterns; t1: one of them; a0: the answer.
+        "ld.d $t0, $sp, {pointer}",
+        r".irp n, 22,23,24,25,26,27,28,29,30,31",
+        r"  li.w $a0, \n + 1",
+        r"  ld.d $t1, $t0, {integer} + 8*\n",
+        r"  bne $t1, $r\n, 9f",
+        r".endr",
+        #[cfg(target_feature = "d")]
+        ".irp n, 0,1,2,3,4,5,6,7
+          li.w $a0, 125 + \\n
+          ld.d $t1, $t0, {float} + 16*\\n
+          movfr2gr.d $t2, $fs\\n
+          bne $t1, $t2, 9f
+        .endr",
+        "move $a0, $zero",
+        "9:",
+        #[cfg(target_feature = "d")]
+        ".irp n, 0,1,2,3,4,5,6,7
+          fld.d $fs\\n, $sp, 8*11 + 8*\\n
+        .endr",
+        r".irp n, 22,23,24,25,26,27,28,29,30,31",
+        r"  ld.d $r\n, $sp, 8 + 8*(\n - 22)",
+        r".endr",
+        "ld.d $ra, $sp, 0",
+        "addi.d $sp, $sp, {frame}",
+        "ret",
+        frame = const FRAME.next_multiple_of(16),
+        pointer = const POINTER,
+        integer = const offset_of!(Patterns, integer),
+        #[cfg(target_feature = "d")]
+        float = const offset_of!(Patterns, float),
+    )
+}

@@ -110,3 +110,57 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
         rounds = const offset_of!(Patterns, rounds),
     )
 }
+
+/// Fills s0 to s11 and fs0 to fs11, which a callee preserves, and calls `function`. Answers as
+/// [`fill_and_check`].
+///
+/// # Safety
+///
+/// `patterns` is readable.
+#[unsafe(naked)]
+pub unsafe extern "C" fn fill_and_call(
+    patterns: *const Patterns,
+    function: extern "C" fn(),
+) -> u64 {
+    naked_asm!(
+        ".option push",
+        ".option arch, +d",
+        "addi sp, sp, -{frame}",
+        "sd ra, (sp)",
+        r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
+        r"  sd s\n, 8 + 8*\n(sp)",
+        r"  fsd fs\n, 8*13 + 8*\n(sp)",
+        r".endr",
+        "sd a0, {pointer}(sp)",
+        r".irp n, 8,9,18,19,20,21,22,23,24,25,26,27",
+        r"  ld x\n, {integer} + 8*\n(a0)",
+        r"  fld f\n, {float} + 16*\n(a0)",
+        r".endr",
+        "jalr a1",
+        // t0: the patterns; t1: one of them; a0: the answer.
+        "ld t0, {pointer}(sp)",
+        r".irp n, 8,9,18,19,20,21,22,23,24,25,26,27",
+        r"  li a0, \n + 1",
+        r"  ld t1, {integer} + 8*\n(t0)",
+        r"  bne t1, x\n, 9f",
+        r"  li a0, 101 + \n",
+        r"  ld t1, {float} + 16*\n(t0)",
+        r"  fmv.x.d t2, f\n",
+        r"  bne t1, t2, 9f",
+        r".endr",
+        "li a0, 0",
+        "9:",
+        r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
+        r"  ld s\n, 8 + 8*\n(sp)",
+        r"  fld fs\n, 8*13 + 8*\n(sp)",
+        r".endr",
+        "ld ra, (sp)",
+        "addi sp, sp, {frame}",
+        "ret",
+        ".option pop",
+        frame = const FRAME.next_multiple_of(16),
+        pointer = const POINTER,
+        integer = const offset_of!(Patterns, integer),
+        float = const offset_of!(Patterns, float),
+    )
+}

@@ -131,3 +131,55 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
         rounds = const offset_of!(Patterns, rounds),
     )
 }
+
+/// Fills rbx, rbp and r12 to r15, which a callee preserves, and calls `function`. Answers as
+/// [`fill_and_check`].
+///
+/// # Safety
+///
+/// `patterns` is readable.
+#[unsafe(naked)]
+pub unsafe extern "C" fn fill_and_call(
+    patterns: *const Patterns,
+    function: extern "C" fn(),
+) -> u64 {
+    naked_asm!(
+        "push rbx",
+        "push rbp",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "push rdi",
+        // rsp: aligned to 16, since the return address and seven more were pushed.
+        "mov rbx, [rdi + {integer} + 8*1]",
+        "mov rbp, [rdi + {integer} + 8*6]",
+        ".irp n, 12,13,14,15",
+        "  mov r\\n, [rdi + {integer} + 8*\\n]",
+        ".endr",
+        "call rsi",
+        "pop rdi",
+        // rdi: the patterns; eax: the answer.
+        "mov eax, 2",
+        "cmp rbx, [rdi + {integer} + 8*1]",
+        "jne 9f",
+        "mov eax, 7",
+        "cmp rbp, [rdi + {integer} + 8*6]",
+        "jne 9f",
+        ".irp n, 12,13,14,15",
+        "  mov eax, \\n + 1",
+        "  cmp r\\n, [rdi + {integer} + 8*\\n]",
+        "  jne 9f",
+        ".endr",
+        "xor eax, eax",
+        "9:",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbp",
+        "pop rbx",
+        "ret",
+        integer = const offset_of!(Patterns, integer),
+    )
+}
