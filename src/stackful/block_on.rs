@@ -76,13 +76,14 @@ fn suspend_until<F: Future>(runtime: &'static Runtime, future: F) -> F::Output {
             runtime.gate().is_open(),
             "a future in block_on held a PreemptGuard when its poll returned: drop it before the await"
         );
-        if runtime.running_stack().lost_child.get() {
+        let stack = runtime.running_stack();
+        if stack.lost_child.get() {
             // SAFETY: the running task's own code, by the checks above.
             unsafe { runtime.end_stack() }
         }
         given_back.waited = true;
         // SAFETY: the running task's own code, on its stack, in task context, by the checks above.
-        unsafe { runtime.leave_stack(Reason::Suspended) };
+        unsafe { runtime.leave_stack(stack, Reason::Suspended) };
     }
 }
 

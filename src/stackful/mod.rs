@@ -279,18 +279,6 @@ impl Runtime {
         }
     }
 
-    /// Leaves the running stack for the loop. Returns when the loop enters it again, with the gate open.
-    ///
-    /// # Safety
-    ///
-    /// On the stack of the running stackful task, in its own code or in an interrupt of it, not in
-    /// the runtime's. When `Interrupted`, interrupts are masked, and are so again when it returns.
-    #[inline]
-    pub(crate) unsafe fn leave_stack(&'static self, reason: Reason) {
-        // SAFETY: passed on.
-        unsafe { self.leave(self.running_stack(), reason) };
-    }
-
     /// Leaves the running stack with what its task has left of its slice.
     ///
     /// # Safety
@@ -304,14 +292,17 @@ impl Runtime {
             SliceLeft::Nothing => (false, self.slice()),
         });
         // SAFETY: passed on.
-        unsafe { self.leave(stack, reason) };
+        unsafe { self.leave_stack(stack, reason) };
     }
 
+    /// Leaves the running stack for the loop. Returns when the loop enters it again, with the gate open.
+    ///
     /// # Safety
     ///
-    /// As [`leave_stack`](Self::leave_stack); `stack` is the running one.
+    /// On the stack of the running stackful task, which is `stack`, in its own code or in an interrupt of it,
+    /// not in the runtime's. When `Interrupted`, interrupts are masked, and are so again when it returns.
     #[inline(always)]
-    unsafe fn leave(&'static self, stack: &Stack, reason: Reason) {
+    pub(crate) unsafe fn leave_stack(&'static self, stack: &Stack, reason: Reason) {
         // SAFETY: passed on.
         unsafe {
             if self.yield_core(stack, reason) {
@@ -349,7 +340,7 @@ impl Runtime {
     ///
     /// # Safety
     ///
-    /// As [`leave_stack`](Self::leave_stack); `stack` is the running one.
+    /// As [`leave_stack`](Self::leave_stack).
     #[inline(always)]
     unsafe fn yield_core(&'static self, stack: &Stack, reason: Reason) -> bool {
         stack.check_depth();
