@@ -1,7 +1,8 @@
 //! The floor: the least that a runtime can cost whose tasks are one allocation each and whose wakers are real.
 //!
-//! One allocation a task, one atomic word of flags and references, an intrusive first-in-first-out queue. Every
-//! transition is one read-modify-write, as it must be where another core or an interrupt may come between.
+//! One allocation a task, one atomic word of flags and references, an intrusive first-in-first-out queue. The
+//! transitions are as they must be where another core or an interrupt may come between: a yield takes two
+//! read-modify-writes, a wake of another task and its poll three.
 //!
 //! What it leaves out, and a runtime for kernels can't: other cores and interrupts (a wake pushes into the loop's
 //! own queue, so all happens on one thread), join handles and outputs, abort, panics in a poll, the list
@@ -18,14 +19,12 @@ use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 
 use super::{Output, Runtime};
 
-/// To be polled. In the queue, unless it is RUNNING.
+/// To be polled (again).
 const READY: usize = 1;
-/// Being polled.
-const RUNNING: usize = 2;
-/// Its future is gone.
-const DONE: usize = 4;
-/// Each waker has one, and the runtime until DONE.
-const REFERENCE: usize = 8;
+/// In the queue, being polled, or done: whoever wakes it has nothing to push.
+const TAKEN: usize = 2;
+/// Each waker has one, and the runtime until the task is done.
+const REFERENCE: usize = 4;
 
 struct Header {
     state: AtomicUsize,
@@ -48,9 +47,9 @@ impl<F: Future<Output = ()>> Task<F> {
 
     /// # Safety
     ///
-    /// The task is a `Task<F>`, RUNNING and not DONE, and the caller is the loop.
+    /// The task is a `Task<F>` and not done, and the caller is the loop.
     unsafe fn poll(task: *const Header, context: &mut Context<'_>) -> Poll<()> {
-        // SAFETY: RUNNING gives the future to the caller. It never moves: its task doesn't.
+        // SAFETY: the future is the loop's. It never moves: its task doesn't.
         unsafe {
             let future = (*task.cast::<Self>()).future.get();
             let poll = Pin::new_unchecked(&mut **future).poll(context);
@@ -117,10 +116,10 @@ unsafe fn wake(task: *const ()) {
 
 unsafe fn wake_by_ref(task: *const ()) {
     let task = task.cast::<Header>();
-    // SAFETY: a waker keeps its task alive. It was BLOCKED, so it is in no queue; until it is popped it
-    // is not DONE, so the runtime's reference keeps it alive.
+    // SAFETY: a waker keeps its task alive. It was not TAKEN, so it is in no queue, and not done, so the runtime's
+    // reference keeps it alive from here on.
     unsafe {
-        if (*task).state.fetch_or(READY, Ordering::AcqRel) & (READY | RUNNING | DONE) == 0 {
+        if (*task).state.fetch_or(READY | TAKEN, Ordering::AcqRel) & TAKEN == 0 {
             (*task).queue.push(task);
         }
     }
@@ -128,7 +127,7 @@ unsafe fn wake_by_ref(task: *const ()) {
 
 unsafe fn drop_reference(task: *const ()) {
     let task = task.cast::<Header>();
-    // SAFETY: a waker keeps its task alive. The last reference goes after DONE, so the future is gone.
+    // SAFETY: a waker keeps its task alive. The last reference goes after the runtime's, so the future is gone.
     unsafe {
         if (*task).state.fetch_sub(REFERENCE, Ordering::AcqRel) < 2 * REFERENCE {
             free(task);
@@ -151,25 +150,26 @@ unsafe fn free(task: *const Header) {
 /// It was just popped.
 #[inline]
 unsafe fn poll(task: *const Header) {
-    // SAFETY: READY and popped: the runtime's reference keeps it alive, the waker borrows that one, and RUNNING makes
-    // the future ours.
+    // SAFETY: TAKEN and not done: the runtime's reference keeps it alive, and the waker borrows that one.
     unsafe {
         let state = &(*task).state;
-        state.fetch_xor(READY | RUNNING, Ordering::AcqRel);
+        state.fetch_and(!READY, Ordering::AcqRel);
         let waker = ManuallyDrop::new(Waker::new(task.cast(), &WAKER));
         match ((*task).poll)(task, &mut Context::from_waker(&waker)) {
-            Poll::Pending => {
-                if state.fetch_and(!RUNNING, Ordering::AcqRel) & READY != 0 {
+            Poll::Pending => loop {
+                let now = state.load(Ordering::Relaxed);
+                if now & READY != 0 {
+                    // It stays TAKEN. What it was woken for is acquired before the next poll.
                     (*task).queue.push(task);
+                    break;
                 }
-            }
-            Poll::Ready(()) => {
-                // In one: the flags change, and the runtime's reference goes.
-                let change = DONE.wrapping_sub(RUNNING + REFERENCE);
-                if state.fetch_add(change, Ordering::AcqRel) < 2 * REFERENCE {
-                    free(task);
+                let free = now & !TAKEN;
+                if state.compare_exchange(now, free, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                    break;
                 }
-            }
+            },
+            // It stays TAKEN for ever.
+            Poll::Ready(()) => drop_reference(task.cast()),
         }
     }
 }
@@ -183,7 +183,7 @@ impl FloorBoxed {
     fn push<F: Future<Output = ()> + 'static>(&self, future: F) {
         let task = Box::into_raw(Box::new(Task {
             header: Header {
-                state: AtomicUsize::new(READY | REFERENCE),
+                state: AtomicUsize::new(READY | TAKEN | REFERENCE),
                 next: Cell::new(ptr::null()),
                 queue: self.0,
                 poll: Task::<F>::poll,
