@@ -15,7 +15,9 @@ pub mod runtimes;
 pub mod stacks;
 pub mod tasks;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
 
 /// One row in one implementation.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +52,7 @@ impl Cell {
 pub struct Sample {
     /// How many.
     pub operations: u64,
-    /// How long.
+    /// How long the thread had the processor. (None of what is measured sleeps.)
     pub elapsed: Duration,
     /// What was asked of the heap, if that was [counted](heap::counted).
     pub heap: heap::Counts,
@@ -63,22 +65,28 @@ impl Sample {
     }
 }
 
-/// A stretch that is being measured.
+/// A stretch that is being measured, on one thread.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
     heap: heap::Counts,
-    since: Instant,
+    since: Duration,
+}
+
+/// For how long this thread has had a processor. What other programs take in between doesn't count.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32)
 }
 
 impl Span {
     /// Begins here.
     pub fn begin() -> Self {
-        Self { heap: heap::counts(), since: Instant::now() }
+        Self { heap: heap::counts(), since: processor_time() }
     }
 
     /// Ends here, after so many operations.
     pub fn end(self, operations: u64) -> Sample {
-        let elapsed = self.since.elapsed();
+        let elapsed = processor_time() - self.since;
         Sample { operations, elapsed, heap: heap::counts() - self.heap }
     }
 }

@@ -15,7 +15,7 @@ use atomic_waker::AtomicWaker;
 use crate::runtimes::{
     CrossCore, Join, Runtime, Static, async_executor::AsyncExecutor, async_task::AsyncTask,
     edge_executor::EdgeExecutor, embassy::Embassy, floor::FloorBoxed, futures::Futures,
-    tokio::Tokio, trapline::Stackful, trapline::Trapline,
+    tokio::Tokio, trapline::Stackful, trapline::Trapline, trapline::TraplineStatic,
 };
 use crate::{Cell, Sample, Shape, Span, cores};
 
@@ -32,6 +32,7 @@ pub(crate) fn add_to(cells: &mut Vec<Cell>) {
     boxed::<Tokio>(cells);
     boxed::<EdgeExecutor>(cells);
     boxed::<Futures>(cells);
+    places::<TraplineStatic>(cells);
     places::<Embassy>(cells);
     join::<Trapline>(cells);
     join::<AsyncTask>(cells);
@@ -40,6 +41,7 @@ pub(crate) fn add_to(cells: &mut Vec<Cell>) {
     join::<EdgeExecutor>(cells);
     join::<Futures>(cells);
     all::<Trapline>(cells);
+    memory::<TraplineStatic>(cells);
     all::<FloorBoxed>(cells);
     all::<Embassy>(cells);
     all::<AsyncTask>(cells);
@@ -87,14 +89,19 @@ fn all<R: Runtime>(cells: &mut Vec<Cell>) {
     for n in [1, 10, 100, 1_000, 10_000, 100_000, 1_000_000] {
         cells.push(cell::<R>("yield", Some(n), yields::<R>));
     }
-    let rows: [(_, Shape); 5] = [
+    let rows: [(_, Shape); 4] = [
         ("hop", hop::<R>),
         ("hop_atomic_waker", hop_atomic_waker::<R>),
         ("redundant_wake", redundant_wake::<R>),
         ("waker_clone", waker_clone::<R>),
-        ("idle_bytes", idle_bytes::<R>),
     ];
     cells.extend(rows.map(|(bench, shape)| cell::<R>(bench, None, shape)));
+    memory::<R>(cells);
+}
+
+/// The row that is about memory.
+fn memory<R: Runtime>(cells: &mut Vec<Cell>) {
+    cells.push(cell::<R>("idle_bytes", None, idle_bytes::<R>));
 }
 
 /// Rows of those who can take wakes from other cores.

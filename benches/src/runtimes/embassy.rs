@@ -1,21 +1,16 @@
 //! embassy-executor: its raw executor, polled in a loop. Its tasks lie in static places and are never freed.
 
-use std::any::Any;
-use std::cell::RefCell;
 use std::pin::Pin;
-use std::rc::Rc;
 
 use embassy_executor::Spawner;
 use embassy_executor::raw::{Executor, TaskStorage};
 
-use super::{CrossCore, Output, Runtime, Static};
+use super::{CrossCore, Output, Places, Runtime, Static};
 
 /// There is always somebody who polls, so nobody must be told that there is something to be polled.
+// SAFETY: the executor looks for this name, with this type, and nobody else has it.
 #[unsafe(no_mangle)]
 fn __pender(_: *mut ()) {}
-
-/// What has the places of a run's tasks, until all is over.
-type Places = Rc<RefCell<Vec<Box<dyn Any>>>>;
 
 /// The executor.
 pub struct Embassy {
@@ -26,11 +21,8 @@ pub struct Embassy {
 impl Embassy {
     /// As many places side by side, as in a task's `static` pool.
     fn places<F: Future + 'static>(&self, n: usize) -> &'static [TaskStorage<F>] {
-        let places: Box<[TaskStorage<F>]> = (0..n).map(|_| TaskStorage::new()).collect();
-        // SAFETY: the box is kept in `self.places` until nobody polls the executor any more.
-        let alive = unsafe { &*(&raw const *places) };
-        self.places.borrow_mut().push(Box::new(places));
-        alive
+        // SAFETY: `run` keeps them until nobody polls the executor any more, and what is measured wakes nobody then.
+        unsafe { self.places.add(n, TaskStorage::new) }
     }
 }
 

@@ -9,7 +9,10 @@ pub mod futures;
 pub mod tokio;
 pub mod trapline;
 
+use std::any::Any;
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 /// A runtime of one core.
@@ -70,6 +73,25 @@ pub trait Static: Runtime {
 /// Runtimes whose wakers may be used on other cores.
 pub trait CrossCore: Runtime {}
 
+/// The places of a run's static tasks, which are there until all clones of this are dropped.
+#[derive(Clone, Default)]
+struct Places(Rc<RefCell<Vec<Box<dyn Any>>>>);
+
+impl Places {
+    /// As many places side by side, as in a `static` array.
+    ///
+    /// # Safety
+    ///
+    /// No task lies in them any more when the last clone is dropped, or nobody polls it or wakes it.
+    unsafe fn add<P: 'static>(&self, n: usize, place: impl Fn() -> P) -> &'static [P] {
+        let places: Box<[P]> = (0..n).map(|_| place()).collect();
+        // SAFETY: a box's content stays where it is, and the caller promises to be done when it goes.
+        let alive = unsafe { &*(&raw const *places) };
+        self.0.borrow_mut().push(Box::new(places));
+        alive
+    }
+}
+
 /// What everybody writes who has no `yield_now`.
 struct Yield {
     yielded: bool,
@@ -89,13 +111,13 @@ impl Future for Yield {
 }
 
 /// A place for what `main` returns, for runtimes whose tasks return nothing.
-struct Output<T>(std::rc::Rc<std::cell::Cell<Option<T>>>);
+struct Output<T>(Rc<Cell<Option<T>>>);
 
 impl<T> Output<T> {
     /// `main` as a task, and the place where its output will be.
     fn of<M: Future<Output = T>>(main: M) -> (Self, impl Future<Output = ()>) {
-        let place = std::rc::Rc::default();
-        let output = Self(std::rc::Rc::clone(&place));
+        let place = Rc::default();
+        let output = Self(Rc::clone(&place));
         (output, async move { place.set(Some(main.await)) })
     }
 

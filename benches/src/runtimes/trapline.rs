@@ -1,8 +1,8 @@
-//! Trapline, with plain and with stackful tasks.
+//! Trapline, with plain, static and stackful tasks.
 
-use trapline::{spawn, stackful, yield_now};
+use trapline::{StaticTask, spawn, stackful, yield_now};
 
-use super::{CrossCore, Join, Runtime};
+use super::{CrossCore, Join, Places, Runtime, Static};
 
 /// Plain tasks.
 #[derive(Debug)]
@@ -53,6 +53,66 @@ impl Join for Trapline {
 }
 
 impl CrossCore for Trapline {}
+
+/// Plain tasks in static cells.
+pub struct TraplineStatic {
+    places: Places,
+}
+
+impl Runtime for TraplineStatic {
+    const NAME: &'static str = "trapline-static";
+
+    fn run<M>(main: impl FnOnce(Self) -> M) -> M::Output
+    where
+        M: Future<Output: 'static> + 'static,
+    {
+        // Until after the shutdown.
+        let places = Places::default();
+        run(main(Self { places: places.clone() }))
+    }
+
+    fn spawn<F>(&self, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        // SAFETY: `run` keeps it until every task is gone.
+        let place = unsafe { self.places.add(1, StaticTask::new) };
+        self.spawn_at(&place[0], future);
+    }
+
+    fn spawn_all<F>(&self, n: usize, make: impl Fn() -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        // SAFETY: as above.
+        for place in unsafe { self.places.add(n, StaticTask::new) } {
+            self.spawn_at(place, make());
+        }
+    }
+
+    fn yield_now() -> impl Future<Output = ()> + Send {
+        yield_now()
+    }
+}
+
+impl Static for TraplineStatic {
+    type Place<F: Future<Output = ()> + Send + 'static> = StaticTask<F>;
+
+    fn place<F>() -> StaticTask<F>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        StaticTask::new()
+    }
+
+    #[inline]
+    fn spawn_at<F>(&self, place: &'static StaticTask<F>, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        drop(place.spawn(future).expect("the place is free"));
+    }
+}
 
 impl Runtime for Stackful {
     const NAME: &'static str = Trapline::NAME;
