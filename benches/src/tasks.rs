@@ -405,6 +405,7 @@ fn cross_wake<R: CrossCore>(_: usize, operations: u64) -> Sample {
     let side = move |me: usize| {
         R::run(move |runtime| async move {
             let latch = Latch::mine().await;
+            let span: &'static Mutex<Option<Span>> = leaked(Mutex::new(None));
             latch.set(2);
             runtime.spawn(async move {
                 while court.turn.load(Ordering::Relaxed) < end {
@@ -420,6 +421,7 @@ fn cross_wake<R: CrossCore>(_: usize, operations: u64) -> Sample {
                 while court.wakers[1 - me].get().is_none() {
                     R::yield_now().await;
                 }
+                *lock(span) = Some(Span::begin());
                 poll_fn(|_| {
                     // Acquire pairs with the other's release, as with anything that one is woken for.
                     let turn = court.turn.load(Ordering::Acquire);
@@ -432,8 +434,8 @@ fn cross_wake<R: CrossCore>(_: usize, operations: u64) -> Sample {
                 .await;
                 latch.count_down();
             });
-            let span = Span::begin();
             latch.zero().await;
+            let span = lock(span).take().expect("both were there");
             span.end(operations)
         })
     };
