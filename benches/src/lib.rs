@@ -3,7 +3,7 @@
 //! A row is a shape ([`tasks`], [`stacks`]) and how many tasks it has; a [`Cell`] is a row in one implementation
 //! ([`runtimes`]). Each measurement is a fresh runtime on a fresh thread that is a core of hal-shim's, whatever
 //! the implementation, with the same [`heap`]. There are two front ends: `cargo bench` (criterion, for
-//! comparing with the last time) and the program `benches`, which `cargo xtask bench` runs: it takes turns
+//! comparing with the last time) and the program `measure`, which `cargo xtask bench` runs: it takes turns
 //! between implementations, so that what disturbs one disturbs all.
 //!
 //! Quote ratios of one run: absolute times are the machine's.

@@ -83,7 +83,7 @@ struct Promised {
 
 pub fn run(selection: &Selection, json: bool) -> Result<()> {
     let options = Options { release: true, ..Options::default() };
-    let program = build::build(Arch::Host, &Program::benches()?, &options)?;
+    let program = build::build(Arch::Host, &Program::measure()?, &options)?;
     let mut cells = Vec::new();
     {
         let doing = shell::doing("measuring");

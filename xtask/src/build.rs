@@ -91,9 +91,9 @@ impl Program {
     }
 
     /// The program that measures on the host.
-    pub fn benches() -> Result<Self> {
+    pub fn measure() -> Result<Self> {
         let mut programs = metadata()?.programs_of("benches", "bin");
-        programs.pop().context("the workspace has no program `benches`")
+        programs.pop().context("the package `benches` has no program")
     }
 
     /// The test kernels: the programs in `tests/target/`, and the suite that the host runs too.

@@ -85,10 +85,10 @@ impl Places {
     /// No task lies in them any more when the last clone is dropped, or nobody polls it or wakes it.
     unsafe fn add<P: 'static>(&self, n: usize, place: impl Fn() -> P) -> &'static [P] {
         let places: Box<[P]> = (0..n).map(|_| place()).collect();
-        // SAFETY: a box's content stays where it is, and the caller promises to be done when it goes.
-        let alive = unsafe { &*(&raw const *places) };
+        let alive = std::ptr::from_ref(&*places);
         self.0.borrow_mut().push(Box::new(places));
-        alive
+        // SAFETY: a box's content stays where it is, and the caller promises to be done when it goes.
+        unsafe { &*alive }
     }
 }
 
