@@ -70,6 +70,8 @@
 //! | where | what |
 //! |---|---|
 //! | [`Runtime`], [`spawn`], [`JoinHandle`] | tasks: how they come, run and go |
+//! | [`StaticTask`], [`LocalSpawner`], [`TaskBuilder`] | tasks without an allocator, not `Send`, with names |
+//! | [`task_local!`], [`TaskPanic`] | values that belong to a part of a task; panics that nobody gets |
 //! | [`stackful`](mod@stackful), [`block_on`] | futures that compute, and waiting in the middle of one |
 //! | [`contexted()`] | hooks around each stretch on the core: an address space, the current thread |
 //! | [`preempt`] | when a core may be taken from a task; what a trap handler calls |
