@@ -164,7 +164,7 @@ pub(crate) fn value(key: *const ()) -> Option<*const ()> {
     if bound::in_interrupt() == InInterrupt::Yes {
         return None;
     }
-    // Preempted in here, the poll has the same scopes again when it goes on.
+    let _guard = PreemptGuard::new();
     let mut next = Runtime::current()?.scopes().get();
     while let Some(scope) = next {
         // SAFETY: the scopes of the poll that calls.

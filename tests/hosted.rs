@@ -447,6 +447,22 @@ fn a_hog_that_caught_a_panic_is_preempted_again() {
 }
 
 #[test]
+fn a_join_handle_that_gave_its_output_is_not_polled_again() {
+    with_runtime(|runtime| {
+        runtime
+            .run_until(async {
+                let mut task = spawn(async { 1 });
+                assert_eq!((&mut task).await.unwrap(), 1);
+                assert_eq!((task.id(), task.name(), task.is_finished()), (None, None, true));
+                task.abort();
+                let said = message(spawn(async move { task.await.unwrap() }).await.unwrap_err());
+                assert!(said.contains("after it had given its output"), "{said}");
+            })
+            .unwrap();
+    });
+}
+
+#[test]
 fn block_on_in_a_plain_task_is_refused_by_name() {
     with_runtime(|runtime| {
         runtime

@@ -5,8 +5,8 @@ use core::future::{Future, poll_fn};
 use hal_shim::heap;
 use trapline::time::sleep;
 use trapline::{
-    Config, ConfigError, EnterError, JoinError, LEAST_SLICE, Runtime, SpawnErrorReason, block_on,
-    spawn, stackful, try_spawn,
+    Config, ConfigError, EnterError, JoinError, LEAST_SLICE, LocalSpawner, Runtime,
+    SpawnErrorReason, TaskBuilder, block_on, spawn, stackful, try_spawn,
 };
 
 use crate::support::*;
@@ -80,6 +80,19 @@ pub fn memory_out_at_spawn_gives_the_future_back() {
     let error = spawned.expect_err("there was no memory");
     assert_eq!(error.reason, SpawnErrorReason::OutOfMemory);
     assert_eq!(drops.get(), 0);
+    heap::fail_after(Some(0));
+    let spawned = TaskBuilder::new().name("again").spawn_on(runtime, error.future);
+    heap::fail_after(None);
+    let error = spawned.expect_err("there was no memory");
+    assert_eq!(error.reason, SpawnErrorReason::OutOfMemory);
+    let error = run_on(runtime, async {
+        let spawner = LocalSpawner::current().unwrap();
+        heap::fail_after(Some(0));
+        let spawned = spawner.try_spawn(error.future);
+        heap::fail_after(None);
+        spawned.expect_err("there was no memory")
+    });
+    assert_eq!((error.reason, drops.get()), (SpawnErrorReason::OutOfMemory, 0));
     // It is whole: now it runs.
     assert_eq!(run_on(runtime, runtime.spawn(error.future)).unwrap(), 6);
     assert_eq!((polls.get(), drops.get()), (1, 1));
@@ -134,6 +147,8 @@ pub fn nothing_runs_after_a_shutdown() {
     let (polls, drops) = (Count::new(), Count::new());
     let error = runtime.try_spawn(Counted::new(async {}, &polls, &drops)).expect_err("shut down");
     assert_eq!(error.reason, SpawnErrorReason::ShutDown);
+    let error = TaskBuilder::new().spawn_on(runtime, error.future).expect_err("shut down");
+    assert_eq!((error.reason, drops.get()), (SpawnErrorReason::ShutDown, 0));
     let handle = runtime.spawn(error.future);
     assert!(handle.is_finished());
     assert_eq!((polls.get(), drops.get()), (0, 1));

@@ -9,10 +9,31 @@ use core::task::{Context, Poll};
 
 use hal_shim::interrupt;
 use trapline::{
-    JoinError, LocalSpawner, SpawnErrorReason, Stackful, block_on, spawn, stackful, yield_now,
+    JoinError, JoinHandle, LocalSpawner, Scoped, SpawnErrorReason, Stackful, block_on, spawn,
+    stackful, yield_now,
 };
 
 use crate::support::*;
+
+/// Has one implementation for all types and one more for those that are `Send`, so that naming it leaves the
+/// compiler a choice for the latter, which is an error.
+trait UnlessSend<Which> {
+    fn compiles() {}
+}
+impl<T> UnlessSend<()> for T {}
+impl<T: Send> UnlessSend<u8> for T {}
+
+/// The same of `Sync`.
+trait UnlessSync<Which> {
+    fn compiles() {}
+}
+impl<T> UnlessSync<()> for T {}
+impl<T: Sync> UnlessSync<u8> for T {}
+
+const _: fn() = <LocalSpawner as UnlessSend<_>>::compiles;
+const _: fn() = <LocalSpawner as UnlessSync<_>>::compiles;
+const _: fn() = <JoinHandle<Rc<()>> as UnlessSend<_>>::compiles;
+const _: fn() = <Scoped<Rc<()>, core::future::Ready<()>> as UnlessSend<_>>::compiles;
 
 fn spawner() -> LocalSpawner {
     LocalSpawner::current().expect("in a plain task")
