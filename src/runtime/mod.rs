@@ -412,7 +412,7 @@ impl Current {
         self.label.id
     }
 
-    /// What it is called, if it was given a name.
+    /// What it is called, if it was given a name; the future of [`Runtime::run_until`] is called so.
     pub fn name(&self) -> Option<&'static str> {
         self.label.name
     }

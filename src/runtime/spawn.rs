@@ -70,6 +70,7 @@ impl Runtime {
     ///
     /// As [`New::spawn`], for a `New<F, _>` of this runtime's that nobody has seen. The caller may call the
     /// allocator if the task is its.
+    #[inline]
     pub(crate) unsafe fn publish<F>(
         &'static self,
         task: NonNull<Header>,
@@ -104,6 +105,7 @@ where
     ///
     /// Future and output are `Send`; or it is `local`, and [`LocalSpawner::runtime`] has given the caller
     /// the runtime.
+    #[inline]
     unsafe fn spawn(self) -> Result<JoinHandle<F::Output>, SpawnError<F>> {
         let runtime = self.runtime;
         let origin = ready::origin(runtime);

@@ -556,7 +556,7 @@ pub(crate) static ROOT: Vtable = Vtable {
     future_size: 0,
     // What `run_until` waits for need not be `Send`.
     local: true,
-    name: |_| None,
+    name: |_| Some("run_until"),
 };
 
 /// Which task: unique among those that have not been freed, and used again after that.

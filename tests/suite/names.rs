@@ -16,6 +16,7 @@ pub fn handle_and_task_know_the_name() {
     let early = TaskBuilder::new().name("early").spawn_on(runtime, async {}).unwrap();
     assert_eq!(early.name(), Some("early"));
     run_on(runtime, async {
+        assert_eq!(trapline::current().unwrap().name(), Some("run_until"));
         let task = TaskBuilder::new().name("net rx").spawn(async {
             yield_now().await;
             trapline::current().unwrap()
