@@ -122,7 +122,7 @@ macro_rules! stepped {
 #[cfg(loom)]
 pub(crate) mod atomic {
     use loom::sync::atomic as inner;
-    pub(crate) use loom::sync::atomic::{Ordering, fence};
+    pub(crate) use loom::sync::atomic::Ordering;
 
     stepped!([] AtomicBool: bool);
     stepped!([] AtomicUsize: usize);

@@ -232,6 +232,12 @@ impl Cargo {
         Ok(cargo)
     }
 
+    /// The same, with one variable more in its environment.
+    pub fn with_variable(mut self, name: &'static str, value: String) -> Self {
+        self.environment.push((name, value));
+        self
+    }
+
     /// The same, with its results in `directory` of the workspace's target directory.
     pub fn with_target_directory(mut self, directory: &str) -> Result<Self> {
         self.environment.retain(|(name, _)| *name != "CARGO_TARGET_DIR");

@@ -1,7 +1,8 @@
 //! `cargo xtask`: everything that is done with Trapline beside compiling it.
 //!
 //! This file is the command line. How a program is built is in `build`, how it runs in QEMU in
-//! `qemu`; `setup`, `demo`, `bench`, `cost`, `suites`, `mutants` and `lint` are the commands.
+//! `qemu`; `setup`, `demo`, `bench`, `cost`, `suites`, `mutants` and `lint` are the commands; `sanitize`
+//! is one of the suites.
 
 mod bench;
 mod build;
@@ -11,6 +12,7 @@ mod lint;
 mod mutants;
 mod plot;
 mod qemu;
+mod sanitize;
 mod setup;
 mod shell;
 mod suites;

@@ -11,6 +11,7 @@ use duct::Expression;
 use crate::build::{self, Cargo, Options, Program};
 use crate::mutants::{self, Catcher, Mutant};
 use crate::qemu::{Guest, Machine};
+use crate::sanitize;
 use crate::setup::{self, Consent};
 use crate::shell::{self, End, step};
 
@@ -21,6 +22,8 @@ pub enum Suite {
     Host,
     /// The model-checked interleavings, and the mutants that they must catch
     Loom,
+    /// The host's tests with AddressSanitizer and, as far as no stack is involved, ThreadSanitizer
+    Sanitize,
     /// The test kernels on QEMU's RISC-V machine
     Riscv64,
     /// The test kernels on QEMU's PC
@@ -168,12 +171,16 @@ pub fn run(suites: &[Suite], consent: Consent) -> ExitCode {
         counts.push(match suite {
             Suite::Host => ("host", or_failed(host())),
             Suite::Loom => ("loom", or_failed(models(None))),
+            Suite::Sanitize => ("addresses", or_failed(sanitize::addresses())),
             Suite::Riscv64 => on_target(Machine::Riscv64, consent),
             Suite::X86_64 => on_target(Machine::X86_64, consent),
             Suite::Loongarch64 => on_target(Machine::Loongarch64, consent),
         });
         if suite == Suite::Loom {
             counts.push(("mutants", or_failed(mutants_of_models())));
+        }
+        if suite == Suite::Sanitize {
+            counts.push(("races", or_failed(sanitize::races())));
         }
     }
     finish(&counts)
@@ -229,7 +236,7 @@ fn or_failed(result: Result<Count>) -> Count {
 }
 
 /// Runs a program that prints results, showing what it prints.
-fn counted(name: &str, command: &Expression) -> Result<Count> {
+pub fn counted(name: &str, command: &Expression) -> Result<Count> {
     let mut tally = Tally::default();
     let end = shell::lines(command, SUITE_LIMIT, |line| {
         println!("{line}");

@@ -3,7 +3,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
 
-use trapline::arch::Native;
 use trapline::platform::{CoreSlot, InInterrupt, PanicPayload, Platform};
 
 use super::cores::{self, Core};
@@ -58,7 +57,10 @@ fn extent(size: usize) -> Option<(usize, usize)> {
 // - Thread-local data in stackful tasks: promised by who wrote `entry!(unsafe …)`.
 // - No handler of ours lets others in before it ends, but by leaving its stack.
 unsafe impl Platform for Machine {
-    type Backend = Native;
+    #[cfg(not(address_sanitizer))]
+    type Backend = trapline::arch::Native;
+    #[cfg(address_sanitizer)]
+    type Backend = super::fibers::Announced;
 
     #[inline]
     fn slot(&self) -> &'static CoreSlot {
@@ -142,7 +144,10 @@ unsafe impl Platform for Machine {
             return None;
         }
         // The end of the stack is the mapping's.
-        NonNull::new(memory.cast::<u8>().wrapping_byte_add(total - size))
+        let base = NonNull::new(memory.cast::<u8>().wrapping_byte_add(total - size))?;
+        #[cfg(address_sanitizer)]
+        super::fibers::allocated(base, size);
+        Some(base)
     }
 
     unsafe fn free_stack(&self, base: NonNull<u8>, size: usize) {
