@@ -124,6 +124,11 @@ impl PatientFifo {
         Self { fifo: Fifo::new(), patient_until: Cell::new(u64::MAX) }
     }
 
+    #[inline]
+    pub(crate) fn patient_until(&self) -> u64 {
+        self.patient_until.get()
+    }
+
     /// Whether it has waited for too long; if it is empty and not at [rest](Self::rest), perhaps.
     #[inline]
     pub(crate) fn is_impatient(&self, polls: u64) -> bool {
@@ -420,14 +425,23 @@ pub(crate) unsafe fn push_new(
     task: NonNull<Header>,
     origin: Origin,
 ) -> Result<(), Closed> {
-    if origin == Origin::Here {
-        if runtime.is_closed() {
-            return Err(Closed);
-        }
-        // SAFETY: as in `push`.
-        unsafe { runtime.ready().push_back(task) };
-        return Ok(());
+    if origin == Origin::Elsewhere {
+        // SAFETY: passed on.
+        return unsafe { push_new_elsewhere(runtime, task) };
     }
+    if runtime.is_closed() {
+        return Err(Closed);
+    }
+    // SAFETY: as in `push`.
+    unsafe { runtime.ready().push_back(task) };
+    Ok(())
+}
+
+/// # Safety
+///
+/// As [`push_new`].
+#[inline(never)]
+unsafe fn push_new_elsewhere(runtime: &Runtime, task: NonNull<Header>) -> Result<(), Closed> {
     let _guard = crate::preempt::PreemptGuard::new();
     // SAFETY: passed on.
     if unsafe { runtime.inbox().push_new(task, urgency(runtime)) }? {

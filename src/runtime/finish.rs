@@ -10,6 +10,15 @@ use crate::task::join::{JoinError, take_waker};
 use crate::task::state::{Pending, Start};
 use crate::task::{Header, panic, waker};
 
+/// What is stored where a finished task's future was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Output {
+    /// What its last poll returned.
+    Value,
+    /// Why there is no value.
+    Error,
+}
+
 impl Runtime {
     /// A task whose poll returned `Pending`, or that waits in `block_on`.
     #[inline(always)]
@@ -47,6 +56,7 @@ impl Runtime {
                 queue.push_back(task, self.polls());
             }
         }
+        self.own.stacks.note_patience();
     }
 
     /// A task that is not to have the core again.
@@ -71,7 +81,7 @@ impl Runtime {
         self.put_back(task, stack);
         match self.own.stacks.take_panic() {
             Some(payload) => self.panicked(task, payload),
-            None => self.complete(task, true),
+            None => self.complete(task, Output::Value, true),
         }
     }
 
@@ -81,7 +91,7 @@ impl Runtime {
         // SAFETY: RUNNING, hence alive.
         if unsafe { task.as_ref() }.state.is_stored() {
             self.discard(task, payload);
-            self.complete(task, true);
+            self.complete(task, Output::Value, true);
         } else {
             self.fail(task, JoinError::Panicked(payload), true);
         }
@@ -102,12 +112,12 @@ impl Runtime {
             }
         });
         self.set_current(None);
-        self.complete(task, release);
+        self.complete(task, Output::Error, release);
     }
 
     /// Finishes a task whose output is stored, and with `release` drops the runtime's reference.
     #[inline(never)]
-    pub(super) fn complete(&'static self, task: NonNull<Header>, release: bool) {
+    pub(super) fn complete(&'static self, task: NonNull<Header>, output: Output, release: bool) {
         self.unlink(task);
         self.own.yielded.set(false);
         // SAFETY: RUNNING, hence alive, until the reference is released below.
@@ -115,7 +125,7 @@ impl Runtime {
         if release && header.state.is_unreachable() {
             // SAFETY: rule 6: there is no join handle, and nobody who could tell that DONE isn't set.
             unsafe {
-                self.guarded(task, || Header::drop_output(task));
+                self.drop_output(task, output);
                 Header::free(task, Some(self.arena()));
             }
             return;
@@ -125,7 +135,7 @@ impl Runtime {
         let joiner = completed.wake_joiner.then(|| unsafe { take_waker(header) });
         if completed.drop_output {
             // SAFETY: rule 6: there was no join handle when DONE was set.
-            self.guarded(task, || unsafe { Header::drop_output(task) });
+            unsafe { self.drop_output(task, output) };
         }
         let release = || {
             if release {
@@ -135,6 +145,18 @@ impl Runtime {
         match joiner {
             Some(joiner) => self.wake_joiner(task, joiner, release),
             None => release(),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As [`Header::drop_output`].
+    #[inline]
+    unsafe fn drop_output(&self, task: NonNull<Header>, output: Output) {
+        // SAFETY: the caller's task is alive.
+        if output == Output::Error || unsafe { task.as_ref() }.vtable.value_needs_drop {
+            // SAFETY: passed on.
+            self.guarded(task, || unsafe { Header::drop_output(task) });
         }
     }
 

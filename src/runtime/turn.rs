@@ -15,6 +15,7 @@
 use core::ptr::NonNull;
 use core::task::{Context, Poll};
 
+use super::finish::Output;
 use super::{Runtime, count};
 use crate::platform::{PanicPayload, bound};
 use crate::ready::Fifo;
@@ -119,7 +120,7 @@ impl Runtime {
     fn choose(&'static self) -> Next {
         let stacks = &self.own.stacks;
         let polls = self.polls();
-        if (stacks.ready.is_impatient(polls) || stacks.preempted.is_impatient(polls))
+        if stacks.may_be_impatient(polls)
             && let Some(next) = self.choose_impatient()
         {
             return next;
@@ -161,6 +162,7 @@ impl Runtime {
     fn queue_stackful(&'static self, task: NonNull<Header>) {
         // SAFETY: still READY (or ours to bury), and in no queue now.
         unsafe { self.own.stacks.ready.push_back(task, self.polls()) };
+        self.own.stacks.note_patience();
     }
 
     /// Somebody has waited for too many polls and goes first, but not twice running: a stack was
@@ -176,6 +178,7 @@ impl Runtime {
         if stacks.ready.is_empty() && stacks.waiting.is_empty() {
             stacks.ready.rest();
         }
+        stacks.note_patience();
         if self.own.stack_polls.get() == polls {
             return None;
         }
@@ -216,6 +219,7 @@ impl Runtime {
         }
         let stack = self.take_stack()?;
         stacks.ready.wait_again(self.polls());
+        stacks.note_patience();
         let task = stacks.waiting.pop();
         if task.is_none() {
             // SAFETY: taken above, and not entered.
@@ -293,7 +297,7 @@ impl Runtime {
                 false
             }
             Poll::Ready(()) => {
-                self.complete(task, true);
+                self.complete(task, Output::Value, true);
                 true
             }
         }
@@ -352,6 +356,7 @@ impl Runtime {
                 let aborted = task.as_ref().state.is_aborted();
                 if aborted {
                     self.own.stacks.ready.push_back(task, self.polls());
+                    self.own.stacks.note_patience();
                 } else {
                     waiting.push_back(task);
                 }

@@ -476,6 +476,8 @@ pub(crate) struct Stacks {
     pub(crate) waiting: Fifo,
     /// Tasks that were preempted, in the order in which they will go on.
     pub(crate) preempted: PatientFifo,
+    /// When the first of the two has waited for too long, or earlier.
+    patient_until: Cell<u64>,
     /// The loop, while a stack has the core.
     loop_context: Cell<Context>,
     /// The stack that has the core. Interrupts look at it.
@@ -493,11 +495,24 @@ impl Stacks {
             ready: PatientFifo::new(),
             waiting: Fifo::new(),
             preempted: PatientFifo::new(),
+            patient_until: Cell::new(u64::MAX),
             loop_context: Cell::new(Context::NONE),
             running: AtomicPtr::new(core::ptr::null_mut()),
             reason: Cell::new(Reason::Pending),
             panic: Cell::new(None),
         }
+    }
+
+    /// Whether a queue has waited for too long; perhaps, if so.
+    #[inline]
+    pub(crate) fn may_be_impatient(&self, polls: u64) -> bool {
+        polls >= self.patient_until.get()
+    }
+
+    /// To be called when a queue may be impatient earlier than before.
+    #[inline]
+    pub(crate) fn note_patience(&self) {
+        self.patient_until.set(self.ready.patient_until().min(self.preempted.patient_until()));
     }
 
     /// What the panic carried for which a stack was left, if it was.

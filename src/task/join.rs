@@ -242,7 +242,8 @@ impl<T> Drop for JoinHandle<T> {
         let Some(task) = self.task() else { return };
         // SAFETY: the handle's reference keeps the header.
         let header = unsafe { task.as_ref() };
-        if header.state.detach() {
+        let is_here = header.runtime.get().is_some_and(ready::short_way);
+        if is_here && header.state.detach_alone() || header.state.detach() {
             return;
         }
         let (done, filled) = header.state.drop_join();

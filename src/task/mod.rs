@@ -109,6 +109,8 @@ pub(crate) struct Vtable {
     take_output: unsafe fn(NonNull<Header>, *mut ()),
     /// Drops the output; a panic in its place is reported. # Safety: as `take_output`.
     drop_output: unsafe fn(NonNull<Header>),
+    /// Whether an output that is no error has anything to be dropped.
+    pub(crate) value_needs_drop: bool,
     /// Frees the memory. # Safety: future and output are gone, and nobody holds a reference.
     free: unsafe fn(NonNull<Header>, Option<&Arena>),
     /// Whether `free` may be called in any context.
@@ -392,6 +394,7 @@ where
             fail: Body::<F>::fail,
             take_output: Body::<F>::take_output,
             drop_output: Body::<F>::drop_output,
+            value_needs_drop: core::mem::needs_drop::<F::Output>(),
             free: Self::free,
             freed_anywhere: K::FREED_ANYWHERE,
             future: Body::<F>::future,
@@ -550,6 +553,7 @@ pub(crate) static ROOT: Vtable = Vtable {
     fail: |_, _| unreachable!(),
     take_output: |_, _| unreachable!(),
     drop_output: |_| unreachable!(),
+    value_needs_drop: false,
     free: |_, _| unreachable!(),
     freed_anywhere: false,
     future: |_| core::ptr::null(),

@@ -341,6 +341,21 @@ impl State {
         self.0.load(Ordering::Relaxed) & JOIN_WAKER != 0
     }
 
+    /// As [`detach`](Self::detach), for a handle that is dropped on the owning core where the [short
+    /// way](crate::ready::short_way) is open, if nobody but the runtime has another reference.
+    #[inline]
+    pub(crate) fn detach_alone(&self) -> bool {
+        // Who has no reference doesn't touch the word, and the runtime's loop waits for the caller. So it
+        // takes no read-modify-write. Acquire pairs with the releases of those who had references, whose
+        // sequence the store ends.
+        let word = self.0.load(Ordering::Acquire);
+        let is_alone = word & !STACKFUL == RUNNING | JOIN | (2 * REFERENCE);
+        if is_alone {
+            self.0.store((word & !JOIN) - REFERENCE, Ordering::Relaxed);
+        }
+        is_alone
+    }
+
     /// The join handle goes, and its reference with it, if that is all there is to do. `false`: the task is
     /// done, or the waker's cell is filled, or somebody changes the word just now.
     #[inline]
