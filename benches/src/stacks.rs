@@ -1,9 +1,9 @@
 //! What stacks cost: entering and leaving them, and what `may` does with them.
 
-use std::alloc::{Layout, alloc, dealloc};
+use std::cell::UnsafeCell;
 use std::ptr::NonNull;
 
-use corosensei::stack::DefaultStack;
+use corosensei::stack::{DefaultStack, Stack as _};
 use generator::{Gn, LocalGenerator};
 use trapline::arch::Native;
 use trapline::stackful::{Context, StackfulBackend as _};
@@ -66,54 +66,70 @@ fn switch<C: Coroutine>(n: usize, operations: u64) -> Sample {
     span.end(rounds * n as u64)
 }
 
-/// The backend of Trapline, as its pool uses it.
+/// The backend of Trapline, on stacks like corosensei's, but that they end at different offsets within their
+/// pages, as those of its pool.
 struct Trapline {
-    memory: NonNull<u8>,
-    /// Where the other is, while it is off the core. In the stack's memory, as the pool has it.
-    contexts: *mut [Context; 2],
+    _memory: DefaultStack,
+    /// Where it is, while it is off the core.
+    context: *mut Context,
 }
 
+/// Where contexts lie.
+struct Places {
+    /// Whoever entered the stack that is on the core, and where that stack's context goes. In one place for all, as
+    /// the runtime has it: nothing waits for what is loaded from a stack that was long off the core.
+    outside: UnsafeCell<Context>,
+    running: UnsafeCell<*mut Context>,
+    /// Side by side, as what the others have of a coroutine, in the vector of all.
+    inside: [UnsafeCell<Context>; 1000],
+}
+
+// SAFETY: a place is its coroutine's, or whose that is on the core, and rows are measured by one thread at a time.
+unsafe impl Sync for Places {}
+
+const NOWHERE: UnsafeCell<Context> = UnsafeCell::new(Context(std::ptr::null_mut()));
+
+static PLACES: Places = Places {
+    outside: NOWHERE,
+    running: UnsafeCell::new(std::ptr::null_mut()),
+    inside: [NOWHERE; 1000],
+};
+
 impl Trapline {
-    const LAYOUT: Layout = Layout::new::<[u128; STACK / size_of::<u128>()]>();
+    /// How far apart, and how many different, the ends of stacks are.
+    const COLOUR: usize = 64;
+    const COLOURS: usize = STACK / 16 / Self::COLOUR;
 }
 
 /// # Safety
 ///
-/// `contexts` are a coroutine's.
-unsafe extern "C" fn leave_for_ever(contexts: *mut ()) -> ! {
-    let contexts = contexts.cast::<[Context; 2]>();
+/// It is entered by `enter` alone.
+unsafe extern "C" fn leave_for_ever(_: *mut ()) -> ! {
     loop {
-        // SAFETY: entered by `enter`, which has stored where it is.
-        unsafe { Native::switch(&raw mut (*contexts)[1], (*contexts)[0]) };
+        // SAFETY: `enter` has stored where it is, and where this shall be.
+        unsafe { Native::switch(*PLACES.running.get(), *PLACES.outside.get()) };
     }
 }
 
 impl Coroutine for Trapline {
-    fn new(_: usize) -> Self {
-        // SAFETY: the layout has a size.
-        let memory = NonNull::new(unsafe { alloc(Self::LAYOUT) }).expect("there is memory");
-        // SAFETY: the places are at the memory's upper end, and the stack is what is below.
-        unsafe {
-            let contexts = memory.add(STACK).cast::<[Context; 2]>().sub(1);
-            let context =
-                Native::prepare(contexts.cast(), leave_for_ever, contexts.as_ptr().cast());
-            contexts.write([Context(std::ptr::null_mut()), context]);
-            Self { memory, contexts: contexts.as_ptr() }
-        }
+    fn new(index: usize) -> Self {
+        let memory = DefaultStack::new(STACK).expect("there is memory");
+        let end = memory.base().get() - index % Self::COLOURS * Self::COLOUR;
+        let context = PLACES.inside[index].get();
+        let top = NonNull::new(std::ptr::with_exposed_provenance_mut(end)).expect("a stack's end");
+        // SAFETY: the stack is what is below the colour, and nobody else's; the place is this coroutine's.
+        unsafe { *context = Native::prepare(top, leave_for_ever, std::ptr::null_mut()) };
+        Self { _memory: memory, context }
     }
 
     #[inline]
     fn enter(&mut self) {
         // SAFETY: the two take turns, so each context is entered once for each time that it was stored. The stack
         // is alive and nobody else's.
-        unsafe { Native::switch(&raw mut (*self.contexts)[0], (*self.contexts)[1]) };
-    }
-}
-
-impl Drop for Trapline {
-    fn drop(&mut self) {
-        // SAFETY: as it was allocated. The frames on it own nothing.
-        unsafe { dealloc(self.memory.as_ptr(), Self::LAYOUT) };
+        unsafe {
+            *PLACES.running.get() = self.context;
+            Native::switch(PLACES.outside.get(), *self.context);
+        }
     }
 }
 
