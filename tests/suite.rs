@@ -77,6 +77,7 @@ fn program() {
         static_tasks::alignment_is_kept,
         static_tasks::after_a_shutdown_the_future_comes_back,
         static_tasks::a_shutdown_gives_the_cell_back,
+        static_tasks::an_abandoned_task_keeps_its_cell,
         static_tasks::stackful_in_a_cell_is_one_task,
         static_tasks::local_in_a_cell,
         static_tasks::from_another_core,

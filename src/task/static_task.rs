@@ -1,4 +1,14 @@
 //! Tasks in static cells: no allocator, and reusable.
+//!
+//! ```text
+//!           Account::take                the last reference goes: Static::free
+//!   FREE ──────────────────► IN USE ───────────────────────────────────────────► FREE
+//!           by whoever spawns    │       in any context, on any core
+//!                                │
+//!                                └─ refused by its runtime: unmake, which frees ─► FREE
+//! ```
+//!
+//! What comes in between is [the life of a task](super) like any other.
 
 use core::alloc::Layout;
 use core::cell;

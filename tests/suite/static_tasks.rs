@@ -1,15 +1,15 @@
 //! Tasks in static cells.
 
 use alloc::rc::Rc;
-use core::future::{Future, poll_fn};
+use core::future::{Future, PollFn, poll_fn};
 use core::pin::Pin;
 use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use core::task::{Context, Poll, Waker};
 
 use hal_shim::{heap, interrupt};
 use trapline::{
-    JoinError, LocalSpawner, SpawnErrorReason, StaticTask, block_on, stackful, static_task,
-    yield_now,
+    JoinError, LocalSpawner, SpawnErrorReason, Stackful, StaticTask, block_on, stackful,
+    static_task, yield_now,
 };
 
 use crate::support::*;
@@ -201,8 +201,25 @@ pub fn a_shutdown_gives_the_cell_back() {
     assert!(CELL.spawn_on(runtime(), waits(drops.on_drop())).is_ok());
 }
 
+pub fn an_abandoned_task_keeps_its_cell() {
+    static CELL: StaticTask<Stackful<PollFn<Blocks>>> = StaticTask::new();
+    type Blocks = fn(&mut Context<'_>) -> Poll<()>;
+    fn blocks(_: &mut Context<'_>) -> Poll<()> {
+        block_on(never());
+        Poll::Ready(())
+    }
+    let runtime = runtime();
+    let spawn = || CELL.spawn_on(runtime, stackful(poll_fn(blocks as Blocks)));
+    let handle = spawn().unwrap();
+    run_on(runtime, trapline::time::sleep(ms(2)));
+    assert_eq!(runtime.shutdown().unwrap().stacks_with_frames, 1);
+    assert!(matches!(block_on(handle), Err(JoinError::Abandoned)));
+    // Frames on its stack may point into it.
+    assert_eq!(spawn().expect_err("abandoned").reason, SpawnErrorReason::InUse);
+}
+
 pub fn stackful_in_a_cell_is_one_task() {
-    static CELL: StaticTask<trapline::Stackful<Named>> = StaticTask::new();
+    static CELL: StaticTask<Stackful<Named>> = StaticTask::new();
     run(async {
         let task = CELL.spawn(stackful(named())).unwrap();
         let before = heap::counts();
