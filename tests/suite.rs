@@ -72,6 +72,7 @@ fn program() {
         static_tasks::spawned_twice_gives_the_future_back,
         static_tasks::in_use_until_the_last_reference_is_gone,
         static_tasks::last_waker_dropped_in_an_interrupt_gives_the_cell_back,
+        static_tasks::spawned_in_an_interrupt,
         static_tasks::an_async_function_with_arguments,
         static_tasks::a_smaller_future_fits,
         static_tasks::alignment_is_kept,

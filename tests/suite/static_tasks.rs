@@ -118,6 +118,29 @@ pub fn last_waker_dropped_in_an_interrupt_gives_the_cell_back() {
     });
 }
 
+pub fn spawned_in_an_interrupt() {
+    static_task!(static CELL: counts);
+    static COUNTED: AtomicUsize = AtomicUsize::new(0);
+    async fn counts() {
+        COUNTED.fetch_add(1, SeqCst);
+    }
+    COUNTED.store(0, SeqCst);
+    interrupt::on_soft(|| {
+        let spawned = CELL.spawn(counts());
+        assert!(CELL.spawn(counts()).is_err());
+        drop(spawned.unwrap());
+    });
+    run(async {
+        for round in 1..=10 {
+            let before = heap::counts();
+            interrupt::raise();
+            turns(2).await;
+            assert_eq!(COUNTED.load(SeqCst), round);
+            assert_eq!(heap::counts().allocations, before.allocations);
+        }
+    });
+}
+
 async fn add(one: u8, two: &'static str, three: alloc::boxed::Box<u64>) -> u64 {
     let sum = u64::from(one) + two.len() as u64;
     yield_now().await;
