@@ -147,6 +147,7 @@ fn program() {
         smp::parked_core_is_woken,
         smp::two_cores_cannot_enter_one_runtime,
         smp::sleep_moved_to_another_core,
+        smp::tasks_of_two_cores_meet,
         errors::nested_runtimes,
         errors::zero_slice_or_nearly,
         errors::stack_that_holds_no_context,

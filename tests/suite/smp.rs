@@ -1,12 +1,13 @@
 //! Two cores: spawns, wakes, and what must not be shared.
 
 use alloc::boxed::Box;
-use core::future::Future;
+use core::future::{Future, poll_fn};
 use core::pin::Pin;
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::SeqCst};
+use core::task::{Poll, Waker};
 
 use trapline::time::{now, sleep};
-use trapline::{Config, EnterError, Runtime, block_on, spawn, stackful};
+use trapline::{Config, EnterError, JoinHandle, Runtime, block_on, spawn, stackful, yield_now};
 
 use crate::support::*;
 
@@ -212,4 +213,107 @@ pub fn sleep_moved_to_another_core() {
             });
         },
     );
+}
+
+static WAKERS: [spin::Mutex<Option<Waker>>; 8] = [const { spin::Mutex::new(None) }; 8];
+static HANDLES: [spin::Mutex<Option<JoinHandle<OnDrop>>>; 8] =
+    [const { spin::Mutex::new(None) }; 8];
+
+/// What is counted of the tasks that meet.
+#[derive(Clone, Default)]
+struct Met {
+    spawned: Count,
+    futures_dropped: Count,
+    outputs_made: Count,
+    outputs_dropped: Count,
+    /// Cores that spawn no more.
+    finished: Count,
+}
+
+/// Leaves its waker in a place, is polled for wakes of its own, and waits until somebody takes the waker.
+async fn meets(place: usize, yields: usize, _part: OnDrop, met: Met) -> OnDrop {
+    let before =
+        poll_fn(|context| Poll::Ready(WAKERS[place].lock().replace(context.waker().clone())));
+    if let Some(waker) = before.await {
+        waker.wake();
+    }
+    turns(yields).await;
+    poll_fn(|context| {
+        let there = WAKERS[place].lock();
+        let is_mine = there.as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
+        if is_mine { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
+    met.outputs_made.add();
+    met.outputs_dropped.on_drop()
+}
+
+/// What one core does to the tasks of both.
+async fn meet(runtimes: [&'static Runtime; 2], mut random: u64, met: Met) {
+    let mut below = |n: usize| {
+        random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        (random >> 33) as usize % n
+    };
+    for _ in 0..3_000 {
+        let place = below(WAKERS.len());
+        match below(6) {
+            0 | 1 => {
+                met.spawned.add();
+                let part = met.futures_dropped.on_drop();
+                let handle = runtimes[below(2)].spawn(meets(place, below(3), part, met.clone()));
+                // The task of one that was there before runs on by itself.
+                let _detached = HANDLES[below(HANDLES.len())].lock().replace(handle);
+            }
+            2 => {
+                let taken = WAKERS[place].lock().take();
+                taken.into_iter().for_each(Waker::wake);
+            }
+            3 => {
+                let cloned = WAKERS[place].lock().clone();
+                cloned.iter().for_each(Waker::wake_by_ref);
+            }
+            4 => {
+                let taken = HANDLES[place].lock().take();
+                if let Some(handle) = taken {
+                    handle.abort();
+                    if below(2) == 0 {
+                        let _ = handle.await;
+                    }
+                }
+            }
+            _ => yield_now().await,
+        }
+    }
+    met.finished.add();
+    while met.finished.get() < 2 || met.futures_dropped.get() < met.spawned.get() {
+        for place in &WAKERS {
+            let taken = place.lock().take();
+            taken.into_iter().for_each(Waker::wake);
+        }
+        yield_now().await;
+    }
+}
+
+/// Both cores spawn, wake, abort and let go of each other's tasks, as it comes. No wake is lost, and
+/// futures and outputs are dropped once.
+pub fn tasks_of_two_cores_meet() {
+    let met = Met::default();
+    let (here, there) = (runtime(), shared(Config::new()));
+    let theirs = met.clone();
+    let met_them = beside(
+        move || {
+            run_on(there, meet([here, there], 1, theirs));
+            there.shutdown().unwrap();
+        },
+        || run_on(here, meet([here, there], 2, met.clone())),
+    );
+    for place in &HANDLES {
+        drop(place.lock().take());
+    }
+    here.shutdown().unwrap();
+    if met_them.is_some() {
+        assert!(met.spawned.get() > 1_000);
+        assert_eq!(met.futures_dropped.get(), met.spawned.get());
+        assert_eq!(met.outputs_dropped.get(), met.outputs_made.get());
+    }
 }
