@@ -1,5 +1,5 @@
-//! The one place that knows `cfg(loom)`: the atomics and cells that cores share, and those that a core
-//! shares with its own interrupts.
+//! The one place that knows `cfg(loom)` and `cfg(shuttle)`: the atomics and cells that cores share, and those
+//! that a core shares with its own interrupts.
 //!
 //! What only one core and its own interrupts touch is in [`local`]: always relaxed, since no other core
 //! is there to be modelled. Under loom each access of either kind is a step, and the models let an
@@ -7,8 +7,12 @@
 
 #[cfg(not(loom))]
 pub(crate) use alloc::alloc::{alloc, dealloc};
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) use core::sync::atomic;
+/// shuttle's, at which it may let another thread go on. All are sequentially consistent: it finds steps in
+/// the wrong order, and orderings that are too weak are loom's to find.
+#[cfg(shuttle)]
+pub(crate) use shuttle::sync::atomic;
 
 /// Whether the memory of finished tasks is kept for new ones. Not under loom, which watches over
 /// allocations.

@@ -14,11 +14,15 @@ pub fn run(consent: Consent) -> Result<()> {
     let format = host.command("fmt", &["--all", "--check"]);
     step("rustfmt", &format).context("`cargo fmt --all` puts it right")?;
     msrv(&host)?;
-    let all = ["--workspace", "--exclude", "loom-tests", "--all-targets"];
+    let hosts = ["--workspace", "--exclude", "loom-tests", "--exclude", "shuttle-tests"];
+    let all = [&hosts[..], &["--all-targets"]].concat();
     step("clippy for the host", &host.command("clippy", &[&all[..], &DENY].concat()))?;
-    let loom = Cargo::host_with(&["--cfg", "loom"], "loom")?;
-    let models = ["--package", "loom-tests", "--all-targets"];
-    step("clippy for the models", &loom.command("clippy", &[&models[..], &DENY].concat()))?;
+    for checker in ["loom", "shuttle"] {
+        let cargo = Cargo::host_with(&["--cfg", checker], checker)?;
+        let package = format!("{checker}-tests");
+        let arguments = [&["--package", &*package, "--all-targets"][..], &DENY].concat();
+        step(&format!("clippy for {package}"), &cargo.command("clippy", &arguments))?;
+    }
 
     let mut kernels = Program::test_kernels()?;
     kernels.push(Program::cost()?);
@@ -36,7 +40,7 @@ pub fn run(consent: Consent) -> Result<()> {
         }
     }
 
-    let documentation = ["--workspace", "--exclude", "loom-tests", "--no-deps"];
+    let documentation = [&hosts[..], &["--no-deps"]].concat();
     let command = host.command("doc", &documentation).env("RUSTDOCFLAGS", "-D warnings");
     step("documentation", &command)?;
     println!("clean");

@@ -22,6 +22,8 @@ pub enum Suite {
     Host,
     /// The model-checked interleavings, and the mutants that they must catch
     Loom,
+    /// Many tasks of several cores, in schedules at random (see shuttle-tests/src/lib.rs)
+    Shuttle,
     /// The host's tests with AddressSanitizer and, as far as no stack is involved, ThreadSanitizer
     Sanitize,
     /// The test kernels on QEMU's RISC-V machine
@@ -171,6 +173,7 @@ pub fn run(suites: &[Suite], consent: Consent) -> ExitCode {
         counts.push(match suite {
             Suite::Host => ("host", or_failed(host())),
             Suite::Loom => ("loom", or_failed(models(None))),
+            Suite::Shuttle => ("shuttle", or_failed(checked("shuttle", None))),
             Suite::Sanitize => ("addresses", or_failed(sanitize::addresses())),
             Suite::Riscv64 => on_target(Machine::Riscv64, consent),
             Suite::X86_64 => on_target(Machine::X86_64, consent),
@@ -252,7 +255,15 @@ fn host() -> Result<Count> {
     for (name, arguments) in [
         (
             "the host's tests",
-            &["--workspace", "--exclude", "loom-tests", "--exclude", "benches"][..],
+            &[
+                "--workspace",
+                "--exclude",
+                "benches",
+                "--exclude",
+                "loom-tests",
+                "--exclude",
+                "shuttle-tests",
+            ][..],
         ),
         ("the host's tests, optimized", &["--package", "trapline", "--profile=quick", "--tests"]),
     ] {
@@ -273,12 +284,18 @@ fn mutants_of_models() -> Result<Count> {
 
 /// The models, or those whose name contains `only`.
 fn models(only: Option<&str>) -> Result<Count> {
-    let cargo = Cargo::host_with(&["--cfg", "loom"], "loom")?;
-    let arguments = ["--package", "loom-tests", "--profile=quick"];
+    checked("loom", only)
+}
+
+/// The tests that `checker` runs, or those whose name contains `only`.
+fn checked(checker: &str, only: Option<&str>) -> Result<Count> {
+    let cargo = Cargo::host_with(&["--cfg", checker], checker)?;
+    let package = format!("{checker}-tests");
+    let arguments = ["--package", &*package, "--profile=quick"];
     let build = [&arguments[..], &["--no-run"]].concat();
-    step("building the models", &cargo.command("test", &build))?;
+    step(&format!("building {package}"), &cargo.command("test", &build))?;
     let run = [&arguments[..], &["--no-fail-fast"], only.as_slice()].concat();
-    counted("the models", &cargo.command("test", &run))
+    counted(&package, &cargo.command("test", &run))
 }
 
 fn on_target(machine: Machine, consent: Consent) -> (&'static str, Count) {
