@@ -9,8 +9,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
 use loom::thread::JoinHandle;
-use trapline::Runtime;
 use trapline::platform::InInterrupt;
+use trapline::{Config, Runtime};
 
 use crate::platform;
 
@@ -60,9 +60,6 @@ pub(crate) fn interrupted<const N: usize>(
         let mut runs = 0;
         each_step(N, &mut Vec::new(), &mut |steps| {
             platform::interrupts_come_after(steps);
-            if std::env::var("TRACE").is_ok() {
-                eprintln!("steps {steps:?}");
-            }
             runs += check(bound, in_interrupt, body.clone());
         });
         runs
@@ -95,14 +92,19 @@ fn each_step(interrupts: usize, steps: &mut Vec<usize>, check: &mut dyn FnMut(&[
     }
 }
 
+/// How much further than usually the models that are not checked in full go.
+pub(crate) fn deeper() -> usize {
+    std::env::var("LOOM_DEEPER").ok().and_then(|value| value.parse().ok()).unwrap_or(0)
+}
+
 type Body = dyn Fn() + Send + Sync;
 
 /// Returns how many runs there were.
 fn check(bound: Option<usize>, in_interrupt: InInterrupt, body: Arc<Body>) -> usize {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = builder.preemption_bound.or(bound);
+    builder.preemption_bound = bound.map(|bound| bound + deeper());
     // As many steps as a run has.
-    builder.max_branches = 100_000;
+    builder.max_branches = 3_000;
     let runs = Arc::new(AtomicUsize::new(0));
     let counter = runs.clone();
     builder.check(move || {
@@ -120,6 +122,11 @@ fn check(bound: Option<usize>, in_interrupt: InInterrupt, body: Arc<Body>) -> us
 /// A runtime for this run of the model.
 pub(crate) fn runtime() -> &'static Runtime {
     keep(Runtime::new())
+}
+
+/// A runtime whose stackful tasks have to take turns on one stack.
+pub(crate) fn runtime_with_one_stack() -> &'static Runtime {
+    keep(Runtime::with_config(Config { stacks: 1, ..Config::new() }))
 }
 
 /// Threads that are started in one place and joined in another.

@@ -15,6 +15,8 @@ use std::ptr::NonNull;
 use std::thread::LocalKey;
 
 use loom::sync::Notify;
+use loom::sync::atomic::AtomicBool;
+use loom::sync::atomic::Ordering::AcqRel;
 use trapline::platform::{CoreSlot, InInterrupt, Platform};
 
 use crate::harness::keep;
@@ -24,6 +26,9 @@ struct Core {
     slot: CoreSlot,
     /// Holds a wake until the core parks, and sometimes lets it go for nothing, as `park` may.
     bell: Notify,
+    /// Was it rung? Its inter-processor interrupt, which only
+    /// [`take_inter_processor_interrupt`] looks at.
+    rung: AtomicBool,
     masked: Cell<bool>,
     in_handler: Cell<bool>,
     now: Cell<u64>,
@@ -64,10 +69,12 @@ loom::thread_local! {
     static CORE: &'static Core = {
         let (slot, bell) = (CoreSlot::new(), Notify::new());
         CORES.with(|cores| {
+            let rung = AtomicBool::new(false);
             let core = keep(Core {
                 number: cores.borrow().len(),
                 slot,
                 bell,
+                rung,
                 masked: Cell::new(false),
                 in_handler: Cell::new(false),
                 now: Cell::new(0),
@@ -149,6 +156,14 @@ pub(crate) fn on_interrupt() {
     unsafe { trapline::preempt::on_interrupt() }
 }
 
+/// If the core was rung, its interrupt comes now.
+pub(crate) fn take_inter_processor_interrupt() {
+    let core = Core::here();
+    if core.rung.swap(false, AcqRel) {
+        core.handle(on_interrupt);
+    }
+}
+
 #[unsafe(no_mangle)]
 fn __trapline_model_step() {
     if INTERRUPTS.with_borrow(|interrupts| interrupts.coming.is_empty()) {
@@ -198,16 +213,18 @@ impl Core {
     /// Runs the handlers of those whose time has come. Not masked.
     fn take_interrupts(&'static self) {
         while let Some(interrupt) = self.next_interrupt() {
-            let outer = self.in_handler.replace(true);
-            self.masked.set(true);
-            if std::env::var("TRACE").is_ok() {
-                eprintln!("interrupt: {}", std::backtrace::Backtrace::force_capture());
-            }
-            (interrupt.handler)();
-            // Perhaps others have had the core meanwhile.
-            self.in_handler.set(outer);
-            self.masked.set(false);
+            self.handle(interrupt.handler);
         }
+    }
+
+    /// Not masked.
+    fn handle(&self, handler: impl FnOnce()) {
+        let outer = self.in_handler.replace(true);
+        self.masked.set(true);
+        handler();
+        // Perhaps others have had the core meanwhile.
+        self.in_handler.set(outer);
+        self.masked.set(false);
     }
 }
 
@@ -266,6 +283,7 @@ unsafe impl Platform for Model {
 
     fn wake(&self, core: usize) {
         let core = CORES.with(|cores| cores.borrow()[core]);
+        core.rung.swap(true, AcqRel);
         core.bell.notify();
     }
 

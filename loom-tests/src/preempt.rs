@@ -1,39 +1,290 @@
-//! Stackful tasks, whom an interrupt takes the core from between any two steps.
+//! Preemption: an interrupt that takes the core from a stackful task, between any two steps.
 
 use std::future::poll_fn;
-use std::task::Poll;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use trapline::platform::InInterrupt::{self, No, Perhaps};
-use trapline::stackful;
+use trapline::preempt::PreemptGuard;
+use trapline::{JoinError, block_on, stackful, yield_now};
 
-use crate::harness::{Signal, interrupted, runtime};
-use crate::platform::{Arrival, interrupt, on_timer};
+use crate::harness::{
+    Drops, FireOnDrop, Signal, Threads, interrupted, model, runtime, runtime_with_one_stack,
+};
+use crate::memory::free_abandoned;
+use crate::platform::{Arrival, interrupt, on_interrupt, on_timer, take_inter_processor_interrupt};
 
-/// The slice ends anywhere in the life of a task that yields once.
-fn against_itself(in_interrupt: InInterrupt) {
+/// Three tasks keep the FIFO moving, and an interrupt wakes a fourth. It is not lost, nor is one of them.
+fn interrupt_against_fifo(in_interrupt: InInterrupt) {
     interrupted::<1>(None, in_interrupt, || {
         let runtime = runtime();
-        let signal = Signal::default();
-        let handle = runtime.spawn(stackful({
-            let signal = signal.clone();
+        let ended = Signal::default();
+        for _ in 0..3 {
+            let ended = ended.clone();
+            drop(runtime.spawn(async move {
+                yield_now().await;
+                ended.fire();
+            }));
+        }
+        let woken = Signal::default();
+        drop(runtime.spawn({
+            let (woken, ended) = (woken.clone(), ended.clone());
             async move {
-                trapline::yield_now().await;
-                signal.fire();
+                woken.wait(1).await;
+                ended.fire();
             }
         }));
-        interrupt(Arrival::Perhaps, on_timer);
-        runtime.run_until(signal.wait(1)).unwrap();
-        runtime.run_until(handle).unwrap().unwrap();
+        interrupt(Arrival::Sure, move || {
+            woken.fire();
+            on_interrupt();
+        });
+        runtime.run_until(ended.wait(4)).unwrap();
         runtime.shutdown().unwrap();
     });
 }
 
 #[test]
-fn preemption_against_itself() {
-    against_itself(Perhaps);
+fn wake_in_interrupt_against_fifo() {
+    interrupt_against_fifo(Perhaps);
 }
 
 #[test]
-fn preemption_against_itself_short_way() {
-    against_itself(No);
+fn wake_in_interrupt_against_fifo_short_way() {
+    interrupt_against_fifo(No);
+}
+
+/// A task computes, with guards and without, when an interrupt (or the alarm, with `timer`) wakes another.
+/// That one has the core before the computing task goes on, or as soon as no guard forbids it.
+fn at_once(in_interrupt: InInterrupt, timer: bool) {
+    interrupted::<1>(None, in_interrupt, move || {
+        let runtime = runtime();
+        let [came, answered] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+        let waiter = runtime.spawn({
+            let (came, answered) = (came.clone(), answered.clone());
+            async move {
+                if timer {
+                    let sleep = trapline::time::sleep(Duration::from_millis(10));
+                    interrupt(Arrival::Sure, move || {
+                        came.store(true, Relaxed);
+                        on_timer();
+                    });
+                    sleep.await;
+                } else {
+                    let woken = Signal::default();
+                    let wait = woken.wait(1);
+                    interrupt(Arrival::Sure, move || {
+                        came.store(true, Relaxed);
+                        woken.fire();
+                        on_interrupt();
+                    });
+                    wait.await;
+                }
+                answered.store(true, Relaxed);
+            }
+        });
+        let computes = async move {
+            let check = || assert!(answered.load(Relaxed) || !came.load(Relaxed));
+            check();
+            for _ in 0..2 {
+                drop(PreemptGuard::new());
+                check();
+            }
+            drop((PreemptGuard::new(), PreemptGuard::new()));
+            check();
+            yield_now().await;
+            check();
+        };
+        runtime
+            .run_until(async move {
+                // The other is waiting by then.
+                yield_now().await;
+                trapline::spawn(stackful(computes)).await.unwrap();
+                waiter.await.unwrap();
+            })
+            .unwrap();
+        runtime.shutdown().unwrap();
+    });
+}
+
+#[test]
+fn interrupt_preempts_at_once() {
+    at_once(Perhaps, false);
+}
+
+#[test]
+fn interrupt_preempts_at_once_short_way() {
+    at_once(No, false);
+}
+
+#[test]
+fn alarm_preempts_at_once() {
+    at_once(Perhaps, true);
+}
+
+#[test]
+fn alarm_preempts_at_once_short_way() {
+    at_once(No, true);
+}
+
+/// A task computes until another has run, which comes from another core: that one interrupts this.
+#[test]
+fn spawn_interrupts_stack() {
+    model(No, || {
+        let runtime = runtime();
+        let ended = Signal::default();
+        let answered = Arc::new(AtomicBool::new(false));
+        drop(runtime.spawn(stackful({
+            let (ended, answered) = (ended.clone(), answered.clone());
+            async move {
+                while !answered.load(Relaxed) {
+                    loom::thread::yield_now();
+                    take_inter_processor_interrupt();
+                }
+                ended.fire();
+            }
+        })));
+        let spawner = loom::thread::spawn(move || {
+            runtime.spawn(async move { answered.store(true, Relaxed) })
+        });
+        runtime.run_until(ended.wait(1)).unwrap();
+        drop(spawner.join().unwrap());
+        runtime.shutdown().unwrap();
+    });
+}
+
+/// What another core wrote before its wake is seen by the poll after a `block_on` that the wake ended for
+/// nothing, and that poll comes.
+fn block_on_gives_back(in_interrupt: InInterrupt) {
+    interrupted::<1>(Some(1), in_interrupt, || {
+        let runtime = runtime();
+        let threads = Threads::default();
+        let other = Signal::default();
+        let task = runtime.spawn(stackful({
+            let (threads, other, flag) = (threads.clone(), other.clone(), flag());
+            let mut polled = false;
+            poll_fn(move |context| {
+                if !std::mem::replace(&mut polled, true) {
+                    threads.start(set_and_wake(&flag, context));
+                    block_on(other.wait(1));
+                    // The part of the task that waits for the flag was polled before, so to say.
+                    return Poll::Pending;
+                }
+                if flag.load(Relaxed) { Poll::Ready(()) } else { Poll::Pending }
+            })
+        }));
+        drop(runtime.spawn(async move {
+            yield_now().await;
+            other.fire();
+        }));
+        interrupt(Arrival::Perhaps, on_timer);
+        runtime.run_until(task).unwrap().unwrap();
+        threads.join();
+        runtime.shutdown().unwrap();
+    });
+}
+
+#[test]
+fn wake_against_suspended() {
+    block_on_gives_back(Perhaps);
+}
+
+#[test]
+fn wake_against_suspended_short_way() {
+    block_on_gives_back(No);
+}
+
+/// Whoever waits for a task that is suspended or preempted when its runtime shuts down is told.
+#[test]
+fn join_against_abandon() {
+    interrupted::<1>(Some(1), No, || {
+        let runtime = runtime();
+        let [begun, never] = [(); 2].map(|()| Signal::default());
+        let handle = runtime.spawn(stackful({
+            let begun = begun.clone();
+            async move {
+                begun.fire();
+                block_on(never.wait(1));
+            }
+        }));
+        let joiner = loom::thread::spawn(move || trapline::block_on(handle));
+        interrupt(Arrival::Perhaps, on_timer);
+        runtime.run_until(begun.wait(1)).unwrap();
+        let report = runtime.shutdown().unwrap();
+        assert_eq!((report.dropped, report.stacks_with_frames), (0, 1));
+        assert!(matches!(joiner.join().unwrap(), Err(JoinError::Abandoned)));
+        runtime.shutdown().unwrap();
+        free_abandoned();
+    });
+}
+
+/// One stack for two, and whoever has it keeps it until the other, who waits for it, is gone.
+#[test]
+fn abort_against_waiting_for_stack() {
+    interrupted::<1>(Some(1), No, || {
+        let runtime = runtime_with_one_stack();
+        let gone = Signal::default();
+        let waiter = Drops::default();
+        let holder = runtime.spawn(stackful({
+            let gone = gone.clone();
+            async move { block_on(gone.wait(1)) }
+        }));
+        let handle = runtime.spawn(stackful({
+            let parts = (waiter.payload(), FireOnDrop(gone));
+            async move {
+                let _parts_of_the_future = parts;
+            }
+        }));
+        let aborter = loom::thread::spawn(move || handle.abort());
+        interrupt(Arrival::Perhaps, on_timer);
+        runtime.run_until(holder).unwrap().unwrap();
+        aborter.join().unwrap();
+        assert_eq!(waiter.dropped(), 1);
+        runtime.shutdown().unwrap();
+    });
+}
+
+/// One stack for two, and whoever has it waits for another core.
+#[test]
+fn wake_against_waiting_for_stack() {
+    interrupted::<1>(Some(1), No, || {
+        let runtime = runtime_with_one_stack();
+        let threads = Threads::default();
+        let holder = runtime.spawn(stackful({
+            let (threads, flag) = (threads.clone(), flag());
+            async move {
+                let mut started = false;
+                block_on(poll_fn(|context| {
+                    if !std::mem::replace(&mut started, true) {
+                        threads.start(set_and_wake(&flag, context));
+                    }
+                    if flag.load(Relaxed) { Poll::Ready(()) } else { Poll::Pending }
+                }));
+            }
+        }));
+        let waiter = runtime.spawn(stackful(async {}));
+        interrupt(Arrival::Perhaps, on_timer);
+        runtime.run_until(waiter).unwrap().unwrap();
+        runtime.run_until(holder).unwrap().unwrap();
+        threads.join();
+        runtime.shutdown().unwrap();
+    });
+}
+
+fn flag() -> loom::sync::Arc<loom::sync::atomic::AtomicBool> {
+    Default::default()
+}
+
+/// What another core does.
+fn set_and_wake(
+    flag: &loom::sync::Arc<loom::sync::atomic::AtomicBool>,
+    context: &Context<'_>,
+) -> impl FnOnce() + 'static {
+    let (flag, waker) = (flag.clone(), context.waker().clone());
+    move || {
+        // Relaxed: the wake alone must order it.
+        flag.store(true, Relaxed);
+        waker.wake();
+    }
 }

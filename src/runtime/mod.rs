@@ -310,8 +310,9 @@ impl Runtime {
     /// Makes the loop look for the aborted among those that wait for a stack. Any context, with
     /// preemption off.
     pub(crate) fn aborted_in_queue(&self) {
-        // Release, and the wake after it: a loop that has parked or is about to comes round once more.
-        self.aborted_in_queue.store(true, Ordering::Release);
+        // Release, and the wake after it: a loop that has parked or is about to comes round once more. (A
+        // store would do, but loom lets a swap on the other side miss it.)
+        self.aborted_in_queue.swap(true, Ordering::Release);
         if self.root.state.wake() == Wake::Push {
             // SAFETY: the state word said so.
             unsafe { ready::push(self, NonNull::from(&self.root)) };
