@@ -11,7 +11,7 @@ use crate::harness::{Drops, FireOnDrop, Signal, bounded, runtime};
 /// A task that would wait for ever is aborted before, while or after it is polled.
 fn against_poll(in_interrupt: InInterrupt) {
     // In full it takes minutes.
-    bounded(4, in_interrupt, || {
+    bounded(3, in_interrupt, || {
         let runtime = runtime();
         let signal = Signal::default();
         let future = Drops::default();
@@ -48,7 +48,7 @@ fn abort_against_poll_short_way() {
 #[test]
 fn abort_against_completion() {
     // In full it takes minutes.
-    bounded(4, Perhaps, || {
+    bounded(3, Perhaps, || {
         let runtime = runtime();
         let signal = Signal::default();
         let (future, output) = (Drops::default(), Drops::default());

@@ -1,11 +1,13 @@
 //! Waking, against whatever the owning core does with the task meanwhile.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::task::Poll;
 
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use trapline::platform::InInterrupt::{self, No, Perhaps};
+use trapline::yield_now;
 
 use crate::harness::{Drops, FireOnDrop, Signal, Threads, bounded, model, runtime};
 
@@ -144,4 +146,89 @@ fn wake_against_park() {
 #[test]
 fn wake_against_park_short_way() {
     against_park(No);
+}
+
+/// A task that stays in the queue by a yield is woken meanwhile: the poll after the yield sees what was written
+/// before the wake, or there is one more.
+fn against_yield(in_interrupt: InInterrupt) {
+    bounded(3, in_interrupt, || {
+        let runtime = runtime();
+        let [flag, _] = flags();
+        let threads = Threads::default();
+        let mut polls = 0;
+        let task = runtime.spawn({
+            let threads = threads.clone();
+            poll_fn(move |context| {
+                polls += 1;
+                if polls == 1 {
+                    let (flag, waker) = (flag.clone(), context.waker().clone());
+                    threads.start(move || {
+                        flag.store(true, Relaxed);
+                        waker.wake();
+                    });
+                }
+                if flag.load(Relaxed) {
+                    return Poll::Ready(());
+                }
+                if polls == 1 {
+                    let _pending = pin!(yield_now()).poll(context);
+                }
+                Poll::Pending
+            })
+        });
+        runtime.run_until(task).unwrap().unwrap();
+        threads.join();
+        runtime.shutdown().unwrap();
+    });
+}
+
+#[test]
+fn wake_against_yield() {
+    against_yield(Perhaps);
+}
+
+#[test]
+fn wake_against_yield_short_way() {
+    against_yield(No);
+}
+
+/// A task is woken by another of its core and by another core: it is queued once, and sees what both
+/// wrote.
+fn from_here_and_elsewhere(in_interrupt: InInterrupt) {
+    bounded(3, in_interrupt, || {
+        let runtime = runtime();
+        let [flag, _] = flags();
+        let threads = Threads::default();
+        let here = Signal::default();
+        let task = runtime.spawn({
+            let (threads, here) = (threads.clone(), here.clone());
+            let mut started = false;
+            let mut here = Box::pin(here.wait(1));
+            poll_fn(move |context| {
+                if !std::mem::replace(&mut started, true) {
+                    let (flag, waker) = (flag.clone(), context.waker().clone());
+                    threads.start(move || {
+                        flag.store(true, Relaxed);
+                        waker.wake();
+                    });
+                }
+                let fired = here.as_mut().poll(context).is_ready();
+                if fired && flag.load(Relaxed) { Poll::Ready(()) } else { Poll::Pending }
+            })
+        });
+        drop(runtime.spawn(async move { here.fire() }));
+        runtime.run_until(task).unwrap().unwrap();
+        threads.join();
+        runtime.shutdown().unwrap();
+    });
+}
+
+#[test]
+fn wake_from_here_and_elsewhere() {
+    from_here_and_elsewhere(Perhaps);
+}
+
+#[test]
+fn wake_from_here_and_elsewhere_short_way() {
+    from_here_and_elsewhere(No);
 }
