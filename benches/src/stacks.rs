@@ -87,12 +87,12 @@ struct Places {
 // SAFETY: a place is its coroutine's, or whose that is on the core, and rows are measured by one thread at a time.
 unsafe impl Sync for Places {}
 
-const NOWHERE: UnsafeCell<Context> = UnsafeCell::new(Context(std::ptr::null_mut()));
+const NOWHERE: Context = Context(std::ptr::null_mut());
 
 static PLACES: Places = Places {
-    outside: NOWHERE,
+    outside: UnsafeCell::new(NOWHERE),
     running: UnsafeCell::new(std::ptr::null_mut()),
-    inside: [NOWHERE; 1000],
+    inside: [const { UnsafeCell::new(NOWHERE) }; 1000],
 };
 
 impl Trapline {

@@ -5,9 +5,9 @@ use core::fmt;
 use core::future::Future;
 use core::pin::pin;
 use core::ptr::NonNull;
-use core::task::{Context, Poll};
+use core::task::Context;
 
-use super::Runtime;
+use super::{RootPoll, Runtime};
 use crate::config::ConfigError;
 use crate::platform::{PanicPayload, bound};
 use crate::sync::atomic::Ordering;
@@ -45,12 +45,10 @@ impl Runtime {
             future.as_mut().poll(context).map(|value| output = Some(value))
         };
         {
-            let poll: NonNull<dyn FnMut(&mut Context<'_>) -> Poll<()> + '_> =
-                NonNull::from(&mut poll);
+            let poll: NonNull<RootPoll<'_>> = NonNull::from(&mut poll);
             // SAFETY: only the lifetime changes. `Reset` takes the pointer back before the frame
             // that it points into is left, in whichever way.
-            let poll: NonNull<dyn FnMut(&mut Context<'_>) -> Poll<()>> =
-                unsafe { core::mem::transmute(poll) };
+            let poll: NonNull<RootPoll<'static>> = unsafe { core::mem::transmute(poll) };
             self.own.root.set(Some(poll));
         }
         struct Reset(&'static Runtime);

@@ -81,10 +81,10 @@ struct Own {
     closed: Cell<bool>,
     /// What `run_until` has the loop poll until it says that its future is done: a closure in the
     /// frame of `run_until`, whose lifetime is that frame's.
-    root: Cell<Option<NonNull<RootPoll>>>,
+    root: Cell<Option<NonNull<RootPoll<'static>>>>,
 }
 
-type RootPoll = dyn FnMut(&mut Context<'_>) -> Poll<()>;
+type RootPoll<'a> = dyn FnMut(&mut Context<'_>) -> Poll<()> + 'a;
 
 // SAFETY: `own`, `root`'s plain fields and the cells in them are touched only by the owning core in
 // task context with its gate shut; all else is atomic or behind a lock. A stackful task on its own

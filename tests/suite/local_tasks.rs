@@ -201,7 +201,9 @@ pub fn a_shutdown_drops_it_on_its_core() {
             REFUSED.store(1 + usize::from(refused), SeqCst);
         })
         .unwrap();
-        while REFUSED.load(SeqCst) == 0 {}
+        while REFUSED.load(SeqCst) == 0 {
+            core::hint::spin_loop();
+        }
         assert_eq!(REFUSED.load(SeqCst), 2);
     }
     assert_eq!(Rc::strong_count(&shared), 2);
