@@ -115,7 +115,9 @@
 //! is the one that 0 in `fcsr` means: it is put back after traps that found FPE on.
 
 use core::arch::{asm, naked_asm};
-use core::mem::{MaybeUninit, offset_of, size_of};
+#[cfg(target_feature = "d")]
+use core::mem::MaybeUninit;
+use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
 // Not loom's: traps aren't modelled.
 use core::sync::atomic::{AtomicUsize, Ordering};
