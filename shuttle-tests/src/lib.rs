@@ -1,21 +1,23 @@
 //! Many tasks of several cores, in schedules at random: what is too large for loom.
 //!
 //! Shuttle lets the threads of a schedule take turns at every access to an atomic, as a generator of random
-//! numbers says; so do the tasks choose what they do. Each schedule has a seed, which a failure prints.
-//! All accesses are sequentially consistent: orderings are loom's to check. Only with `--cfg shuttle`.
+//! numbers says; so do the tasks choose what they do. All accesses are sequentially consistent: orderings
+//! are loom's to check. Only with `--cfg shuttle`.
 //!
-//! The environment says what is to be tried: `SHUTTLE_ITERATIONS` schedules, the first of which has the
-//! seed `SHUTTLE_RANDOM_SEED`. Unless told, they are the same ones each time.
+//! Unless told otherwise by the environment, the schedules are the same ones each time:
+//!
+//! - `SHUTTLE_ITERATIONS`: how many;
+//! - `SHUTTLE_RANDOM_SEED`: what the first begins with;
+//! - `SHUTTLE_SCHEDULE`: only this one, as a failure prints it.
 
 #![cfg(all(test, shuttle))]
 
 mod meet;
 mod platform;
 
-use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
+use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Scheduler};
 use shuttle::{Config, Runner};
 
-/// A failed test says the seed of the failed schedule itself.
 const SEED: u64 = 1;
 
 fn iterations(unless_told: usize) -> usize {
@@ -30,10 +32,14 @@ fn run(scheduler: impl Scheduler + 'static) {
     config.stack_size = 256 * 1024;
     // Of what is said above.
     config.silence_warnings = true;
-    Runner::new(scheduler, config).run(|| {
+    let schedule = || {
         platform::reset();
         meet::meet();
-    });
+    };
+    match std::env::var("SHUTTLE_SCHEDULE") {
+        Ok(failed) => Runner::new(ReplayScheduler::new_from_encoded(&failed), config).run(schedule),
+        Err(_) => Runner::new(scheduler, config).run(schedule),
+    };
 }
 
 /// Any thread goes on at any time.

@@ -36,7 +36,8 @@ pub fn addresses() -> Result<Count> {
     let cargo = cargo("address", &["--cfg", "address_sanitizer"])?
         .with_variable("ASAN_OPTIONS", "detect_stack_use_after_return=0".to_owned())
         .with_variable("LSAN_OPTIONS", suppressions("leaks.supp"));
-    let what = ["--package", "trapline", "--package", "hal-shim", "--lib", "--tests"];
+    let what =
+        ["--package", "trapline", "--package", "hal-shim", "--lib", "--tests", "--profile=quick"];
     let build = [&what[..], &["--no-run"]].concat();
     step("building the tests with AddressSanitizer", &cargo.command("test", &build))?;
     let run = [&what[..], &["--no-fail-fast"]].concat();
@@ -47,7 +48,7 @@ pub fn addresses() -> Result<Count> {
 pub fn races() -> Result<Count> {
     let cargo = cargo("thread", &["-Cunsafe-allow-abi-mismatch=sanitizer"])?
         .with_variable("TSAN_OPTIONS", suppressions("races.supp"));
-    let what = ["--package", "trapline", "--test", "suite"];
+    let what = ["--package", "trapline", "--test", "suite", "--profile=quick"];
     let build = [&what[..], &["--no-run"]].concat();
     step("building the tests with ThreadSanitizer", &cargo.command("test", &build))?;
     let mut count = Count::default();

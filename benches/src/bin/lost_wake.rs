@@ -1,0 +1,195 @@
+//! Does a wake that finds the task woken already have to write?
+//!
+//! Some runtimes look first, by a plain load, and return when the task is READY. Then nothing orders the
+//! waker's data before that look: the data may still be in the core's store buffer when the task's core
+//! takes the task and polls, and the poll misses it. Nobody wakes again. x86 does this too.
+//!
+//! So does maitake's `wake_by_ref`, which is the `load-first` below, and so did tokio's (1.47.1 loses a
+//! wake in a few hundred rounds here; 1.54.1, which writes, none).
+//!
+//! One core runs a task that waits for a number. The other, in each round, wakes it, waits for a random
+//! moment, stores the next number and wakes it again: often just when the task is about to be polled
+//! for the first wake. The wake is lost if the task has not seen the number although its core went round
+//! its loop a thousand times. Then it is woken once more.
+//!
+//! `lost_wake [ROUNDS]`, on two cores of their own. `load-first` and `always-write` are one executor of one
+//! task with either way to wake.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
+
+hal_shim::entry!(unsafe program);
+
+/// Each on a cache line of its own: a store to a line that the other core has just read takes its time.
+#[derive(Default)]
+#[repr(align(128))]
+struct Shared<T>(T);
+
+/// What the two cores share in the rounds of one implementation.
+#[derive(Default)]
+struct Game {
+    /// The number that the task waits for.
+    number: Shared<AtomicUsize>,
+    /// The last number that it has seen.
+    seen: Shared<AtomicUsize>,
+    /// How often its core has gone round its loop.
+    turns: Shared<AtomicUsize>,
+    over: AtomicBool,
+    waker: OnceLock<Waker>,
+}
+
+impl Game {
+    /// The task.
+    fn poll(&self, context: &Context<'_>) -> Poll<()> {
+        self.waker.get_or_init(|| context.waker().clone());
+        // Relaxed: it is the wake that is to bring it.
+        self.seen.0.store(self.number.0.load(Relaxed), Relaxed);
+        if self.over.load(Relaxed) { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Beside the task, so that its core never waits.
+    fn turn(&self) -> bool {
+        // Release: who sees a later turn sees what the task saw before it.
+        self.turns.0.fetch_add(1, Release);
+        !self.over.load(Relaxed)
+    }
+
+    /// Plays the other core. Returns how many wakes were lost.
+    fn play(&self, rounds: usize) -> usize {
+        pin(0);
+        while self.waker.get().is_none() {
+            std::hint::spin_loop();
+        }
+        let waker = self.waker.get().expect("just seen");
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut lost = 0;
+        for number in 1..=rounds {
+            waker.wake_by_ref();
+            random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            for step in 0..(random >> 33) % (1 << ((random >> 60) % 12)) {
+                std::hint::black_box(step);
+            }
+            self.number.0.store(number, Relaxed);
+            waker.wake_by_ref();
+            let mut enough = self.turns.0.load(Relaxed) + 1_000;
+            while self.seen.0.load(Relaxed) != number {
+                if self.turns.0.load(Acquire) > enough && self.seen.0.load(Relaxed) != number {
+                    lost += 1;
+                    waker.wake_by_ref();
+                    enough = usize::MAX;
+                }
+                std::hint::spin_loop();
+            }
+        }
+        self.over.store(true, Relaxed);
+        waker.wake_by_ref();
+        lost
+    }
+}
+
+fn pin(core: usize) {
+    // SAFETY: all-zero is an empty set, which then gets one core.
+    let result = unsafe {
+        let mut set = std::mem::zeroed::<libc::cpu_set_t>();
+        libc::CPU_SET(core, &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &set)
+    };
+    assert_eq!(result, 0, "this takes two cores");
+}
+
+/// A task's state, with its queue of one.
+struct One {
+    state: AtomicUsize,
+    queued: AtomicBool,
+    load_first: bool,
+}
+
+const READY: usize = 1;
+const RUNNING: usize = 2;
+
+impl One {
+    fn run(load_first: bool, game: &Game) {
+        let one = Arc::new(Self { state: READY.into(), queued: true.into(), load_first });
+        let waker = Waker::from(one.clone());
+        let context = Context::from_waker(&waker);
+        while game.turn() {
+            if !one.queued.load(Relaxed) || !one.queued.swap(false, Acquire) {
+                continue;
+            }
+            one.state.fetch_add(RUNNING - READY, AcqRel);
+            let _ = game.poll(&context);
+            if one.state.fetch_sub(RUNNING, AcqRel) & READY != 0 {
+                one.queued.store(true, Relaxed);
+            }
+        }
+    }
+}
+
+impl Wake for One {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.load_first && self.state.load(Acquire) & READY != 0 {
+            return;
+        }
+        if self.state.fetch_or(READY, AcqRel) & (READY | RUNNING) == 0 {
+            self.queued.swap(true, AcqRel);
+        }
+    }
+}
+
+fn trapline(game: &'static Game) {
+    // SAFETY: no task here is stackful.
+    unsafe {
+        hal_shim::isolated(|| {
+            let runtime: &'static trapline::Runtime = Box::leak(Box::new(trapline::Runtime::new()));
+            let task = runtime.spawn(poll_fn(|context| game.poll(context)));
+            let mut beside = pin!(async {
+                while game.turn() {
+                    trapline::yield_now().await;
+                }
+                task.await
+            });
+            let ended = runtime.run_until(poll_fn(|context| beside.as_mut().poll(context)));
+            ended.expect("a free core").expect("a task that ends");
+        });
+    }
+}
+
+fn tokio(game: &'static Game) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(async {
+        let task = tokio::spawn(poll_fn(|context| game.poll(context)));
+        while game.turn() {
+            tokio::task::yield_now().await;
+        }
+        task.await.expect("a task that ends");
+    });
+}
+
+fn program() {
+    let rounds = std::env::args().nth(1).map_or(5_000_000, |n| n.parse().expect("ROUNDS"));
+    let players: [(&str, fn(&'static Game)); 4] = [
+        ("load-first", |game| One::run(true, game)),
+        ("always-write", |game| One::run(false, game)),
+        ("tokio", tokio),
+        ("trapline", trapline),
+    ];
+    for (name, player) in players {
+        let game: &'static Game = Box::leak(Box::default());
+        let player = thread::spawn(move || {
+            pin(1);
+            player(game);
+        });
+        let lost = thread::spawn(move || game.play(rounds)).join().expect("the rounds");
+        player.join().expect("the player");
+        println!("{name:<12} {rounds} rounds, {lost} wakes lost");
+    }
+}
