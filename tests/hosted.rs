@@ -22,7 +22,7 @@ hal_shim::heap!();
 
 /// Runs `test` on a core of its own, with a runtime.
 fn with_runtime(test: impl FnOnce(&'static Runtime) + Send) {
-    let runtime: &'static Runtime = Box::leak(Box::new(Runtime::new()));
+    let runtime = hal_shim::test::keep(Runtime::new());
     // SAFETY: these tests use no standard streams, thread-locals or locks in stackful tasks.
     unsafe { hal_shim::isolated(|| test(runtime)) }
 }
@@ -255,7 +255,7 @@ fn panics_that_nobody_gets_are_reported_by_name() {
         }
     };
     let config = Config { on_panic: Some(report), ..Config::new() };
-    let runtime: &'static Runtime = Box::leak(Box::new(Runtime::with_config(config)));
+    let runtime = hal_shim::test::keep(Runtime::with_config(config));
     let named = |name| TaskBuilder::new().name(name);
     let test = async || {
         // One that somebody gets.
@@ -572,10 +572,10 @@ fn a_guard_that_was_declared_void_does_nothing_more() {
 fn a_debt_that_falls_due_in_a_panic_is_not_forgotten() {
     // The alarm falls between every two steps of paying a debt while panicking, sooner or later.
     with_runtime(|_| {
-        let runtime: &'static Runtime = Box::leak(Box::new(Runtime::with_config(Config {
+        let runtime = hal_shim::test::keep(Runtime::with_config(Config {
             slice: trapline::LEAST_SLICE,
             ..Config::new()
-        })));
+        }));
         for _ in 0..200 {
             runtime
                 .run_until(async {

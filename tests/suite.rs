@@ -45,7 +45,6 @@ fn program() {
     let everywhere: &[hal_shim::test::Test] = tests![
         tasks::spawned_task_is_polled_dropped_and_freed_once,
         tasks::memory_of_finished_tasks_is_kept_for_new_ones,
-        tasks::a_bounded_number_of_polls_is_between_a_task_and_its_turn,
         tasks::tasks_run_in_the_order_of_their_wakes,
         tasks::wake_during_the_poll_polls_again,
         tasks::many_wakes_make_one_poll,
@@ -114,6 +113,7 @@ fn program() {
         stacks::exhausted_pool_makes_tasks_wait_and_reports,
         stacks::preempted_task_gets_its_turn_among_busy_ones,
         stacks::preempted_task_gets_its_turn_among_stackful_ones,
+        stacks::a_bounded_number_of_polls_is_between_a_task_and_its_turn,
         stacks::sleep_in_a_stackful_task_is_its_only_alarm,
         stacks::guard_owes_the_slice,
         stacks::hog_that_is_full_of_guards_is_preempted,

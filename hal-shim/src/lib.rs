@@ -54,7 +54,6 @@
 //! `SA_NODEFER`.
 #![cfg_attr(target_os = "none", no_std)]
 
-#[cfg(target_os = "none")]
 extern crate alloc;
 
 mod console;

@@ -9,7 +9,24 @@
 //! }
 //! ```
 
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
 use crate::{arg, exit, machine, print, println};
+
+/// Keeps what a test made for as long as the program runs, where a search for leaks finds it and all that it
+/// still holds.
+pub fn keep<T: Sync + 'static>(thing: T) -> &'static T {
+    struct Kept<T> {
+        thing: T,
+        before: AtomicPtr<()>,
+    }
+    static LAST: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
+    let kept = Box::leak(Box::new(Kept { thing, before: AtomicPtr::default() }));
+    let before = LAST.swap((&raw mut *kept).cast(), Ordering::Relaxed);
+    kept.before.store(before, Ordering::Relaxed);
+    &kept.thing
+}
 
 /// A test: its name, and what panics if it fails.
 pub type Test = (&'static str, fn());
@@ -19,7 +36,7 @@ pub type Test = (&'static str, fn());
 /// Prints `test NAME ... ok` for each, and as the last line `N passed, N failed`. Words of the
 /// command line:
 ///
-/// - `filter=TEXT` runs the tests whose name contains it;
+/// - `filter=TEXT` runs the tests whose name contains it, `filter=^TEXT` those whose name begins with it;
 /// - `limit=SECONDS` is how long one test may take (Linux; 60 unless told).
 ///
 /// On Linux each test runs on a core of its own ([`isolated`](crate::isolated)), a panic fails the
@@ -28,7 +45,11 @@ pub type Test = (&'static str, fn());
 pub fn run(tests: &[&[Test]]) -> ! {
     let filter = arg("filter").unwrap_or("");
     let (mut passed, mut failed) = (0, 0);
-    for (name, test) in tests.iter().copied().flatten().filter(|(name, _)| name.contains(filter)) {
+    let wanted = |name: &str| match filter.strip_prefix('^') {
+        Some(beginning) => name.starts_with(beginning),
+        None => name.contains(filter),
+    };
+    for (name, test) in tests.iter().copied().flatten().filter(|(name, _)| wanted(name)) {
         print!("test {name} ... ");
         if machine::passes(name, *test) {
             println!("ok");

@@ -152,7 +152,9 @@ pub fn hooks_run_around_preemption() {
 pub fn hooks_run_around_block_on() {
     let trace = Trace::new();
     let noted = trace.clone();
-    run(async {
+    // No preemption comes between.
+    let runtime = configured(Config { slice: LONG, ..Config::new() });
+    run_on(runtime, async {
         // Contexted inside of stackful, so that nothing is inherited.
         let task = contexted(
             async move {

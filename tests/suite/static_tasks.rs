@@ -3,7 +3,7 @@
 use alloc::rc::Rc;
 use core::future::{Future, PollFn, poll_fn};
 use core::pin::Pin;
-use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use core::task::{Context, Poll, Waker};
 
 use hal_shim::{heap, interrupt};
@@ -227,14 +227,20 @@ pub fn a_shutdown_gives_the_cell_back() {
 pub fn an_abandoned_task_keeps_its_cell() {
     static CELL: StaticTask<Stackful<PollFn<Blocks>>> = StaticTask::new();
     type Blocks = fn(&mut Context<'_>) -> Poll<()>;
+    static BEGAN: AtomicBool = AtomicBool::new(false);
     fn blocks(_: &mut Context<'_>) -> Poll<()> {
+        BEGAN.store(true, SeqCst);
         block_on(never());
         Poll::Ready(())
     }
     let runtime = runtime();
     let spawn = || CELL.spawn_on(runtime, stackful(poll_fn(blocks as Blocks)));
     let handle = spawn().unwrap();
-    run_on(runtime, trapline::time::sleep(ms(2)));
+    run_on(runtime, async {
+        while !BEGAN.load(SeqCst) {
+            yield_now().await;
+        }
+    });
     assert_eq!(runtime.shutdown().unwrap().stacks_with_frames, 1);
     assert!(matches!(block_on(handle), Err(JoinError::Abandoned)));
     // Frames on its stack may point into it.

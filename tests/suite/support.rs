@@ -19,7 +19,7 @@ pub fn runtime() -> &'static Runtime {
 }
 
 pub fn configured(config: Config) -> &'static Runtime {
-    Box::leak(Box::new(Runtime::with_config(config)))
+    hal_shim::test::keep(Runtime::with_config(config))
 }
 
 /// Runs `future` in a runtime of its own.

@@ -6,7 +6,7 @@ use core::future::{Future, poll_fn};
 use core::task::{Poll, Waker};
 
 use hal_shim::{heap, interrupt};
-use trapline::{Config, JoinError, TaskId, spawn, stackful, yield_now};
+use trapline::{Config, JoinError, TaskId, spawn, yield_now};
 
 use crate::support::*;
 
@@ -84,91 +84,6 @@ impl<F: Future> Future for Aligned<F> {
         // SAFETY: the only field, pinned with `self`.
         unsafe { self.map_unchecked_mut(|aligned| &mut aligned.0) }.poll(context)
     }
-}
-
-/// Whoever is READY has its turn after a bounded number of polls of others, however they came to be READY.
-pub fn a_bounded_number_of_polls_is_between_a_task_and_its_turn() {
-    const TASKS: usize = 20;
-    const STACKFUL: usize = TASKS / 5;
-    /// Each of the others once, with a child for those that spawn, and the root.
-    const PLAIN_BOUND: usize = 2 * TASKS + 2;
-    /// Those on stacks have patience for 32 polls, and go one at a time.
-    const STACKFUL_BOUND: usize = STACKFUL * (32 + 2);
-    static SOFT: Event = Event::constant();
-    SOFT.clear();
-    interrupt::on_soft(|| SOFT.set());
-    run(async {
-        let stop = Event::new();
-        let (all, worst) = (Count::new(), [Count::new(), Count::new()]);
-        let tasks: vec::Vec<_> = (0..TASKS)
-            .map(|me| {
-                let (stop, all) = (stop.clone(), all.clone());
-                let is_stackful = me % (TASKS / STACKFUL) == 0;
-                let worst = worst[usize::from(is_stackful)].clone();
-                let task = async move {
-                    while !stop.is_set() {
-                        let before = all.add();
-                        // Some wake themselves, some yield, some wait for what has its own turns.
-                        match me % 3 {
-                            0 => wake_oneself().await,
-                            1 => yield_now().await,
-                            _ => {
-                                let counts = all.clone();
-                                drop(spawn(async move { _ = counts.add() }));
-                                yield_now().await;
-                            }
-                        }
-                        worst.raise_to(all.get() - before);
-                    }
-                };
-                if is_stackful { spawn(stackful(task)) } else { spawn(task) }
-            })
-            .collect();
-        turns(100).await;
-        // A flood through the inbox, which is looked at in each turn, keeps nobody waiting, nor do they it.
-        let flood = Count::new();
-        let counts = flood.clone();
-        let waits = spawn(async move {
-            for _ in 0..100 {
-                SOFT.wait().await;
-                SOFT.clear();
-                counts.add();
-            }
-        });
-        for round in 0..100 {
-            turns(1).await;
-            let before = all.get();
-            interrupt::raise();
-            while flood.get() <= round {
-                yield_now().await;
-            }
-            let polls = all.get() - before;
-            assert!(polls <= 2 * PLAIN_BOUND, "the inbox waited for {polls} polls");
-        }
-        waits.await.unwrap();
-        stop.set();
-        for task in tasks {
-            task.await.unwrap();
-        }
-        let [plain, stackful] = worst.map(|worst| worst.get());
-        assert!(
-            (TASKS / 2..=PLAIN_BOUND).contains(&plain),
-            "a plain task waited for {plain} polls"
-        );
-        assert!((1..=STACKFUL_BOUND).contains(&stackful), "on a stack: {stackful} polls");
-    });
-}
-
-async fn wake_oneself() {
-    let mut woken = false;
-    poll_fn(|context| {
-        if core::mem::replace(&mut woken, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 pub fn tasks_run_in_the_order_of_their_wakes() {

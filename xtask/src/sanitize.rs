@@ -21,7 +21,7 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// function that it intercepts, so that nobody would be preempted, and a core that waits for its alarm
 /// would wait for ever. Nor can it be had with libtest, whose channels were compiled without it.
 const STACKLESS: [&str; 7] = [
-    "tasks::",
+    "^tasks::",
     "smp::wakes_back_and_forth",
     "smp::parked_core_is_woken",
     "smp::two_cores_cannot_enter_one_runtime",
