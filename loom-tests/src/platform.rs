@@ -156,6 +156,12 @@ pub(crate) fn on_interrupt() {
     unsafe { trapline::preempt::on_interrupt() }
 }
 
+/// Panics in a handler, or where one has left interrupts masked.
+pub(crate) fn assert_task_context() {
+    let core = Core::here();
+    assert!(!core.in_handler.get() && !core.masked.get(), "a task is polled in a handler");
+}
+
 /// If the core was rung, its interrupt comes now.
 pub(crate) fn take_inter_processor_interrupt() {
     let core = Core::here();

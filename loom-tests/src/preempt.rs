@@ -1,6 +1,6 @@
 //! Preemption: an interrupt that takes the core from a stackful task, between any two steps.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll};
@@ -14,7 +14,9 @@ use crate::harness::{
     Drops, FireOnDrop, Signal, Threads, interrupted, model, runtime, runtime_with_one_stack,
 };
 use crate::memory::free_abandoned;
-use crate::platform::{Arrival, interrupt, on_interrupt, on_timer, take_inter_processor_interrupt};
+use crate::platform::{
+    Arrival, assert_task_context, interrupt, on_interrupt, on_timer, take_inter_processor_interrupt,
+};
 
 /// Three tasks keep the FIFO moving, and an interrupt wakes a fourth. It is not lost, nor is one of them.
 fn interrupt_against_fifo(in_interrupt: InInterrupt) {
@@ -55,53 +57,105 @@ fn wake_in_interrupt_against_fifo_short_way() {
     interrupt_against_fifo(No);
 }
 
-/// A task computes, with guards and without, when an interrupt (or the alarm, with `timer`) wakes another.
-/// That one has the core before the computing task goes on, or as soon as no guard forbids it.
-fn at_once(in_interrupt: InInterrupt, timer: bool) {
-    interrupted::<1>(None, in_interrupt, move || {
+/// A stackful task wakes others and is preempted for a timer meanwhile. None is lost, nor is the one that
+/// waited for the timer.
+#[test]
+fn preemption_against_fifo() {
+    interrupted::<1>(None, No, || {
         let runtime = runtime();
-        let [came, answered] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
-        let waiter = runtime.spawn({
-            let (came, answered) = (came.clone(), answered.clone());
-            async move {
-                if timer {
-                    let sleep = trapline::time::sleep(Duration::from_millis(10));
-                    interrupt(Arrival::Sure, move || {
-                        came.store(true, Relaxed);
-                        on_timer();
-                    });
-                    sleep.await;
-                } else {
-                    let woken = Signal::default();
-                    let wait = woken.wait(1);
-                    interrupt(Arrival::Sure, move || {
-                        came.store(true, Relaxed);
-                        woken.fire();
-                        on_interrupt();
-                    });
-                    wait.await;
+        let woken = [(); 2].map(|()| Signal::default());
+        let waiters = woken.each_ref().map(|woken| runtime.spawn(woken.wait(1)));
+        let sleeper = runtime.spawn(trapline::time::sleep(Duration::from_millis(10)));
+        let computes = stackful(async move { woken.iter().for_each(Signal::fire) });
+        interrupt(Arrival::Sure, on_timer);
+        runtime
+            .run_until(async move {
+                // All others are waiting by then.
+                yield_now().await;
+                trapline::spawn(computes).await.unwrap();
+                for waiter in waiters {
+                    waiter.await.unwrap();
                 }
-                answered.store(true, Relaxed);
-            }
+                sleeper.await.unwrap();
+            })
+            .unwrap();
+        runtime.shutdown().unwrap();
+    });
+}
+
+/// What has come for a task, and whether that task has had the core since.
+#[derive(Clone, Default)]
+struct Errand {
+    came: Arc<AtomicBool>,
+    answered: Arc<AtomicBool>,
+}
+
+impl Errand {
+    fn assert_answered(&self) {
+        assert!(self.answered.load(Relaxed) || !self.came.load(Relaxed), "preempted too late");
+    }
+
+    /// Waits for an interrupt that wakes it.
+    async fn interrupt(self) {
+        let woken = Signal::default();
+        let wait = woken.wait(1);
+        interrupt(Arrival::Sure, move || {
+            self.came.store(true, Relaxed);
+            woken.fire();
+            on_interrupt();
         });
-        let computes = async move {
-            let check = || assert!(answered.load(Relaxed) || !came.load(Relaxed));
+        wait.await;
+        assert_task_context();
+        self.answered.store(true, Relaxed);
+    }
+
+    /// Waits for a timer.
+    async fn timer(self) {
+        let sleep = trapline::time::sleep(Duration::from_millis(10));
+        interrupt(Arrival::Sure, move || {
+            self.came.store(true, Relaxed);
+            on_timer();
+        });
+        sleep.await;
+        assert_task_context();
+        self.answered.store(true, Relaxed);
+    }
+}
+
+/// A task computes, with guards and without, while others wait for interrupts. Those have the core before
+/// it goes on, or as soon as no guard forbids it.
+fn at_once<F, const N: usize>(in_interrupt: InInterrupt, wait: [fn(Errand) -> F; N])
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    interrupted::<N>(None, in_interrupt, move || {
+        let runtime = runtime();
+        let errands: [_; N] = std::array::from_fn(|_| Errand::default());
+        let waiters: [_; N] = std::array::from_fn(|n| {
+            let (errand, wait) = (errands[n].clone(), wait[n]);
+            runtime.spawn(async move { wait(errand).await })
+        });
+        let computes = stackful(async move {
+            let check = || {
+                assert_task_context();
+                errands.iter().for_each(Errand::assert_answered);
+            };
             check();
-            for _ in 0..2 {
-                drop(PreemptGuard::new());
-                check();
-            }
+            drop(PreemptGuard::new());
+            check();
             drop((PreemptGuard::new(), PreemptGuard::new()));
             check();
             yield_now().await;
             check();
-        };
+        });
         runtime
             .run_until(async move {
-                // The other is waiting by then.
+                // The others are waiting by then.
                 yield_now().await;
-                trapline::spawn(stackful(computes)).await.unwrap();
-                waiter.await.unwrap();
+                trapline::spawn(computes).await.unwrap();
+                for waiter in waiters {
+                    waiter.await.unwrap();
+                }
             })
             .unwrap();
         runtime.shutdown().unwrap();
@@ -110,22 +164,27 @@ fn at_once(in_interrupt: InInterrupt, timer: bool) {
 
 #[test]
 fn interrupt_preempts_at_once() {
-    at_once(Perhaps, false);
+    at_once(Perhaps, [Errand::interrupt]);
 }
 
 #[test]
 fn interrupt_preempts_at_once_short_way() {
-    at_once(No, false);
+    at_once(No, [Errand::interrupt]);
 }
 
 #[test]
 fn alarm_preempts_at_once() {
-    at_once(Perhaps, true);
+    at_once(Perhaps, [Errand::timer]);
 }
 
 #[test]
 fn alarm_preempts_at_once_short_way() {
-    at_once(No, true);
+    at_once(No, [Errand::timer]);
+}
+
+#[test]
+fn two_interrupts_preempt_at_once() {
+    at_once(No, [Errand::interrupt, Errand::interrupt]);
 }
 
 /// A task computes until another has run, which comes from another core: that one interrupts this.

@@ -115,6 +115,10 @@ enum Command {
         /// Which suite; may be repeated
         #[arg(long, default_value = "all", value_parser = one_or_all::<Suite>())]
         arch: Vec<Selected<Suite>>,
+        /// Let the models that are not checked in full go on for this many preemptions more than
+        /// usually (with 1 it takes hours)
+        #[arg(long, default_value_t = 0)]
+        deeper: u8,
     },
     /// Break the code on purpose, as the files mutants.toml say: each time a named test must fail
     Mutants {
@@ -185,8 +189,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let guest = qemu::Guest { machine: arch, kernel, smp, icount, cpu: None, words };
             return guest.on_terminal(Duration::from_secs(timeout)).map(ExitCode::from);
         }
-        Command::Test { arch } => {
-            return Ok(suites::run(&each(&arch), consent));
+        Command::Test { arch, deeper } => {
+            return Ok(suites::run(&each(&arch), deeper, consent));
         }
         Command::Mutants { only } => return suites::run_mutants(only.as_deref(), consent),
         Command::Lint => lint::run(consent)?,

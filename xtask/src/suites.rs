@@ -37,6 +37,8 @@ pub enum Suite {
 
 /// After this long a suite hangs.
 const SUITE_LIMIT: Duration = Duration::from_secs(20 * 60);
+/// After this long models hang that go deeper than usually.
+const DEEPER_LIMIT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// After this long a test kernel hangs.
 const KERNEL_LIMIT: Duration = Duration::from_secs(5 * 60);
 
@@ -167,13 +169,13 @@ impl Tally {
 }
 
 /// `cargo xtask test`.
-pub fn run(suites: &[Suite], consent: Consent) -> ExitCode {
+pub fn run(suites: &[Suite], deeper: u8, consent: Consent) -> ExitCode {
     let mut counts = Vec::new();
     for &suite in suites {
         counts.push(match suite {
             Suite::Host => ("host", or_failed(host())),
-            Suite::Loom => ("loom", or_failed(models(None))),
-            Suite::Shuttle => ("shuttle", or_failed(checked("shuttle", None))),
+            Suite::Loom => ("loom", or_failed(models(None, deeper))),
+            Suite::Shuttle => ("shuttle", or_failed(checked("shuttle", None, 0))),
             Suite::Sanitize => ("addresses", or_failed(sanitize::addresses())),
             Suite::Riscv64 => on_target(Machine::Riscv64, consent),
             Suite::X86_64 => on_target(Machine::X86_64, consent),
@@ -199,7 +201,7 @@ pub fn run_mutants(only: Option<&str>, consent: Consent) -> Result<ExitCode> {
             Catcher::Model(model) => Some(&**model),
             Catcher::Test { .. } => None,
         }));
-        unbroken.add(or_failed(models(model)));
+        unbroken.add(or_failed(models(model, 0)));
     }
     for &machine in Machine::value_variants() {
         if mutants.iter().any(|mutant| is_of(mutant, machine)) {
@@ -240,12 +242,16 @@ fn or_failed(result: Result<Count>) -> Count {
 
 /// Runs a program that prints results, showing what it prints.
 pub fn counted(name: &str, command: &Expression) -> Result<Count> {
+    counted_within(SUITE_LIMIT, name, command)
+}
+
+fn counted_within(limit: Duration, name: &str, command: &Expression) -> Result<Count> {
     let mut tally = Tally::default();
-    let end = shell::lines(command, SUITE_LIMIT, |line| {
+    let end = shell::lines(command, limit, |line| {
         println!("{line}");
         tally.line(line);
     })?;
-    Ok(tally.ended(name, end, SUITE_LIMIT))
+    Ok(tally.ended(name, end, limit))
 }
 
 /// Both ways of compiling: races show with optimization, broken assumptions without.
@@ -282,20 +288,22 @@ fn mutants_of_models() -> Result<Count> {
     mutants::run(&mutants)
 }
 
-/// The models, or those whose name contains `only`.
-fn models(only: Option<&str>) -> Result<Count> {
-    checked("loom", only)
+/// The models, or those whose name contains `only`; `deeper` than usually, where they have a bound.
+fn models(only: Option<&str>, deeper: u8) -> Result<Count> {
+    checked("loom", only, deeper)
 }
 
 /// The tests that `checker` runs, or those whose name contains `only`.
-fn checked(checker: &str, only: Option<&str>) -> Result<Count> {
+fn checked(checker: &str, only: Option<&str>, deeper: u8) -> Result<Count> {
     let cargo = Cargo::host_with(&["--cfg", checker], checker)?;
+    let cargo = cargo.with_variable("LOOM_DEEPER", deeper.to_string());
     let package = format!("{checker}-tests");
     let arguments = ["--package", &*package, "--profile=quick"];
     let build = [&arguments[..], &["--no-run"]].concat();
     step(&format!("building {package}"), &cargo.command("test", &build))?;
     let run = [&arguments[..], &["--no-fail-fast"], only.as_slice()].concat();
-    counted(&package, &cargo.command("test", &run))
+    let limit = if deeper == 0 { SUITE_LIMIT } else { DEEPER_LIMIT };
+    counted_within(limit, &package, &cargo.command("test", &run))
 }
 
 fn on_target(machine: Machine, consent: Consent) -> (&'static str, Count) {
