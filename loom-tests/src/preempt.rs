@@ -219,13 +219,15 @@ fn block_on_gives_back(in_interrupt: InInterrupt) {
     interrupted::<1>(Some(1), in_interrupt, || {
         let runtime = runtime();
         let threads = Threads::default();
-        let other = Signal::default();
+        let [begun, other] = [(); 2].map(|()| Signal::default());
         let task = runtime.spawn(stackful({
-            let (threads, other, flag) = (threads.clone(), other.clone(), flag());
+            let (threads, begun, other) = (threads.clone(), begun.clone(), other.clone());
+            let flag = flag();
             let mut polled = false;
             poll_fn(move |context| {
                 if !std::mem::replace(&mut polled, true) {
                     threads.start(set_and_wake(&flag, context));
+                    begun.fire();
                     block_on(other.wait(1));
                     // The part of the task that waits for the flag was polled before, so to say.
                     return Poll::Pending;
@@ -234,7 +236,7 @@ fn block_on_gives_back(in_interrupt: InInterrupt) {
             })
         }));
         drop(runtime.spawn(async move {
-            yield_now().await;
+            begun.wait(1).await;
             other.fire();
         }));
         interrupt(Arrival::Perhaps, on_timer);
