@@ -225,11 +225,7 @@ impl Runtime {
     fn discard(&self, task: NonNull<Header>, payload: PanicPayload) {
         // SAFETY: a task has the runtime's reference until all of its code has run.
         unsafe { panic::report(task, &payload) };
-        let mut payload = Some(payload);
-        if let Err(again) = bound::catch_unwind(&mut || drop(payload.take())) {
-            // A payload whose drop panics: enough.
-            core::mem::forget(again);
-        }
+        panic::drop_payload(payload);
     }
 
     #[inline]

@@ -73,7 +73,15 @@ pub(crate) unsafe fn report(task: NonNull<Header>, payload: &PanicPayload) {
     // SAFETY: as above.
     let panic = TaskPanic { task: unsafe { Label::of(task) }, payload };
     if let Err(again) = bound::catch_unwind(&mut || hook(&panic)) {
-        // Its drop might panic as well.
+        drop_payload(again);
+    }
+}
+
+/// Drops what a panic carried, since there is nobody to hand it to.
+pub(crate) fn drop_payload(payload: PanicPayload) {
+    let mut payload = Some(payload);
+    if let Err(again) = bound::catch_unwind(&mut || drop(payload.take())) {
+        // A payload whose drop panics: enough.
         core::mem::forget(again);
     }
 }
