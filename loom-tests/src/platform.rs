@@ -12,6 +12,7 @@
 use std::alloc::{Layout, alloc, dealloc};
 use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
+use std::sync::Once;
 use std::thread::LocalKey;
 
 use loom::sync::Notify;
@@ -105,8 +106,19 @@ pub(crate) fn sure_interrupts_come() {
     core.take_interrupts();
 }
 
-/// Says after how many steps each interrupt of the model is to come.
+/// Says after how many steps each interrupt of the model is to come; a panic says it again.
 pub(crate) fn interrupts_come_after(steps: &[usize]) {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let _ = INTERRUPTS.try_with(|interrupts| {
+                let Ok(interrupts) = interrupts.try_borrow() else { return };
+                eprintln!("interrupts came after so many steps: {:?}", interrupts.after);
+            });
+            hook(panic);
+        }));
+    });
     INTERRUPTS.with_borrow_mut(|interrupts| {
         interrupts.after = steps.to_vec();
         interrupts.came.resize(steps.len(), false);
