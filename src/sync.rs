@@ -14,9 +14,9 @@ pub(crate) use core::sync::atomic;
 #[cfg(shuttle)]
 pub(crate) use shuttle::sync::atomic;
 
-/// Whether the memory of finished tasks is kept for new ones. Not under loom, which watches over
+/// Whether the memory of finished tasks is kept for new ones. Not where somebody watches over
 /// allocations.
-pub(crate) const KEEPS_TASK_MEMORY: bool = cfg!(not(loom));
+pub(crate) const KEEPS_TASK_MEMORY: bool = cfg!(not(any(loom, address_sanitizer)));
 
 /// What one core and its interrupts share.
 #[cfg(not(loom))]

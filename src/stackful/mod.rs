@@ -141,7 +141,7 @@ where
             this.on_stack = true;
             // SAFETY: the current task is alive; it is polled, so this is its core.
             unsafe { task.as_ref() }.state.set_stackful();
-            context.waker().wake_by_ref();
+            runtime.yield_current();
             return Poll::Pending;
         }
         if this.child.is_none() && this.future.is_none() {
