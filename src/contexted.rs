@@ -118,6 +118,12 @@ pub(crate) fn within<R>(surroundings: Surroundings<'_>, code: impl FnOnce() -> R
         fn drop(&mut self) {
             let _guard = PreemptGuard::new();
             if let Some(runtime) = self.1 {
+                if runtime.scopes().get() != Some(NonNull::from(self.0).cast()) {
+                    // Its stack was left in the middle by somebody who isn't us: some code is in what is gone.
+                    fatal(
+                        "trapline: scopes of hooks or task-locals ended in another order than they began",
+                    );
+                }
                 runtime.scopes().set(self.0.outer);
             }
             self.0.leave();

@@ -357,17 +357,17 @@ fn too_many_references_end_the_program() {
     }
     with_runtime(|runtime| {
         let counts = poll_fn(|context| {
-            // The state word comes first in a task, and the count is its upper part: as if that many
-            // clones had been forgotten.
+            // The state word comes first in a task, and the count is its upper part: as if almost as many clones
+            // as there may be had been forgotten.
             // SAFETY: the task lives, and in this process nothing is freed by its count any more.
             let word = unsafe { &*context.waker().data().cast::<AtomicUsize>() };
-            let most = isize::MAX as usize & !0xff;
-            word.store(word.load(SeqCst) & 0xff | (most - 0x100), SeqCst);
+            word.store(word.load(SeqCst) & 0xffff | (isize::MAX as usize & !0xffff), SeqCst);
             std::mem::forget(context.waker().clone());
             eprintln!("the last that there may be");
             let _ = std::panic::catch_unwind(|| {
-                std::mem::forget(context.waker().clone());
-                std::mem::forget(context.waker().clone());
+                for _ in 0..0x10000 {
+                    std::mem::forget(context.waker().clone());
+                }
             });
             eprintln!("it went on");
             Poll::Ready(())

@@ -2,7 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::task::Poll;
+use std::task::{Poll, Waker};
 
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -231,4 +231,53 @@ fn wake_from_here_and_elsewhere() {
 #[test]
 fn wake_from_here_and_elsewhere_short_way() {
     from_here_and_elsewhere(No);
+}
+
+/// In its poll a task lends its waker to another core, without a reference, and lets go of its own handle
+/// meanwhile. No wake and no clone may get lost by that.
+fn lent(clones: bool) {
+    model(No, move || {
+        let runtime = runtime();
+        let handle = std::sync::Arc::new(std::sync::Mutex::new(None));
+        let own = handle.clone();
+        let [done, _] = flags();
+        let finished = done.clone();
+        let mut started = false;
+        let task = poll_fn(move |context| {
+            if !std::mem::replace(&mut started, true) {
+                // SAFETY: joined below, as a thread of a scope is.
+                let waker: &'static Waker = unsafe { std::mem::transmute(context.waker()) };
+                let other = loom::thread::spawn(move || {
+                    if clones {
+                        drop(waker.clone());
+                    }
+                    waker.wake_by_ref();
+                });
+                drop(own.lock().unwrap().take());
+                other.join().unwrap();
+                return Poll::Pending;
+            }
+            finished.store(true, Relaxed);
+            Poll::Ready(())
+        });
+        *handle.lock().unwrap() = Some(runtime.spawn(task));
+        let turns = async {
+            for _ in 0..4 {
+                trapline::yield_now().await;
+            }
+        };
+        runtime.run_until(turns).unwrap();
+        assert!(done.load(Relaxed), "the wake was lost");
+        runtime.shutdown().unwrap();
+    });
+}
+
+#[test]
+fn wake_by_a_lent_waker() {
+    lent(false);
+}
+
+#[test]
+fn clone_of_a_lent_waker() {
+    lent(true);
 }

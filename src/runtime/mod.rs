@@ -295,7 +295,7 @@ impl Runtime {
     }
 
     /// Has the running task polled again after all that are READY, without a wake: it stays RUNNING. Its
-    /// own code.
+    /// own code. (Edge 10)
     #[inline]
     pub(crate) fn yield_current(&self) {
         self.own.yielded.set(true);

@@ -87,7 +87,7 @@ pub struct Stackful<F: Future> {
 ///
 /// Spawned, it is one task that is polled on a stack. Inside of another future it spawns a task at its
 /// first poll, on the core of its parent, waits for it, and aborts it when dropped. It holds a
-/// stack only while it is preempted or inside of [`block_on`].
+/// stack only while it is preempted or inside of [`block_on()`].
 ///
 /// It is `Send` for the reason that [`std::thread::spawn`] demands it: it may be preempted between any
 /// two instructions, and other tasks of the core run there.
@@ -103,7 +103,7 @@ pub struct Stackful<F: Future> {
 ///
 /// Polled on a core that is not inside of a runtime; or, in its parent, when the child panicked. If the
 /// child was ended by a fault, its parent is aborted, having nothing to go on with, or if it waits in
-/// [`block_on`], ended as well; a parent that is the future of [`Runtime::run_until`] panics.
+/// [`block_on()`], ended as well; a parent that is the future of [`Runtime::run_until`] panics.
 pub fn stackful<F>(future: F) -> Stackful<F>
 where
     F: Future + Send + 'static,

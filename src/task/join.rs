@@ -242,8 +242,13 @@ impl<T> Drop for JoinHandle<T> {
         let Some(task) = self.task() else { return };
         // SAFETY: the handle's reference keeps the header.
         let header = unsafe { task.as_ref() };
-        let is_here = header.runtime.get().is_some_and(ready::short_way);
-        if is_here && header.state.detach_alone() || header.state.detach() {
+        let alone = header.runtime.get().is_some_and(|runtime| {
+            // In the middle of its poll it may have lent its waker to another core, without a reference.
+            ready::short_way(runtime)
+                && runtime.current_task() != Some(task)
+                && header.stack.get().is_none()
+        });
+        if alone && header.state.detach_alone() || header.state.detach() {
             return;
         }
         let (done, filled) = header.state.drop_join();

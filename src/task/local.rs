@@ -34,10 +34,20 @@ use crate::contexted::{self, Surroundings};
 /// assert!(REQUEST.try_with(|_| ()).is_err());
 /// # }
 /// ```
+///
+/// A key of one type is none of another, though a value might be of both:
+///
+/// ```compile_fail,E0308
+/// trapline::task_local! {
+///     static SHORT: for<'a> fn(&'a str);
+/// }
+/// let long: &'static trapline::TaskLocal<fn(&'static str)> = &SHORT;
+/// ```
 pub struct TaskLocal<T: 'static> {
     /// Makes the key's address its own: no two places that may change are ever one.
     _place: UnsafeCell<u8>,
-    value: PhantomData<fn() -> T>,
+    /// A value is put in as this very type, and comes out as it.
+    value: PhantomData<fn(T) -> T>,
 }
 
 // SAFETY: nobody looks at the byte, and there is nothing else in it.

@@ -342,11 +342,12 @@ impl State {
     }
 
     /// As [`detach`](Self::detach), for a handle that is dropped on the owning core where the [short
-    /// way](crate::ready::short_way) is open, if nobody but the runtime has another reference.
+    /// way](crate::ready::short_way) is open, of a task that isn't in the middle of a poll, if nobody but the
+    /// runtime has another reference.
     #[inline]
     pub(crate) fn detach_alone(&self) -> bool {
-        // Who has no reference doesn't touch the word, and the runtime's loop waits for the caller. So it
-        // takes no read-modify-write. Acquire pairs with the releases of those who had references, whose
+        // Who has no reference, nor the waker that a poll lends, doesn't touch the word, and the runtime's loop
+        // waits for the caller. So it takes no read-modify-write. Acquire pairs with the releases of those who had references, whose
         // sequence the store ends.
         let word = self.0.load(Ordering::Acquire);
         let is_alone = word & !STACKFUL == RUNNING | JOIN | (2 * REFERENCE);

@@ -126,7 +126,8 @@ impl<F: Future + 'static> StaticTask<F> {
         }
     }
 
-    /// Spawns a task in this cell, on this core's runtime. Any context.
+    /// Spawns a task in this cell, on this core's runtime. Any context; in an interrupt only for an output that may
+    /// be dropped there, since the join handle is.
     ///
     /// Its future may be of any type that fits; one that doesn't is an error at compile time.
     ///
@@ -263,6 +264,26 @@ impl<F: Future> fmt::Debug for StaticTask<F> {
 /// let _ = SMALL.spawn(async move {
 ///     trapline::yield_now().await;
 ///     core::hint::black_box(large);
+/// });
+/// ```
+///
+/// Nor does one that wants to be aligned otherwise:
+///
+/// ```compile_fail,E0080
+/// async fn large() {
+///     let large = [0_u8; 1000];
+///     trapline::yield_now().await;
+///     core::hint::black_box(large);
+/// }
+/// trapline::static_task!(static LARGE: large);
+///
+/// #[repr(align(64))]
+/// struct Line(u8);
+///
+/// let line = Line(0);
+/// let _ = LARGE.spawn(async move {
+///     trapline::yield_now().await;
+///     core::hint::black_box(&line);
 /// });
 /// ```
 #[macro_export]
