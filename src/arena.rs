@@ -31,11 +31,18 @@ pub(crate) struct Arena {
     lists: [Cell<List>; SIZES],
     /// How many bytes more may be kept.
     room: Cell<usize>,
+    /// Somebody has asked for memory here, so it is worth keeping some. Where the platform is not certain of
+    /// interrupts, nobody does.
+    is_used: Cell<bool>,
 }
 
 impl Arena {
     pub(crate) const fn new(room: usize) -> Self {
-        Self { lists: [const { Cell::new(None) }; SIZES], room: Cell::new(room) }
+        Self {
+            lists: [const { Cell::new(None) }; SIZES],
+            room: Cell::new(room),
+            is_used: Cell::new(false),
+        }
     }
 
     /// The list for memory of this layout, if such is kept.
@@ -53,6 +60,7 @@ impl Arena {
     pub(crate) fn allocate(&self, layout: Layout) -> Option<NonNull<u8>> {
         let kept = self.list(layout).and_then(|list| Some((list, list.get()?)));
         let Some((list, kept)) = kept else {
+            self.is_used.set(true);
             // SAFETY: a task's layout is not empty.
             return NonNull::new(unsafe { alloc(layout) });
         };
@@ -69,7 +77,7 @@ impl Arena {
     /// The memory is the allocator's, of this layout, and nobody uses it again.
     #[inline]
     pub(crate) unsafe fn free(&self, memory: NonNull<u8>, layout: Layout) {
-        let room = self.room.get().checked_sub(layout.size());
+        let room = self.room.get().checked_sub(layout.size()).filter(|_| self.is_used.get());
         match (self.list(layout), room) {
             (Some(list), Some(room)) => {
                 self.room.set(room);

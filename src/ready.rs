@@ -388,7 +388,7 @@ pub(crate) fn short_way(runtime: &Runtime) -> bool {
 pub(crate) unsafe fn push(runtime: &Runtime, task: NonNull<Header>) {
     if short_way(runtime) {
         // SAFETY: this is the owning core, in task context between two steps of its loop, and not on
-        // a stack that could be preempted in the middle; the task is alive while it is READY.
+        // a stack that could be preempted in the middle; the task is alive while it is queued.
         unsafe { runtime.ready().push_back(task) };
         return;
     }

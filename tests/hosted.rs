@@ -14,8 +14,8 @@ use atomic_waker::AtomicWaker;
 use trapline::preempt::PreemptGuard;
 use trapline::time::sleep;
 use trapline::{
-    Config, EnterError, Hooks, JoinError, Runtime, TaskBuilder, TaskPanic, block_on, contexted,
-    spawn, stackful, yield_now,
+    Config, EnterError, Hooks, JoinError, JoinHandle, Runtime, TaskBuilder, TaskPanic, block_on,
+    contexted, spawn, stackful, yield_now,
 };
 
 hal_shim::heap!();
@@ -832,4 +832,83 @@ fn a_platform_that_is_not_bound_does_not_link() {
     assert!(!output.status.success(), "it links without a platform");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("__trapline_bind_platform_slot"), "{said}");
+}
+
+/// What is abandoned later than another wakes it is done, also when its place in the queue is seen.
+#[test]
+fn a_second_shutdown_leaves_abandoned_tasks_done() {
+    with_runtime(|runtime| {
+        let (send, receive) = std::sync::mpsc::channel();
+        let joiner = runtime
+            .run_until(async {
+                let joiner = spawn(stackful(async move {
+                    let mut handles: Vec<JoinHandle<()>> = receive.iter().collect();
+                    block_on(poll_fn(move |context| {
+                        for handle in &mut handles {
+                            let _ = Pin::new(handle).poll(context);
+                        }
+                        Poll::<()>::Pending
+                    }));
+                }));
+                for _ in 0..2 {
+                    let waits = stackful(async { block_on(std::future::pending::<()>()) });
+                    send.send(spawn(waits)).unwrap();
+                }
+                drop(send);
+                while runtime.stats().stacks < 3 {
+                    yield_now().await;
+                }
+                for _ in 0..10 {
+                    yield_now().await;
+                }
+                joiner
+            })
+            .unwrap();
+        assert_eq!(runtime.shutdown().unwrap().stacks_with_frames, 3);
+        assert!(joiner.is_finished());
+        runtime.shutdown().unwrap();
+        assert!(joiner.is_finished(), "the second shutdown took it for one that goes on");
+        assert!(matches!(block_on(joiner), Err(JoinError::Abandoned)));
+    });
+}
+
+/// Whatever becomes of a signal handler of the program's own, the core's tasks are in none.
+fn tasks_are_in_no_handler_after(signal: libc::c_int, handler: extern "C" fn(libc::c_int)) {
+    with_runtime(|runtime| {
+        // SAFETY: all-zero is a value of this C structure; the handlers below do what they may.
+        unsafe {
+            let mut action = std::mem::zeroed::<libc::sigaction>();
+            action.sa_sigaction = handler as *const () as usize;
+            action.sa_flags = libc::SA_NODEFER;
+            assert_eq!(libc::sigaction(signal, &action, std::ptr::null_mut()), 0);
+        }
+        runtime
+            .run_until(async {
+                let interrupted = spawn(stackful(async move {
+                    // SAFETY: no conditions.
+                    unsafe { libc::raise(signal) };
+                }));
+                let other = spawn(stackful(async { block_on(sleep(Duration::from_millis(1))) }));
+                let _ = interrupted.await;
+                other.await.unwrap();
+            })
+            .unwrap();
+    });
+}
+
+#[test]
+fn a_signal_handler_of_the_programs_own_may_end_its_task() {
+    extern "C" fn ends(_: libc::c_int) {
+        // SAFETY: as for a fault: nothing goes on in the task, and no lock is held.
+        hal_shim::interrupt::in_signal_handler(|| unsafe { trapline::preempt::end_task() });
+    }
+    tasks_are_in_no_handler_after(libc::SIGWINCH, ends);
+}
+
+#[test]
+fn a_long_signal_handler_of_the_programs_own_keeps_the_core() {
+    extern "C" fn computes(_: libc::c_int) {
+        hal_shim::interrupt::in_signal_handler(|| compute_for(Duration::from_millis(20)));
+    }
+    tasks_are_in_no_handler_after(libc::SIGIO, computes);
 }

@@ -66,6 +66,7 @@ fn program() {
         tasks::run_until_leaves_the_others_where_they_are,
         tasks::run_until_may_borrow,
         tasks::wake_in_an_interrupt,
+        tasks::a_yield_lets_those_go_first_that_an_interrupt_woke,
         tasks::a_task_spawned_after_an_interrupts_wake_runs,
         static_tasks::spawned_again_and_again_without_an_allocation,
         static_tasks::spawned_twice_gives_the_future_back,

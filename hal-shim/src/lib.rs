@@ -49,9 +49,9 @@
 //!   [`LocalSpawner`](trapline::LocalSpawner)'s that aren't finished, and is entered or shut down again.
 //!
 //! A signal handler of the program's own may wake tasks, and do what else an interrupt may with Trapline,
-//! inside of [`interrupt::in_signal_handler`]; without that it may not: it would be taken for task context. It isn't
-//! preempted as long as it runs with its signal masked, as handlers do unless they were installed with
-//! `SA_NODEFER`.
+//! inside of [`interrupt::in_signal_handler`]; without that it may not: it would be taken for task context. In
+//! there it isn't preempted; outside of it neither, as long as it runs with its signal masked, as handlers do
+//! unless they were installed with `SA_NODEFER`.
 #![cfg_attr(target_os = "none", no_std)]
 
 extern crate alloc;

@@ -24,7 +24,11 @@ impl Runtime {
     #[inline(always)]
     pub(super) fn wait(&'static self, task: NonNull<Header>) {
         self.link(task);
-        if self.own.yielded.replace(false) {
+        if self.take_yield() {
+            // What was woken meanwhile was ready before it.
+            if !self.inbox.is_empty() {
+                self.inbox.take(&self.own.ready, false);
+            }
             // SAFETY: RUNNING, so nobody else pushes it.
             unsafe { self.own.ready.push_back(task) };
             return;
@@ -46,7 +50,7 @@ impl Runtime {
         count(&self.counters.preemptions);
         self.link(task);
         // SAFETY: the stack is alive.
-        unsafe { stack.as_ref() }.yielded.set(self.own.yielded.replace(false));
+        unsafe { stack.as_ref() }.yielded.set(self.take_yield());
         let queue = &self.own.stacks.preempted;
         // SAFETY: RUNNING tasks are in no queue, and this one is until it goes on. Its stack is alive.
         unsafe {
@@ -119,7 +123,7 @@ impl Runtime {
     #[inline(never)]
     pub(super) fn complete(&'static self, task: NonNull<Header>, output: Output, release: bool) {
         self.unlink(task);
-        self.own.yielded.set(false);
+        self.take_yield();
         // SAFETY: RUNNING, hence alive, until the reference is released below.
         let header = unsafe { task.as_ref() };
         if release && header.state.is_unreachable() {
@@ -177,7 +181,7 @@ impl Runtime {
     /// it, so the runtime's reference is never released.
     pub(super) fn abandon(&'static self, task: NonNull<Header>) {
         self.unlink(task);
-        self.own.yielded.set(false);
+        self.take_yield();
         // SAFETY: RUNNING or suspended, hence alive, and for ever.
         let header = unsafe { task.as_ref() };
         if header.state.abandon().wake_joiner {

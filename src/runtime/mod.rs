@@ -27,7 +27,7 @@ use crate::ready::{self, Fifo, Inbox};
 use crate::stackful::Stacks;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::const_fn;
-use crate::sync::local::{AtomicPtr, AtomicU64};
+use crate::sync::local::{self, AtomicPtr, AtomicU64, compiler_fence};
 use crate::task::state::{State, Wake};
 use crate::task::{self, Header, Label, Link, TaskId};
 use crate::time::{Alarm, Timers, nanoseconds};
@@ -61,7 +61,8 @@ pub struct Runtime {
     own: Own,
 }
 
-/// What only the owning core touches, with its gate shut.
+/// What only the owning core touches, with its gate shut; what is atomic, its interrupts and the running stackful
+/// task as well.
 struct Own {
     ready: Fifo,
     arena: Arena,
@@ -75,7 +76,7 @@ struct Own {
     /// Where in a plain task that consists of hooks around a future that future lies, and its size.
     inside_of_hooks: Cell<(*const (), usize)>,
     /// The task that is polled wants to be polled again, or to go on, after the others.
-    yielded: Cell<bool>,
+    yielded: local::AtomicBool,
     /// How many polls there had been after the last that was on a stack.
     stack_polls: Cell<u64>,
     closed: Cell<bool>,
@@ -87,9 +88,7 @@ struct Own {
 type RootPoll<'a> = dyn FnMut(&mut Context<'_>) -> Poll<()> + 'a;
 
 // SAFETY: `own`, `root`'s plain fields and the cells in them are touched only by the owning core in
-// task context with its gate shut; all else is atomic or behind a lock. A stackful task on its own
-// stack reads `current` and `running` of its core alone, and its preemption is over before they
-// change.
+// task context with its gate shut; all else is atomic or behind a lock.
 unsafe impl Sync for Runtime {}
 // SAFETY: a runtime moves only before its first use, since all use is through `&'static`.
 unsafe impl Send for Runtime {}
@@ -167,7 +166,7 @@ impl Runtime {
                     current: AtomicPtr::new(core::ptr::null_mut()),
                     scopes: Cell::new(None),
                     inside_of_hooks: Cell::new((core::ptr::null(), 0)),
-                    yielded: Cell::new(false),
+                    yielded: local::AtomicBool::new(false),
                     stack_polls: Cell::new(0),
                     closed: Cell::new(false),
                     root: Cell::new(None),
@@ -298,7 +297,19 @@ impl Runtime {
     /// own code. (Edge 10)
     #[inline]
     pub(crate) fn yield_current(&self) {
-        self.own.yielded.set(true);
+        self.own.yielded.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the task that has just left the core asked for that. Loop only.
+    #[inline]
+    fn take_yield(&self) -> bool {
+        // It isn't the running one any more, so an interrupt doesn't ask for it any more.
+        compiler_fence(Ordering::SeqCst);
+        let yielded = self.own.yielded.load(Ordering::Relaxed);
+        if yielded {
+            self.own.yielded.store(false, Ordering::Relaxed);
+        }
+        yielded
     }
 
     /// Whether a stack has the core.

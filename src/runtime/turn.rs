@@ -5,7 +5,7 @@
 //! 1. If it was called: wake the timers that are due, if the alarm fired, and set it for the next.
 //! 2. One relaxed look at the inbox: move what was pushed there to the end of the FIFO.
 //! 3. Poll the first plain task of the FIFO.
-//! 4. If there is none: give a stack to the first stackful task that is READY.
+//! 4. If there is none: give a stack to the first stackful task that was in the FIFO.
 //! 5. If there is none: let the first preempted task go on.
 //! 6. If there is none: park the core.
 //!
@@ -31,7 +31,7 @@ enum Next {
     Plain(NonNull<Header>),
     /// It was not to be polled any more.
     DealtWith,
-    /// READY, to be polled or to go on on this stack.
+    /// To be polled or to go on on this stack.
     Stackful(NonNull<Header>, NonNull<Stack>),
     /// RUNNING, to go on.
     Preempted(NonNull<Header>),
@@ -50,7 +50,7 @@ impl Runtime {
             let Err(payload) = caught else { return Ok(()) };
             let task = self.current_task();
             self.set_current(None);
-            self.own.yielded.set(false);
+            self.take_yield();
             match task {
                 Some(task) if task == NonNull::from(&self.root) => {
                     if self.root.state.pending() == Pending::Ready {
@@ -103,7 +103,9 @@ impl Runtime {
                     count(&self.counters.aborted_in_poll);
                 }
                 // SAFETY: the stack of a task that holds frames is alive.
-                self.own.yielded.set(unsafe { stack.as_ref() }.yielded.get());
+                if unsafe { stack.as_ref() }.yielded.get() {
+                    self.yield_current();
+                }
                 self.grant_rest(stack);
                 (task, stack)
             }
@@ -160,7 +162,7 @@ impl Runtime {
     /// A stackful task from the FIFO.
     #[inline(never)]
     fn queue_stackful(&'static self, task: NonNull<Header>) {
-        // SAFETY: still READY (or ours to bury), and in no queue now.
+        // SAFETY: alive, as in `choose`, and in no queue now.
         unsafe { self.own.stacks.ready.push_back(task, self.polls()) };
         self.own.stacks.note_patience();
     }
@@ -188,7 +190,7 @@ impl Runtime {
         if stacks.ready.is_impatient(polls) { self.choose_stackful(polls) } else { None }
     }
 
-    /// The first stackful task that is READY and can have a stack, or has one.
+    /// The first stackful task from the FIFO that can have a stack, or has one.
     #[inline(always)]
     fn choose_stackful(&'static self, polls: u64) -> Option<Next> {
         let stacks = &self.own.stacks;
@@ -228,7 +230,7 @@ impl Runtime {
         task.map(|task| Next::Stackful(task, stack))
     }
 
-    /// A stackful task that was READY, and there is no stack for it.
+    /// A stackful task whose turn has come, and there is no stack for it.
     #[cold]
     #[inline(never)]
     fn put_off_start(&'static self, task: NonNull<Header>) {
@@ -238,7 +240,7 @@ impl Runtime {
             // It needs none.
             let _never_run = self.start(task, None);
         } else {
-            // SAFETY: still READY, and in no queue now.
+            // SAFETY: not DONE, hence alive, and in no queue now.
             unsafe { self.own.stacks.waiting.push_back(task) };
         }
     }
@@ -247,7 +249,7 @@ impl Runtime {
     /// with. `stack` is its own, or was taken for it.
     #[inline(always)]
     fn start(&'static self, task: NonNull<Header>, stack: Option<NonNull<Stack>>) -> bool {
-        // SAFETY: a task that was queued is alive: it is READY and not DONE, or it is ours to bury.
+        // SAFETY: a task that was queued is alive: it is not DONE, or it is ours to bury.
         let start = unsafe { task.as_ref() }.state.start();
         start == Start::Run { aborted: false } || self.start_otherwise(task, stack, start)
     }
@@ -351,7 +353,7 @@ impl Runtime {
     fn stop_waiting(&'static self) {
         let waiting = Fifo::new();
         while let Some(task) = self.own.stacks.waiting.pop() {
-            // SAFETY: READY, hence alive, and in no queue now.
+            // SAFETY: not DONE, hence alive, and in no queue now.
             unsafe {
                 let aborted = task.as_ref().state.is_aborted();
                 if aborted {

@@ -58,8 +58,8 @@ fn suspend_until<F: Future>(runtime: &'static Runtime, future: F) -> F::Output {
         "block_on was called in {} under a PreemptGuard: drop the guard first",
         name()
     );
-    // SAFETY: the task is RUNNING for as long as this poll of it, which keeps its header; the waker
-    // is not dropped, so it needs no reference.
+    // SAFETY: the task isn't DONE before this poll of it is over, and until then the runtime's reference keeps
+    // its header; the waker is not dropped, so it needs no reference.
     let waker = ManuallyDrop::new(unsafe { from_header(task) });
     assert!(
         bound::may_preempt(),

@@ -14,7 +14,7 @@
 //!        in the pool, between       │ saved context │           │ trap handler  │
 //!        two polls                  └───────────────┘           │ on_timer      │
 //!                                   the task is BLOCKED or      │ saved context │
-//!                                   READY, like any other       └───────────────┘
+//!                                   queued, like any other      └───────────────┘
 //!                                                               the task is RUNNING, in a queue
 //!                                                               of the preempted
 //! ```
@@ -470,7 +470,7 @@ impl Runtime {
 /// The stacks of one core, and what goes back and forth between them and the loop. Owning core only.
 pub(crate) struct Stacks {
     pub(crate) pool: Pool,
-    /// Tasks that are READY and were in the runtime's FIFO.
+    /// Tasks that were in the runtime's FIFO.
     pub(crate) ready: PatientFifo,
     /// Those of them for which no stack was left when their turn came. They go before the others.
     pub(crate) waiting: Fifo,

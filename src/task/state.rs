@@ -46,8 +46,8 @@ const ABANDONED: usize = 1 << 7;
 const STACKFUL: usize = 1 << 8;
 
 /// One reference. The runtime has one until the future is gone; so have the join handle and each
-/// waker. Queues have none: a task in a queue is `READY` and not `DONE`, so the runtime's holds it
-/// ([`Start::Finished`] is the one exception).
+/// waker. Queues have none: a task in a queue is not `DONE`, so the runtime's holds it (what a shutdown
+/// leaves, as [`Start`] tells, is the exception).
 const REFERENCE: usize = 1 << 9;
 
 /// More references than any program can make without forgetting them in a loop for years.
@@ -73,9 +73,9 @@ pub(crate) enum Wake {
 pub(crate) enum Abort {
     /// The task was BLOCKED: push it. Nobody else will.
     Push,
-    /// It may be in a queue, and that the one of those that wait for a stack: tell its runtime.
+    /// It may be in the queue of those that wait for a stack: tell its runtime.
     Queued,
-    /// It is finished.
+    /// Its next poll, or the look before that, will find the flag; or it is finished.
     Nothing,
 }
 
@@ -186,7 +186,7 @@ impl State {
         let before = self.set_ready(READY | ABORT);
         match before & (READY | RUNNING | DONE) {
             0 => Abort::Push,
-            flags if flags & DONE == 0 => Abort::Queued,
+            flags if flags & DONE == 0 && before & STACKFUL != 0 => Abort::Queued,
             _ => Abort::Nothing,
         }
     }
@@ -229,11 +229,11 @@ impl State {
         }
         // Acquire, in both: pairs with the release of every wake that came before. What this core did
         // with the link is released by `pending` or with the last reference.
-        let before = if word & (RUNNING | DONE) == RUNNING {
+        let before = if word & RUNNING != 0 {
             self.0.fetch_and(!READY, Ordering::Acquire)
         } else {
-            // One addition flips both flags, since READY is set and RUNNING clear. For the two others
-            // (`Finished`, `Free`) nobody reads the flags again.
+            // One addition flips both flags, since READY is set and RUNNING clear. For `Finished` and `Free`
+            // nobody reads the flags again.
             self.0.fetch_add(RUNNING - READY, Ordering::Acquire)
         };
         if before & DONE == 0 {

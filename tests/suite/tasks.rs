@@ -570,3 +570,23 @@ pub fn abort_before_the_runtime_is_entered() {
     assert!(matches!(run_on(runtime, handle), Err(JoinError::Aborted)));
     assert_eq!((polls.get(), drops.get()), (0, 1));
 }
+
+pub fn a_yield_lets_those_go_first_that_an_interrupt_woke() {
+    static SOFT: Event = Event::constant();
+    SOFT.clear();
+    interrupt::on_soft(|| SOFT.set());
+    let woken = Count::new();
+    run(async {
+        let counts = woken.clone();
+        let waits = spawn(async move {
+            SOFT.wait().await;
+            counts.add();
+        });
+        turns(3).await;
+        interrupt::raise();
+        assert_eq!(woken.get(), 0);
+        turns(1).await;
+        assert_eq!(woken.get(), 1, "it was ready before this task yielded");
+        waits.await.unwrap();
+    });
+}

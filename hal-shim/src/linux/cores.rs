@@ -277,6 +277,8 @@ impl Core {
     /// Own. As `unmask`, where a handler that has left its stack doesn't do it.
     pub(crate) fn unmask_after_leaving_handler(&self) {
         self.handling.store(false, Ordering::Relaxed);
+        // One of the program's own that ended its task doesn't return.
+        self.own_handlers.store(0, Ordering::Relaxed);
         if self.blocked.swap(false, Ordering::Relaxed) {
             set_blocked(libc::SIG_UNBLOCK);
         }
@@ -308,7 +310,9 @@ impl Core {
     /// Own. Whether the code that a signal has interrupted, or outside of our handlers the calling code,
     /// is the program's and not a handler of its own.
     pub(crate) fn may_preempt(&self) -> bool {
-        if self.is_handling() {
+        if self.own_handlers.load(Ordering::Relaxed) != 0 {
+            false
+        } else if self.is_handling() {
             !self.in_foreign.load(Ordering::Relaxed)
         } else {
             signal_mask() & !bits_of(&our_signals()) == self.signal_mask.load(Ordering::Relaxed)
