@@ -290,14 +290,14 @@ meetings! {
     wake_and_abort: by_cores(2, &[Wake, Abort]);
     wake_and_join: by_cores(1, &[Wake, Join]);
     wake_and_drop_join: by_cores(2, &[Wake, DropJoin]);
-    wake_and_spawn: by_cores(2, &[Wake, Spawn]);
+    wake_and_spawn: by_cores(1, &[Wake, Spawn]);
     wake_by_ref_and_wake_by_ref: by_cores(2, &[WakeByRef, WakeByRef]);
     wake_by_ref_and_clone: by_cores(2, &[WakeByRef, Clone]);
     wake_by_ref_and_drop: by_cores(2, &[WakeByRef, Drop]);
     wake_by_ref_and_abort: by_cores(2, &[WakeByRef, Abort]);
     wake_by_ref_and_join: by_cores(1, &[WakeByRef, Join]);
     wake_by_ref_and_drop_join: by_cores(2, &[WakeByRef, DropJoin]);
-    wake_by_ref_and_spawn: by_cores(2, &[WakeByRef, Spawn]);
+    wake_by_ref_and_spawn: by_cores(1, &[WakeByRef, Spawn]);
     clone_and_clone: by_cores(2, &[Clone, Clone]);
     clone_and_drop: by_cores(2, &[Clone, Drop]);
     clone_and_abort: by_cores(2, &[Clone, Abort]);
@@ -310,7 +310,7 @@ meetings! {
     drop_and_drop_join: by_cores(2, &[Drop, DropJoin]);
     drop_and_spawn: by_cores(2, &[Drop, Spawn]);
     abort_and_abort: by_cores(2, &[Abort, Abort]);
-    abort_and_spawn: by_cores(2, &[Abort, Spawn]);
+    abort_and_spawn: by_cores(1, &[Abort, Spawn]);
     join_and_spawn: by_cores(1, &[Join, Spawn]);
     drop_join_and_spawn: by_cores(2, &[DropJoin, Spawn]);
     spawn_and_spawn: by_cores(2, &[Spawn, Spawn]);
