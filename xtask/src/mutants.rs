@@ -175,7 +175,7 @@ const MESSAGE: &str = "--message-format=json-render-diagnostics";
 fn model_must_fail(mutant: &str, model: &str, tree: &Path) -> Result<()> {
     // A target directory of their own: cargo would take a mutant for the real tree's fresh build.
     let cargo = Cargo::host_with(&["--cfg", "loom"], "loom-mutants")?;
-    let arguments = ["--package", "loom-tests", "--profile=quick", "--tests", "--no-run", MESSAGE];
+    let arguments = ["--package", "loom-tests", "--profile=mutant", "--tests", "--no-run", MESSAGE];
     let command = cargo.command_in(tree, "test", &arguments);
     let built = shell::step(&format!("building the mutant {mutant}"), &command)?;
     let mut ran = false;
