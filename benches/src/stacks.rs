@@ -66,39 +66,39 @@ fn switch<C: Coroutine>(n: usize, operations: u64) -> Sample {
     span.end(rounds * n as u64)
 }
 
-/// The backend of Trapline, on stacks like corosensei's, but that they end at different offsets within their
-/// pages, as those of its pool.
+/// The backend of Trapline, on stacks like corosensei's.
+///
+/// This is the bare switch: without the values that the others pass and the panics that they catch, and without
+/// the slices that the runtime gives. That the stacks end at different offsets within their pages, as those of the
+/// runtime's pool, so that many don't share a few sets of the cache (colouring), is ours too.
 struct Trapline {
     _memory: DefaultStack,
-    /// Where it is, while it is off the core.
+    /// Where it is, while it is off the core: on top of the stack, as in the pool.
     context: *mut Context,
 }
 
-/// Where contexts lie.
-struct Places {
-    /// Whoever entered the stack that is on the core, and where that stack's context goes. In one place for all, as
-    /// the runtime has it: nothing waits for what is loaded from a stack that was long off the core.
+/// What the runtime has once a core: nothing waits for what is loaded from a stack that was long off the core.
+struct Core {
+    /// Whoever entered the stack that is on the core.
     outside: UnsafeCell<Context>,
+    /// Where that stack's context goes.
     running: UnsafeCell<*mut Context>,
-    /// Side by side, as what the others have of a coroutine, in the vector of all.
-    inside: [UnsafeCell<Context>; 1000],
 }
 
-// SAFETY: a place is its coroutine's, or whose that is on the core, and rows are measured by one thread at a time.
-unsafe impl Sync for Places {}
+// SAFETY: it is whose that is on the core, and rows are measured by one thread at a time.
+unsafe impl Sync for Core {}
 
-const NOWHERE: Context = Context(std::ptr::null_mut());
-
-static PLACES: Places = Places {
-    outside: UnsafeCell::new(NOWHERE),
+static CORE: Core = Core {
+    outside: UnsafeCell::new(Context(std::ptr::null_mut())),
     running: UnsafeCell::new(std::ptr::null_mut()),
-    inside: [const { UnsafeCell::new(NOWHERE) }; 1000],
 };
 
 impl Trapline {
     /// How far apart, and how many different, the ends of stacks are.
     const COLOUR: usize = 64;
     const COLOURS: usize = STACK / 16 / Self::COLOUR;
+    /// How much of a stack's upper end is kept for its context, and whatever else the pool keeps of it there.
+    const ACCOUNT: usize = 128;
 }
 
 /// # Safety
@@ -107,7 +107,7 @@ impl Trapline {
 unsafe extern "C" fn leave_for_ever(_: *mut ()) -> ! {
     loop {
         // SAFETY: `enter` has stored where it is, and where this shall be.
-        unsafe { Native::switch(*PLACES.running.get(), *PLACES.outside.get()) };
+        unsafe { Native::switch(*CORE.running.get(), *CORE.outside.get()) };
     }
 }
 
@@ -115,10 +115,12 @@ impl Coroutine for Trapline {
     fn new(index: usize) -> Self {
         let memory = DefaultStack::new(STACK).expect("there is memory");
         let end = memory.base().get() - index % Self::COLOURS * Self::COLOUR;
-        let context = PLACES.inside[index].get();
-        let top = NonNull::new(std::ptr::with_exposed_provenance_mut(end)).expect("a stack's end");
-        // SAFETY: the stack is what is below the colour, and nobody else's; the place is this coroutine's.
-        unsafe { *context = Native::prepare(top, leave_for_ever, std::ptr::null_mut()) };
+        let top = std::ptr::with_exposed_provenance_mut(end - Self::ACCOUNT);
+        let top = NonNull::new(top).expect("a stack's end");
+        let context = top.cast::<Context>().as_ptr();
+        // SAFETY: nobody else uses the stack. What is below `top` is for its frames, and what is above for the
+        // context; both are multiples of 16 bytes and large enough.
+        unsafe { context.write(Native::prepare(top, leave_for_ever, std::ptr::null_mut())) };
         Self { _memory: memory, context }
     }
 
@@ -127,8 +129,8 @@ impl Coroutine for Trapline {
         // SAFETY: the two take turns, so each context is entered once for each time that it was stored. The stack
         // is alive and nobody else's.
         unsafe {
-            *PLACES.running.get() = self.context;
-            Native::switch(PLACES.outside.get(), *self.context);
+            *CORE.running.get() = self.context;
+            Native::switch(CORE.outside.get(), *self.context);
         }
     }
 }
