@@ -1,10 +1,15 @@
-//! The floor: the least that a runtime can cost whose tasks are one allocation each and whose wakers are real.
+//! The floor: the least that tasks cost with `malloc` and the textbook's protocol.
 //!
-//! One allocation a task, one atomic word of flags and references, an intrusive first-in-first-out queue. The
-//! transitions are as they must be where another core or an interrupt may come between: a yield takes two
-//! read-modify-writes, a wake of another task and its poll three.
+//! One allocation a task, one atomic word of flags and references, wakers that count as references, an intrusive
+//! first-in-first-out queue. The transitions are as they must be where another core or an interrupt may come
+//! between: a yield takes two read-modify-writes, a wake of another task and its poll three.
 //!
-//! What it leaves out, and a runtime for kernels can't: other cores and interrupts (a wake pushes into the loop's
+//! It is no bound: one can be below it, and Trapline is here and there, by what the floor leaves out. Tasks'
+//! memory is not kept for the next ones. A yield goes by way of the waker, and not past it. A wake on the
+//! task's own core takes the steps of one from anywhere, of which the read-modify-write that takes the task
+//! from the queue could go.
+//!
+//! And it leaves out what a runtime for kernels can't: other cores and interrupts (a wake pushes into the loop's
 //! own queue, so all happens on one thread), join handles and outputs, abort, panics in a poll, the list
 //! of all tasks and a shutdown (what is blocked at the end is leaked), overflow of the reference count,
 //! parking, timers, names, and any look at whether somebody must be preempted.
