@@ -2,6 +2,9 @@
 //!
 //! It doesn't preempt, as Trapline's stackful tasks want it. hal-shim's own, which tests use, masks interrupts as
 //! well and counts all the time; nobody should pay for that here.
+//!
+//! All that allocate pay for the guard, which is Trapline's; Trapline itself hardly, since it keeps the memory of
+//! its tasks. Without the guard a spawn of the floor's takes 1.3 to 3.6 ns less, with up to 1 000 tasks.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ops::Sub;
