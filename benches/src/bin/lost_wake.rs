@@ -92,6 +92,9 @@ impl Game {
     }
 }
 
+/// Runs a game's task, on a core of its own, until the game is over.
+type Player = fn(&'static Game);
+
 fn pin(core: usize) {
     // SAFETY: all-zero is an empty set, which then gets one core.
     let result = unsafe {
@@ -176,7 +179,7 @@ fn tokio(game: &'static Game) {
 
 fn program() {
     let rounds = std::env::args().nth(1).map_or(5_000_000, |n| n.parse().expect("ROUNDS"));
-    let players: [(&str, fn(&'static Game)); 4] = [
+    let players: [(_, Player); 4] = [
         ("load-first", |game| One::run(true, game)),
         ("always-write", |game| One::run(false, game)),
         ("tokio", tokio),
