@@ -92,8 +92,9 @@ impl Program {
 
     /// The program that measures on the host.
     pub fn measure() -> Result<Self> {
-        let mut programs = metadata()?.programs_of("benches", "bin");
-        programs.pop().context("the package `benches` has no program")
+        let programs = metadata()?.programs_of("benches", "bin");
+        let measure = programs.into_iter().find(|program| program.name == "measure");
+        measure.context("the package `benches` has no program `measure`")
     }
 
     /// The test kernels: the programs in `tests/target/`, and the suite that the host runs too.
