@@ -16,16 +16,19 @@ use crate::shell::{self, End};
 /// After this long it hangs.
 const LIMIT: Duration = Duration::from_secs(60 * 60);
 
+/// How a program ends that doesn't take its words.
+const REFUSED: u8 = 2;
+
 /// What is to be measured.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Selection {
     /// Fewer and shorter samples: a minute instead of five
     #[arg(long)]
     quick: bool,
-    /// Only these rows, separated by commas
+    /// Only these rows, separated by commas (an unknown name is answered with the known ones)
     #[arg(long, value_name = "ROWS", value_delimiter = ',')]
     only: Vec<String>,
-    /// Only these implementations, separated by commas
+    /// Only these implementations, separated by commas (likewise)
     #[arg(long = "impl", value_name = "IMPLEMENTATIONS", value_delimiter = ',')]
     implementations: Vec<String>,
 }
@@ -37,9 +40,7 @@ impl Selection {
         if self.quick {
             words.push("--quick".to_owned());
         }
-        for (option, names) in
-            [("--only", &self.only), ("--implementations", &self.implementations)]
-        {
+        for (option, names) in [("--only", &self.only), ("--impl", &self.implementations)] {
             if !names.is_empty() {
                 words.extend([option.to_owned(), names.join(",")]);
             }
@@ -99,11 +100,13 @@ pub fn run(selection: &Selection, json: bool) -> Result<()> {
         match (end, wrong) {
             (End::Exit(0), None) => {}
             (End::Exit(0), Some(wrong)) => bail!("what the program prints: {wrong}"),
+            // The program knows the names, and has said what is wrong with ours.
+            (End::Exit(REFUSED), _) => bail!("nothing was measured"),
             (end, _) => bail!("the program that measures has failed: {end:?}"),
         }
     }
     if cells.is_empty() {
-        bail!("nothing is called so; `cargo xtask bench --quick` shows what there is");
+        bail!("none of these implementations has such a row");
     }
     if json {
         for cell in &cells {
@@ -283,10 +286,10 @@ fn print(cells: &[Cell]) {
         println!("{line}");
     }
     println!(
-        "\nLast column: the limit that is the hardest to keep. `floor-boxed` is the least that"
+        "\nLast column: the limit that is the hardest to keep. `floor-boxed` is the least that tasks cost"
     );
     println!(
-        "tasks of one allocation can cost; benches/src/runtimes/floor.rs says what it leaves out."
+        "with `malloc` and the textbook's protocol; benches/src/runtimes/floor.rs says what it leaves out."
     );
     if let Some(spread) = spread(cells) {
         println!("{spread}");
@@ -445,6 +448,34 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_name_is_answered_with_the_known_ones() {
+        let program =
+            build::build(Arch::Host, &Program::measure().unwrap(), &Options::default()).unwrap();
+        let list = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        let unknown_row = Selection { only: list(&["hop", "yeild"]), ..Selection::default() };
+        let unknown_implementation =
+            Selection { implementations: list(&["trapline", "tokyo"]), ..Selection::default() };
+        for (selection, unknown, known) in [
+            (unknown_row, "'yeild'", ["yield", "hop", "switch_1000"]),
+            (unknown_implementation, "'tokyo'", ["tokio", "floor-boxed", "may"]),
+        ] {
+            let output = duct::cmd(&program, selection.words())
+                .stdout_capture()
+                .stderr_capture()
+                .unchecked()
+                .run()
+                .unwrap();
+            assert_eq!(output.status.code(), Some(REFUSED.into()));
+            assert_eq!(output.stdout, b"");
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert!(error.contains(unknown), "{error}");
+            for name in known {
+                assert!(error.contains(name), "{name}: {error}");
+            }
+        }
+    }
+
+    #[test]
     fn the_words_for_the_program() {
         let list = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
         assert!(Selection::default().words().is_empty());
@@ -453,7 +484,7 @@ mod tests {
             only: list(&["yield", "hop"]),
             implementations: list(&["tokio"]),
         };
-        let words = ["--quick", "--only", "yield,hop", "--implementations", "tokio"];
+        let words = ["--quick", "--only", "yield,hop", "--impl", "tokio"];
         assert_eq!(selection.words(), words);
         assert!(!selection.is_all());
     }

@@ -10,6 +10,7 @@ mod measure {
 
     use benches::{Cell, heap};
     use clap::Parser;
+    use clap::builder::PossibleValuesParser;
     use serde::Serialize;
 
     #[derive(Parser)]
@@ -19,11 +20,27 @@ mod measure {
         #[arg(long)]
         quick: bool,
         /// Only these rows
-        #[arg(long, value_delimiter = ',')]
+        #[arg(long, value_name = "ROWS", value_delimiter = ',', value_parser = names(|cell| cell.bench))]
         only: Vec<String>,
         /// Only these implementations
-        #[arg(long, value_delimiter = ',')]
+        #[arg(
+            long = "impl",
+            value_name = "IMPLEMENTATIONS",
+            value_delimiter = ',',
+            value_parser = names(|cell| cell.implementation)
+        )]
         implementations: Vec<String>,
+    }
+
+    /// Reads a name that one of the cells has.
+    fn names(of: impl Fn(&Cell) -> &'static str) -> PossibleValuesParser {
+        let mut names = Vec::new();
+        for name in benches::cells().iter().map(of) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names.into()
     }
 
     /// How carefully.
