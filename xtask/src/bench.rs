@@ -448,34 +448,6 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_name_is_answered_with_the_known_ones() {
-        let program =
-            build::build(Arch::Host, &Program::measure().unwrap(), &Options::default()).unwrap();
-        let list = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
-        let unknown_row = Selection { only: list(&["hop", "yeild"]), ..Selection::default() };
-        let unknown_implementation =
-            Selection { implementations: list(&["trapline", "tokyo"]), ..Selection::default() };
-        for (selection, unknown, known) in [
-            (unknown_row, "'yeild'", ["yield", "hop", "switch_1000"]),
-            (unknown_implementation, "'tokyo'", ["tokio", "floor-boxed", "may"]),
-        ] {
-            let output = duct::cmd(&program, selection.words())
-                .stdout_capture()
-                .stderr_capture()
-                .unchecked()
-                .run()
-                .unwrap();
-            assert_eq!(output.status.code(), Some(REFUSED.into()));
-            assert_eq!(output.stdout, b"");
-            let error = String::from_utf8(output.stderr).unwrap();
-            assert!(error.contains(unknown), "{error}");
-            for name in known {
-                assert!(error.contains(name), "{name}: {error}");
-            }
-        }
-    }
-
-    #[test]
     fn the_words_for_the_program() {
         let list = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
         assert!(Selection::default().words().is_empty());
