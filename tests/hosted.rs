@@ -839,7 +839,7 @@ fn a_platform_that_is_not_bound_does_not_link() {
 fn a_second_shutdown_leaves_abandoned_tasks_done() {
     with_runtime(|runtime| {
         let (send, receive) = std::sync::mpsc::channel();
-        let joiner = runtime
+        let [joiner] = runtime
             .run_until(async {
                 let joiner = spawn(stackful(async move {
                     let mut handles: Vec<JoinHandle<()>> = receive.iter().collect();
@@ -861,7 +861,7 @@ fn a_second_shutdown_leaves_abandoned_tasks_done() {
                 for _ in 0..10 {
                     yield_now().await;
                 }
-                joiner
+                [joiner]
             })
             .unwrap();
         assert_eq!(runtime.shutdown().unwrap().stacks_with_frames, 3);
