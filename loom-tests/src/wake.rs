@@ -19,7 +19,7 @@ fn flags() -> [Arc<AtomicBool>; 2] {
 /// task would wait for ever. Whichever wake is second finds READY set.
 fn against_poll(in_interrupt: InInterrupt) {
     // In full it takes many minutes.
-    bounded(3, in_interrupt, || {
+    bounded(2, in_interrupt, || {
         let runtime = runtime();
         let flags = flags();
         let threads = Threads::default();
@@ -57,7 +57,8 @@ fn wake_against_poll_short_way() {
 /// As above, for a core that is parked in `block_on` outside of any runtime.
 #[test]
 fn wake_against_block_on() {
-    model(Perhaps, || {
+    // In full it takes a minute.
+    bounded(3, Perhaps, || {
         let flags = flags();
         let threads = Threads::default();
         let mut started = false;
