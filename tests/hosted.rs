@@ -842,7 +842,8 @@ fn a_second_shutdown_leaves_abandoned_tasks_done() {
         let [joiner] = runtime
             .run_until(async {
                 let joiner = spawn(stackful(async move {
-                    let mut handles: Vec<JoinHandle<()>> = receive.iter().collect();
+                    let mut handles: [JoinHandle<()>; 2] =
+                        std::array::from_fn(|_| receive.recv().unwrap());
                     block_on(poll_fn(move |context| {
                         for handle in &mut handles {
                             let _ = Pin::new(handle).poll(context);
@@ -854,7 +855,6 @@ fn a_second_shutdown_leaves_abandoned_tasks_done() {
                     let waits = stackful(async { block_on(std::future::pending::<()>()) });
                     send.send(spawn(waits)).unwrap();
                 }
-                drop(send);
                 while runtime.stats().stacks < 3 {
                     yield_now().await;
                 }
