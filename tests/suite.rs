@@ -137,6 +137,7 @@ fn program() {
         registers::survive_a_hundred_thousand_preemptions,
         registers::survive_a_thousand_suspensions,
         time::sleepers_wake_in_the_order_of_their_deadlines,
+        time::a_sleeper_wakes_beside_a_task_that_only_yields,
         time::sleep_never_ends_early,
         time::timeout_gives_the_output_or_gives_up,
         time::dropped_sleep_wakes_nobody,

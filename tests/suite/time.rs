@@ -30,6 +30,26 @@ pub fn sleepers_wake_in_the_order_of_their_deadlines() {
     assert_eq!(trace.events(), ["past", "a", "b", "b again", "c"]);
 }
 
+/// The core never parks and has nothing on a stack, so nobody but the loop sets the alarm.
+pub fn a_sleeper_wakes_beside_a_task_that_only_yields() {
+    run(async {
+        let woken = Count::new();
+        let counts = woken.clone();
+        let sleeper = spawn(async move {
+            // Each sets the alarm anew: the first from scratch, the second when it has fired.
+            sleep(ms(1)).await;
+            sleep(ms(1)).await;
+            counts.add();
+        });
+        let give_up = now() + ms(10_000);
+        while woken.get() == 0 {
+            assert!(now() < give_up, "nobody has set the alarm");
+            yield_now().await;
+        }
+        sleeper.await.unwrap();
+    });
+}
+
 pub fn sleep_never_ends_early() {
     run(async {
         for micros in [0, 1, 10, 100, 1000, 5000] {
