@@ -70,6 +70,12 @@ impl Arena {
         Some(kept.cast())
     }
 
+    /// Whether [`free`](Self::free) would keep memory of this layout, and not call the allocator.
+    #[inline]
+    pub(crate) fn keeps(&self, layout: Layout) -> bool {
+        self.is_used.get() && self.room.get() >= layout.size() && self.list(layout).is_some()
+    }
+
     /// Keeps memory, or gives it back to the allocator.
     ///
     /// # Safety

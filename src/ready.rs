@@ -450,15 +450,17 @@ unsafe fn push_new_elsewhere(runtime: &Runtime, task: NonNull<Header>) -> Result
     Ok(())
 }
 
-/// Frees a task whose last reference is gone, here if that is allowed, else by its runtime.
+/// Frees a task whose last reference is gone: here, if that needs no allocator, which the caller may be in the
+/// middle of; else by its runtime's loop.
 pub(crate) fn free(task: NonNull<Header>) {
     // SAFETY: without references it is the caller's alone.
     let header = unsafe { task.as_ref() };
     let Some(runtime) = header.runtime.get() else { return };
     let arena = short_way(runtime).then(|| runtime.arena());
+    let arena = arena.filter(|arena| arena.keeps(header.vtable.layout));
     if header.vtable.freed_anywhere || arena.is_some() {
-        // SAFETY: it calls no allocator, or this is task context; the references are gone, and future and
-        // output went before them.
+        // SAFETY: it calls no allocator, and the arena is used in task context of its core; the references are
+        // gone, and future and output went before them.
         unsafe { Header::free(task, arena) };
     } else {
         // SAFETY: the caller's alone, and in no queue, since it had been finished. It stays alive

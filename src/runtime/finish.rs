@@ -12,11 +12,13 @@ use crate::task::{Header, panic, waker};
 
 /// What is stored where a finished task's future was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Output {
+pub(crate) enum Output {
     /// What its last poll returned.
     Value,
     /// Why there is no value.
     Error,
+    /// Nothing any more: it has been dropped.
+    Nothing,
 }
 
 impl Runtime {
@@ -71,30 +73,34 @@ impl Runtime {
         stack: NonNull<Stack>,
         reason: Reason,
     ) {
-        if reason == Reason::Ended {
-            // SAFETY: the loop, which a handler has just left for.
-            unsafe { bound::enable_interrupts() };
-            // SAFETY: the task is RUNNING, hence alive, and this is its core (rule 4).
-            unsafe { task.as_ref() }.stack.set(Some(stack));
-            count(&self.counters.ended);
-            self.abandon(task);
-            // Guards that the task had leaked.
-            self.gate.void_guards();
-            return;
-        }
-        self.put_back(task, stack);
-        match self.own.stacks.take_panic() {
-            Some(payload) => self.panicked(task, payload),
-            None => self.complete(task, Output::Value, true),
+        match reason {
+            Reason::Finished { wake_joiner } => {
+                self.put_back(task, stack);
+                self.finished(task, wake_joiner, true);
+            }
+            Reason::Detached => {
+                self.put_back(task, stack);
+                self.complete(task, Output::Nothing, true);
+            }
+            _ => {
+                // SAFETY: the loop, which a handler has just left for.
+                unsafe { bound::enable_interrupts() };
+                // SAFETY: the task is RUNNING, hence alive, and this is its core (rule 4).
+                unsafe { task.as_ref() }.stack.set(Some(stack));
+                count(&self.counters.ended);
+                self.abandon(task);
+                // Guards that the task had leaked.
+                self.gate.void_guards();
+            }
         }
     }
 
-    /// A task whose poll panicked.
+    /// A plain task whose poll panicked.
     #[inline(never)]
     pub(super) fn panicked(&'static self, task: NonNull<Header>, payload: PanicPayload) {
         // SAFETY: RUNNING, hence alive.
         if unsafe { task.as_ref() }.state.is_stored() {
-            self.discard(task, payload);
+            self.guarded(task, || panic::discard(task, payload));
             self.complete(task, Output::Value, true);
         } else {
             self.fail(task, JoinError::Panicked(payload), true);
@@ -108,13 +114,8 @@ impl Runtime {
     #[inline(never)]
     pub(super) fn fail(&'static self, task: NonNull<Header>, error: JoinError, release: bool) {
         self.set_current(Some(task));
-        let mut error = Some(error);
-        self.guarded(task, || {
-            if let Some(error) = error.take() {
-                // SAFETY: RUNNING, on its core, and no frame is in the middle of a poll.
-                unsafe { Header::fail(task, error) }
-            }
-        });
+        // SAFETY: RUNNING, on its core, and no frame is in the middle of a poll.
+        self.guarded(task, || unsafe { Header::fail(task, error) });
         self.set_current(None);
         self.complete(task, Output::Error, release);
     }
@@ -135,12 +136,27 @@ impl Runtime {
             return;
         }
         let completed = header.state.complete();
-        // SAFETY: rule 7: `complete` set DONE and said so.
-        let joiner = completed.wake_joiner.then(|| unsafe { take_waker(header) });
         if completed.drop_output {
             // SAFETY: rule 6: there was no join handle when DONE was set.
             unsafe { self.drop_output(task, output) };
         }
+        self.after_done(task, completed.wake_joiner, release);
+    }
+
+    /// A stackful task that has set DONE itself, on its stack.
+    #[inline]
+    fn finished(&'static self, task: NonNull<Header>, wake_joiner: bool, release: bool) {
+        self.unlink(task);
+        self.take_yield();
+        self.after_done(task, wake_joiner, release);
+    }
+
+    /// Wakes the joiner of a task that is DONE if the step that set it said so, and with `release` drops the
+    /// runtime's reference.
+    #[inline(always)]
+    fn after_done(&'static self, task: NonNull<Header>, wake_joiner: bool, release: bool) {
+        // SAFETY: the runtime's reference keeps it; rule 7: DONE was set by this core, which was told so.
+        let joiner = wake_joiner.then(|| unsafe { take_waker(task.as_ref()) });
         let release = || {
             if release {
                 self.release(task);
@@ -157,8 +173,13 @@ impl Runtime {
     /// As [`Header::drop_output`].
     #[inline]
     unsafe fn drop_output(&self, task: NonNull<Header>, output: Output) {
-        // SAFETY: the caller's task is alive.
-        if output == Output::Error || unsafe { task.as_ref() }.vtable.value_needs_drop {
+        let is_there = match output {
+            Output::Nothing => false,
+            Output::Error => true,
+            // SAFETY: the caller's task is alive.
+            Output::Value => unsafe { task.as_ref() }.vtable.value_needs_drop,
+        };
+        if is_there {
             // SAFETY: passed on.
             self.guarded(task, || unsafe { Header::drop_output(task) });
         }
@@ -210,26 +231,35 @@ impl Runtime {
         }
     }
 
-    /// Runs code of a user's that belongs to no poll of `task`; its panic ends here.
-    pub(super) fn guarded(&self, task: NonNull<Header>, code: impl FnOnce()) {
-        let mut code = Some(code);
-        let caught = bound::catch_unwind(&mut || {
-            if let Some(code) = code.take() {
-                code();
-            }
-        });
-        if let Err(payload) = caught {
-            self.discard(task, payload);
+    /// Calls code of a user's outside of a poll: the loop's only way to do that. A panic ends here and is
+    /// reported for `task`; a [`PreemptGuard`](crate::preempt::PreemptGuard) that the code leaves is reported
+    /// likewise, and counts no longer.
+    pub(crate) fn guarded(&self, task: NonNull<Header>, code: impl FnOnce()) {
+        // 1, for the loop; more, if the poll that `task` panicked in has left a guard.
+        let before = self.gate.depth();
+        panic::contain(task, code);
+        if self.gate.depth() > before {
+            self.repair(task);
         }
     }
 
-    /// Reports a panic and drops what it carried, since there is nobody to hand it to.
+    /// As [`guarded`](Self::guarded), for what belongs to no task.
+    pub(crate) fn guarded_alone(&self, code: impl FnOnce()) {
+        self.guarded(NonNull::from(&self.root), code);
+    }
+
     #[cold]
     #[inline(never)]
-    fn discard(&self, task: NonNull<Header>, payload: PanicPayload) {
-        // SAFETY: a task has the runtime's reference until all of its code has run.
-        unsafe { panic::report(task, &payload) };
-        panic::drop_payload(payload);
+    fn repair(&self, task: NonNull<Header>) {
+        self.gate.void_guards();
+        panic::contain(task, || {
+            panic!(
+                "code that the runtime called outside of a poll (a drop, a waker, a hook) left a \
+                 PreemptGuard: drop it there"
+            )
+        });
+        // The hook that this was reported to may have left another.
+        self.gate.void_guards();
     }
 
     #[inline]

@@ -300,9 +300,9 @@ impl Runtime {
         self.own.yielded.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the task that has just left the core asked for that. Loop only.
+    /// Whether the task that has just left the core asked for that. The loop, and that task itself.
     #[inline]
-    fn take_yield(&self) -> bool {
+    pub(crate) fn take_yield(&self) -> bool {
         // It isn't the running one any more, so an interrupt doesn't ask for it any more.
         compiler_fence(Ordering::SeqCst);
         let yielded = self.own.yielded.load(Ordering::Relaxed);

@@ -162,7 +162,13 @@ impl Runtime {
     /// A stackful task from the FIFO.
     #[inline(never)]
     fn queue_stackful(&'static self, task: NonNull<Header>) {
-        // SAFETY: alive, as in `choose`, and in no queue now.
+        // SAFETY: alive, as in `choose`.
+        if unsafe { task.as_ref() }.state.is_done() {
+            // It is only to be freed, and needs no stack for that.
+            let _never_run = self.start(task, None);
+            return;
+        }
+        // SAFETY: as above, and in no queue now.
         unsafe { self.own.stacks.ready.push_back(task, self.polls()) };
         self.own.stacks.note_patience();
     }
@@ -237,7 +243,8 @@ impl Runtime {
         // SAFETY: as in `choose`.
         let state = unsafe { &task.as_ref().state };
         if state.is_done() || state.is_aborted() {
-            // It needs none.
+            // One that was aborted has its future dropped here, by the loop: it may be long before there is a
+            // stack for that.
             let _never_run = self.start(task, None);
         } else {
             // SAFETY: not DONE, hence alive, and in no queue now.
@@ -264,17 +271,21 @@ impl Runtime {
     ) -> bool {
         // SAFETY: as in `start`.
         let holds_frames = unsafe { task.as_ref() }.stack.get().is_some();
-        if let Some(stack) = stack.filter(|_| !holds_frames) {
-            // SAFETY: taken for the task, and not entered.
-            unsafe { self.own.stacks.pool.give(stack) };
-        }
         match start {
             Start::Run { .. } if holds_frames => {
                 count(&self.counters.aborted_in_poll);
                 return true;
             }
+            // Its future is dropped there.
+            Start::Run { .. } if stack.is_some() => return true,
             Start::Run { .. } => self.fail(task, JoinError::Aborted, true),
-            other => self.bury(task, other),
+            other => {
+                if let Some(stack) = stack.filter(|_| !holds_frames) {
+                    // SAFETY: taken for the task, and not entered.
+                    unsafe { self.own.stacks.pool.give(stack) };
+                }
+                self.bury(task, other);
+            }
         }
         false
     }
@@ -388,7 +399,7 @@ impl Runtime {
         if !self.own.stacks.waiting.is_empty()
             && let Some(on_stall) = self.config.on_stall
         {
-            on_stall(&Stall { runtime: self });
+            self.guarded_alone(|| on_stall(&Stall { runtime: self }));
         }
         self.alarm.set_by(self.timers.next());
         let interrupts = bound::mask_interrupts();

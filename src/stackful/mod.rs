@@ -32,6 +32,7 @@ pub use block_on::block_on;
 pub use boot::{BootStackError, leave_boot_stack};
 pub(crate) use pool::{Pool, Stack, least_size as least_stack_size};
 
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::Cell;
@@ -45,7 +46,7 @@ use crate::contexted::{self, Hooks, Surroundings};
 use crate::platform::{PanicPayload, bound};
 use crate::ready::{Fifo, PatientFifo};
 use crate::sync::local::{AtomicPtr, Ordering};
-use crate::task::Header;
+use crate::task::{Header, panic};
 use crate::task::join::{JoinError, JoinHandle, panic_message};
 use crate::time::{NEVER, SliceLeft};
 use crate::{Runtime, TaskId};
@@ -61,10 +62,14 @@ pub(crate) enum Reason {
     Preempted,
     /// The poll returned `Pending`. The stack is idle.
     Pending,
-    /// The poll returned `Ready`. The stack is idle.
-    Ready,
-    /// The poll panicked, and [`Stacks::take_panic`] says what. The stack is idle.
-    Panicked,
+    /// The task is over, and DONE. Its output is the join handle's. The stack is idle.
+    Finished {
+        /// The join waker is the loop's to take and wake.
+        wake_joiner: bool,
+    },
+    /// The task is over and not DONE yet: it has no join handle, and its output has been dropped. The stack is
+    /// idle.
+    Detached,
     /// It caused a fault, and its handler doesn't go back.
     Ended,
 }
@@ -169,7 +174,10 @@ where
         match Pin::new(child).poll(context) {
             Poll::Ready(Ok(output)) => Poll::Ready(output),
             Poll::Ready(Err(JoinError::Panicked(payload))) => {
-                panic!("a stackful future panicked: {}", panic_message(&payload))
+                let message = String::from(panic_message(&payload));
+                // Before the panic, as its drop may panic too.
+                panic::drop_payload(payload);
+                panic!("a stackful future panicked: {message}")
             }
             Poll::Ready(Err(JoinError::Abandoned)) if runtime.abort_current() => {
                 this.child = None;
@@ -232,7 +240,7 @@ impl Runtime {
         self.set_current(Some(task));
         self.stacks().set_running(Some(stack));
         if this.scopes.get().is_some() {
-            self.enter_scopes(this);
+            self.enter_scopes(task, this);
         }
         // SAFETY: the stack is prepared or was saved by `leave_stack` on this core, and is alive; it
         // is entered once for each time, since its task is in one queue and an idle stack in one
@@ -241,28 +249,28 @@ impl Runtime {
         self.stacks().set_running(None);
         self.set_current(None);
         if self.scopes().get().is_some() {
-            self.leave_scopes(this);
+            self.leave_scopes(task, this);
         }
         self.stacks().reason.get()
     }
 
     #[inline(never)]
-    fn enter_scopes(&self, stack: &Stack) {
+    fn enter_scopes(&self, task: NonNull<Header>, stack: &Stack) {
         let scopes = stack.scopes.take();
         // SAFETY: the stack's poll is in the middle.
-        unsafe { contexted::enter(scopes) };
+        self.guarded(task, || unsafe { contexted::enter(scopes) });
         self.scopes().set(scopes);
     }
 
     #[inline(never)]
-    fn leave_scopes(&self, stack: &Stack) {
+    fn leave_scopes(&self, task: NonNull<Header>, stack: &Stack) {
         if matches!(self.stacks().reason.get(), Reason::Interrupted | Reason::Ended) {
             // SAFETY: the loop, which a handler has just left for.
             unsafe { bound::enable_interrupts() };
         }
         let scopes = self.scopes().take();
         // SAFETY: a poll that is over has left all its scopes, so this one is in the middle.
-        unsafe { contexted::leave(scopes) };
+        self.guarded(task, || unsafe { contexted::leave(scopes) });
         stack.scopes.set(scopes);
     }
 
@@ -432,35 +440,104 @@ unsafe extern "C" fn stack_main(stack: *mut ()) -> ! {
         let Some(task) = stack.task.get() else {
             unreachable!("a stack was entered without a task")
         };
-        let mut poll = Poll::Pending;
-        let caught = bound::catch_unwind(&mut || {
-            if runtime.open_gate() {
-                // SAFETY: the running task's own code, on its stack, in task context.
-                unsafe { runtime.leave_again(false) };
-            }
-            // SAFETY: the loop entered the stack for a task that it had started: it is RUNNING, on
-            // this core.
-            poll = unsafe { Header::poll(task) };
-            runtime.check_guards(0, task, poll);
-        });
-        let reason = match caught {
-            Ok(()) if poll.is_ready() => Reason::Ready,
-            Ok(()) => Reason::Pending,
-            Err(payload) => {
-                runtime.stacks().panic.set(Some(payload));
-                Reason::Panicked
-            }
-        };
+        let reason = runtime.poll_here(task);
         runtime.finish_poll(stack, reason);
     }
 }
 
+// The calling code's own stack is the task's. Whatever belongs to its poll lies here, and not in the runtime: up
+// to the moment in which the preempt count is raised for good, the task may be preempted, and others' polls end.
 impl Runtime {
+    /// Polls a stackful task, or drops its future if it was aborted; if that was its end, finishes it as far as
+    /// user code is involved. Returns with preemption disabled.
+    #[inline(always)]
+    fn poll_here(&'static self, task: NonNull<Header>) -> Reason {
+        self.enable_preemption();
+        // SAFETY: the loop entered the stack for a task that it had started: it is RUNNING, hence alive.
+        let state = unsafe { &task.as_ref().state };
+        if state.is_aborted() {
+            return self.end_here(task, Some(JoinError::Aborted));
+        }
+        let mut poll = Poll::Pending;
+        let caught = bound::catch_unwind(&mut || {
+            // SAFETY: RUNNING, on this core.
+            poll = unsafe { Header::poll(task) };
+            self.check_guards(0, task, poll);
+        });
+        match caught {
+            Ok(()) if poll.is_ready() => self.end_here(task, None),
+            Ok(()) if state.is_aborted() => {
+                // It asked to be polled again, which it is not.
+                self.take_yield();
+                self.end_here(task, Some(JoinError::Aborted))
+            }
+            Ok(()) => {
+                self.gate().set_depth(1);
+                Reason::Pending
+            }
+            Err(payload) => self.panicked_here(task, payload),
+        }
+    }
+
+    /// A stackful task whose poll panicked. Guards that it has left stay in force until its future is gone.
+    #[cold]
+    #[inline(never)]
+    fn panicked_here(&'static self, task: NonNull<Header>, payload: PanicPayload) -> Reason {
+        // SAFETY: as in `poll_here`.
+        if unsafe { task.as_ref() }.state.is_stored() {
+            panic::discard(task, payload);
+            self.end_here(task, None)
+        } else {
+            self.end_here(task, Some(JoinError::Panicked(payload)))
+        }
+    }
+
+    /// Finishes a stackful task: with an error by dropping its future first. Its output is stored then; if there is
+    /// no join handle, it is dropped. All of that may be preempted and block.
+    #[inline(never)]
+    fn end_here(&'static self, task: NonNull<Header>, error: Option<JoinError>) -> Reason {
+        let is_error = error.is_some();
+        if let Some(error) = error {
+            // SAFETY: RUNNING, on its core, and the poll is over.
+            panic::contain(task, || unsafe { Header::fail(task, error) });
+        }
+        self.disable_preemption();
+        // SAFETY: as in `poll_here`.
+        let header = unsafe { task.as_ref() };
+        if let Some(wake_joiner) = header.state.complete_for_join() {
+            return Reason::Finished { wake_joiner };
+        }
+        if is_error || header.vtable.value_needs_drop {
+            self.enable_preemption();
+            // SAFETY: rule 6: there is no join handle, and the output is dropped once: the loop is told.
+            panic::contain(task, || unsafe { Header::drop_output(task) });
+            self.disable_preemption();
+        }
+        Reason::Detached
+    }
+
+    /// From the runtime's own code to the task's, on its stack. What is owed is paid first.
+    #[inline(always)]
+    fn enable_preemption(&'static self) {
+        if self.open_gate() {
+            // SAFETY: the running task's own code, on its stack, in task context.
+            unsafe { self.leave_again(false) };
+        }
+    }
+
+    /// From a task's code to the runtime's own, on the task's stack. Guards that the task has left count no longer.
+    #[inline]
+    fn disable_preemption(&self) {
+        if self.gate().depth() == 0 {
+            self.gate().set_depth(1);
+        } else {
+            self.gate().void_guards();
+        }
+    }
+
     /// Leaves an idle stack; returns when the loop brings the next task.
     #[inline]
     fn finish_poll(&'static self, stack: &Stack, reason: Reason) {
-        // One more than the poll left: a guard that it leaked stays in force until its task is gone.
-        self.gate().set_depth(self.gate().depth().saturating_add(1));
         self.stacks().reason.set(reason);
         // SAFETY: as in `yield_core`. No frame of a task's is left below `stack_main`.
         unsafe { Context::switch(stack.context.as_ptr(), self.stacks().loop_context.get()) };
@@ -484,8 +561,6 @@ pub(crate) struct Stacks {
     running: AtomicPtr<Stack>,
     /// Why it was left last.
     reason: Cell<Reason>,
-    /// What the panic carried for which it was left.
-    panic: Cell<Option<PanicPayload>>,
 }
 
 impl Stacks {
@@ -499,7 +574,6 @@ impl Stacks {
             loop_context: Cell::new(Context::NONE),
             running: AtomicPtr::new(core::ptr::null_mut()),
             reason: Cell::new(Reason::Pending),
-            panic: Cell::new(None),
         }
     }
 
@@ -513,11 +587,6 @@ impl Stacks {
     #[inline]
     pub(crate) fn note_patience(&self) {
         self.patient_until.set(self.ready.patient_until().min(self.preempted.patient_until()));
-    }
-
-    /// What the panic carried for which a stack was left, if it was.
-    pub(crate) fn take_panic(&self) -> Option<PanicPayload> {
-        self.panic.take()
     }
 
     /// The stack that has the core.

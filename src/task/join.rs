@@ -9,8 +9,8 @@ use core::ptr::NonNull;
 use core::task::{Context, Poll, Waker};
 
 use super::state::Abort;
-use super::waker::release_last;
-use super::{Header, Label, TaskId};
+use super::waker::{self, release_last};
+use super::{Header, Label, TaskId, panic};
 use crate::platform::PanicPayload;
 use crate::preempt::PreemptGuard;
 use crate::ready;
@@ -66,7 +66,9 @@ pub(crate) fn panic_message(payload: &PanicPayload) -> &str {
 /// A spawned task's output, to be awaited.
 ///
 /// Dropping it detaches: the task runs on, and its output is dropped by its runtime, or if it panicked,
-/// reported to [`Config::on_panic`](crate::Config::on_panic). It may be polled
+/// reported to [`Config::on_panic`](crate::Config::on_panic). (It does not cancel: [`abort`](Self::abort) does.)
+/// The handle of a finished task drops the output where it is dropped itself; a panic of that is reported
+/// likewise, and does not reach the code that drops the handle. It may be polled
 /// on any core, and by one task after another: the latest waker counts. Poll and drop it in task
 /// context, since that is where the output may be dropped. Cancel-safe: a poll that was not the last
 /// takes nothing.
@@ -128,9 +130,10 @@ impl<T> JoinHandle<T> {
     /// Asks that the task's future be dropped.
     ///
     /// A task that is in the middle of a poll finishes that poll first, also when it has been
-    /// preempted or is inside of [`block_on`](crate::block_on). The handle resolves to
-    /// [`JoinError::Aborted`] once the future has been dropped, or to the output, if that came first.
-    /// Any context.
+    /// preempted or is inside of [`block_on`](crate::block_on). A plain task's future is dropped by the loop when
+    /// the task's turn comes; a stackful one's right after that poll, on a stack, where the drop may be preempted
+    /// and may block (if the task waits for a stack, by the loop too). The handle resolves to [`JoinError::Aborted`] once the future has been dropped, or to
+    /// the output, if the task had finished by then. Any context.
     pub fn abort(&self) {
         let Some(task) = self.task() else { return };
         // SAFETY: the handle's reference keeps the header.
@@ -252,23 +255,22 @@ impl<T> Drop for JoinHandle<T> {
             return;
         }
         let (done, filled) = header.state.drop_join();
-        /// Releases the reference even if the output's drop panics.
-        struct Release(NonNull<Header>);
-        impl Drop for Release {
-            fn drop(&mut self) {
-                release_last(self.0);
-            }
-        }
-        let _release = Release(task);
+        // What these drop is not the dropper's: a panic of it is reported, and goes no further.
         if done {
             if header.state.has_output() {
                 // SAFETY: rule 6: DONE was set while JOIN was, so the output is ours.
-                unsafe { (header.vtable.drop_output)(task) };
+                panic::contain(task, || unsafe { Header::drop_output(task) });
             }
         } else if filled {
             // SAFETY: rule 7: not DONE and JOIN_WAKER taken back in the same step.
-            drop(unsafe { header.join_waker.with_mut(|cell| (*cell).assume_init_read()) });
+            let waker = unsafe { header.join_waker.with_mut(|cell| (*cell).assume_init_read()) };
+            if waker::task_of(&waker).is_some() {
+                drop(waker);
+            } else {
+                panic::contain(task, || drop(waker));
+            }
         }
+        release_last(task);
     }
 }
 

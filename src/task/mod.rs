@@ -115,6 +115,8 @@ pub(crate) struct Vtable {
     free: unsafe fn(NonNull<Header>, Option<&Arena>),
     /// Whether `free` may be called in any context.
     pub(crate) freed_anywhere: bool,
+    /// Of the memory that `free` gives back.
+    pub(crate) layout: Layout,
     /// Where the future lies, and its size in bytes.
     future: unsafe fn(NonNull<Header>) -> *const (),
     future_size: usize,
@@ -397,6 +399,7 @@ where
             value_needs_drop: core::mem::needs_drop::<F::Output>(),
             free: Self::free,
             freed_anywhere: K::FREED_ANYWHERE,
+            layout: Layout::new::<Self>(),
             future: Body::<F>::future,
             future_size: size_of::<F>(),
             local,
@@ -482,10 +485,13 @@ where
         // SAFETY: `Vtable::drop_output`, as `take_output`; the task is alive.
         unsafe {
             Self::stage(task).with_mut(|stage| {
-                if let Err(JoinError::Panicked(payload)) = &*(*stage).output {
-                    panic::report(task, payload);
+                match &**(&raw const (*stage).output) {
+                    // Moved out, as the payload's drop may panic too.
+                    Err(JoinError::Panicked(payload)) => {
+                        panic::discard(task, core::ptr::read(payload));
+                    }
+                    _ => ManuallyDrop::drop(&mut (*stage).output),
                 }
-                ManuallyDrop::drop(&mut (*stage).output);
             });
         }
     }
@@ -556,6 +562,7 @@ pub(crate) static ROOT: Vtable = Vtable {
     value_needs_drop: false,
     free: |_, _| unreachable!(),
     freed_anywhere: false,
+    layout: Layout::new::<()>(),
     future: |_| core::ptr::null(),
     future_size: 0,
     // What `run_until` waits for need not be `Send`.

@@ -1,4 +1,4 @@
-//! Panics that nobody gets.
+//! Panics that no join handle gives to anything, and the containment of user code outside of polls.
 
 use core::fmt;
 use core::ptr::NonNull;
@@ -6,17 +6,20 @@ use core::ptr::NonNull;
 use super::join::panic_message;
 use super::{Header, Label, TaskId};
 use crate::platform::{PanicPayload, bound};
+use crate::preempt::PreemptGuard;
 
-/// A task's panic that was caught, and that no join handle will give to anybody. Handed to
+/// A task's panic that was caught, and that no join handle will give away. Handed to
 /// [`Config::on_panic`](crate::Config::on_panic).
 ///
 /// The task was detached when it panicked; its handle was dropped without having been asked; or the panic
 /// came beside the task's end: in the drop of its future (also after a panic in its poll) or of its output,
-/// or in the code of a waker that was to be woken.
+/// or in the code of a foreign waker that was to be woken. What the runtime calls for no task in particular
+/// ([`Config::on_stall`](crate::Config::on_stall), a timer's foreign waker) counts as the runtime's own task,
+/// whose name is `run_until`.
 ///
-/// The hook is called in task context by whoever drops the panic: the task's runtime, in its own context, or
-/// on any core the one who drops the handle. It may allocate and spawn. If it panics itself, nobody hears of
-/// that.
+/// The hook is called in task context with preemption disabled: by the task's runtime, or on any core
+/// where the task's handle is dropped. It may allocate and spawn; it must not block. A panic of the hook itself
+/// is not reported.
 ///
 /// Displayed: which task, its name if it has one, and the message. It needs a platform that can catch a
 /// panic: see [`Platform::catch_unwind`](crate::platform::Platform::catch_unwind) for the others.
@@ -59,29 +62,60 @@ impl fmt::Debug for TaskPanic<'_> {
     }
 }
 
-/// Tells the hook of the task's runtime.
+/// Calls `code`, a user's that belongs to no poll of `task`. A panic of it ends here, and is reported.
 ///
-/// # Safety
-///
-/// The task is alive.
+/// The caller sees to the preempt count: the loop by [`Runtime::guarded`], a poll by the check after it.
+pub(crate) fn contain(task: NonNull<Header>, code: impl FnOnce()) {
+    let mut code = Some(code);
+    let caught = bound::catch_unwind(&mut || {
+        if let Some(code) = code.take() {
+            code();
+        }
+    });
+    if let Err(payload) = caught {
+        discard(task, payload);
+    }
+}
+
+/// Reports a panic of `task`, which the caller keeps alive, and drops what it carried.
 #[cold]
 #[inline(never)]
-pub(crate) unsafe fn report(task: NonNull<Header>, payload: &PanicPayload) {
-    // SAFETY: the caller's promise.
-    let runtime = unsafe { task.as_ref() }.runtime.get();
-    let Some(hook) = runtime.and_then(|runtime| runtime.on_panic()) else { return };
-    // SAFETY: as above.
-    let panic = TaskPanic { task: unsafe { Label::of(task) }, payload };
-    if let Err(again) = bound::catch_unwind(&mut || hook(&panic)) {
+pub(crate) fn discard(task: NonNull<Header>, payload: PanicPayload) {
+    report(task, &payload);
+    if let Err(again) = try_drop(payload) {
+        report(task, &again);
         drop_payload(again);
     }
 }
 
-/// Drops what a panic carried, since there is nobody to hand it to.
+/// Tells the hook of the task's runtime. The caller keeps the task alive.
+#[cold]
+#[inline(never)]
+pub(crate) fn report(task: NonNull<Header>, payload: &PanicPayload) {
+    // SAFETY: the caller keeps it alive.
+    let runtime = unsafe { task.as_ref() }.runtime.get();
+    let Some(hook) = runtime.and_then(|runtime| runtime.on_panic()) else { return };
+    // SAFETY: as above.
+    let panic = TaskPanic { task: unsafe { Label::of(task) }, payload };
+    let called = bound::catch_unwind(&mut || {
+        // The hook may share locks with plain tasks, wherever it is called.
+        let _guard = PreemptGuard::new();
+        hook(&panic);
+    });
+    if let Err(again) = called {
+        drop_payload(again);
+    }
+}
+
+/// Drops what a panic carried, since there is nothing to hand it to.
 pub(crate) fn drop_payload(payload: PanicPayload) {
-    let mut payload = Some(payload);
-    if let Err(again) = bound::catch_unwind(&mut || drop(payload.take())) {
+    if let Err(again) = try_drop(payload) {
         // A payload whose drop panics: enough.
         core::mem::forget(again);
     }
+}
+
+fn try_drop(payload: PanicPayload) -> Result<(), PanicPayload> {
+    let mut payload = Some(payload);
+    bound::catch_unwind(&mut || drop(payload.take()))
 }

@@ -278,6 +278,21 @@ impl State {
         }
     }
 
+    /// As [`complete`](Self::complete), if there is a join handle, which then has the output. Returns whether the
+    /// join waker is the caller's to take and wake; `None`: the output is the caller's to drop first. Owning
+    /// core. (Edge 7)
+    #[inline]
+    pub(crate) fn complete_for_join(&self) -> Option<bool> {
+        self.0
+            // As in `complete`. Relaxed on failure: JOIN is never set again.
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |word| {
+                debug_assert_eq!(word & (RUNNING | DONE), RUNNING);
+                (word & JOIN != 0).then(|| word + (DONE - RUNNING))
+            })
+            .ok()
+            .map(|before| before & JOIN_WAKER != 0)
+    }
+
     /// The future is never touched again but not dropped either. Owning core. (Edge 8)
     pub(crate) fn abandon(&self) -> Completed {
         let before = self.0.fetch_or(DONE | ABANDONED, Ordering::AcqRel);

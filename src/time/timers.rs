@@ -88,9 +88,13 @@ impl Timers {
                 }
             };
             // Outside of the lock: a waker's code is not ours.
-            if let Some(waker) = waker {
+            match waker {
                 // SAFETY: the caller is the loop of `runtime`.
-                unsafe { waker::wake_in_loop(runtime, waker) };
+                Some(waker) if waker::task_of(&waker).is_some() => unsafe {
+                    waker::wake_in_loop(runtime, waker);
+                },
+                Some(foreign) => runtime.guarded_alone(|| foreign.wake()),
+                None => {}
             }
         }
     }
