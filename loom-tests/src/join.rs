@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use trapline::platform::InInterrupt::{self, No, Perhaps};
-use trapline::{JoinError, JoinHandle};
+use trapline::{JoinError, JoinHandle, stackful};
 
 use crate::harness::{Counter, Drops, Payload, Signal, model, poll_once, runtime};
 
@@ -14,18 +14,24 @@ use crate::harness::{Counter, Drops, Payload, Signal, model, poll_once, runtime}
 type Joiner = fn(JoinHandle<Payload>) -> Option<Arc<Counter>>;
 
 fn against_completion(in_interrupt: InInterrupt, joiner: Joiner) {
+    against_end(in_interrupt, false, joiner);
+}
+
+fn against_end(in_interrupt: InInterrupt, on_a_stack: bool, joiner: Joiner) {
     model(in_interrupt, move || {
         let runtime = runtime();
         let signal = Signal::default();
         let (future, output) = (Drops::default(), Drops::default());
-        let handle = runtime.spawn({
+        let task = {
             let (signal, payload, output) = (signal.clone(), future.payload(), output.clone());
             poll_fn(move |_| {
                 let _part_of_the_future = &payload;
                 signal.fire();
                 Poll::Ready(output.payload())
             })
-        });
+        };
+        let handle =
+            if on_a_stack { runtime.spawn(stackful(task)) } else { runtime.spawn(task) };
         let joiner = loom::thread::spawn(move || joiner(handle));
         runtime.run_until(signal.wait(1)).unwrap();
         let counter = joiner.join().unwrap();
@@ -51,6 +57,12 @@ fn join_against_completion() {
 #[test]
 fn join_against_completion_short_way() {
     against_completion(No, join);
+}
+
+/// A stackful task sets DONE on its stack.
+#[test]
+fn join_against_a_stackful_completion() {
+    against_end(No, true, join);
 }
 
 /// Never polled, and dropped before, while or after the task is done.

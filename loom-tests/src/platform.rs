@@ -11,6 +11,7 @@
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::ptr::NonNull;
 use std::sync::Once;
 use std::thread::LocalKey;
@@ -18,7 +19,7 @@ use std::thread::LocalKey;
 use loom::sync::Notify;
 use loom::sync::atomic::AtomicBool;
 use loom::sync::atomic::Ordering::AcqRel;
-use trapline::platform::{CoreSlot, InInterrupt, Platform};
+use trapline::platform::{CoreSlot, InInterrupt, PanicPayload, Platform};
 
 use crate::harness::keep;
 
@@ -268,12 +269,15 @@ fn take_memory(list: &'static LocalKey<RefCell<Vec<Memory>>>, start: NonNull<u8>
     })
 }
 
+/// What a model's task panics with where that is part of the model. Every other panic ends the check.
+pub(crate) struct Expected;
+
 struct Model;
 
 // SAFETY: `slot` and `core` are a loom thread's own. `now` moves in the alarm's handler alone. Handlers are
 // called by `take_interrupts` only, which the mask keeps from it. `bell` keeps a wake until the next
 // `park` and orders memory; the handlers that a wake causes elsewhere are those that a model arms.
-// "No" is said outside of handlers only. Nothing panics but to end the program. Stacks come from the
+// "No" is said outside of handlers only. Nothing that panics can be interrupted before that is caught. Stacks come from the
 // global allocator, with the alignment that is asked for.
 unsafe impl Platform for Model {
     type Backend = trapline::arch::Native;
@@ -321,6 +325,13 @@ unsafe impl Platform for Model {
         let core = Core::here();
         core.in_handler.set(false);
         core.masked.set(false);
+    }
+
+    fn catch_unwind(&self, body: &mut dyn FnMut()) -> Result<(), PanicPayload> {
+        match std::panic::catch_unwind(AssertUnwindSafe(body)) {
+            Err(payload) if !payload.is::<Expected>() => resume_unwind(payload),
+            result => result,
+        }
     }
 
     fn allocate_stack(&self, size: usize) -> Option<NonNull<u8>> {

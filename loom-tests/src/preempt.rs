@@ -15,7 +15,7 @@ use crate::harness::{
 };
 use crate::memory::free_abandoned;
 use crate::platform::{
-    Arrival, assert_task_context, interrupt, on_interrupt, on_timer, take_inter_processor_interrupt,
+    Arrival, Expected, assert_task_context, interrupt, on_interrupt, on_timer, take_inter_processor_interrupt,
 };
 
 /// Three tasks keep the FIFO moving, and an interrupt wakes a fourth. It is not lost, nor is one of them.
@@ -329,6 +329,74 @@ fn wake_against_waiting_for_stack() {
         runtime.run_until(waiter).unwrap().unwrap();
         runtime.run_until(holder).unwrap().unwrap();
         threads.join();
+        runtime.shutdown().unwrap();
+    });
+}
+
+/// Of two tasks, the one that panics is told so, and the other gives its output, though each may end while the
+/// other is preempted at its end.
+#[test]
+fn two_ends_of_stackful_tasks() {
+    interrupted::<1>(None, No, || {
+        let runtime = runtime();
+        let panics = runtime.spawn(stackful(async {
+            std::panic::resume_unwind(Box::new(Expected));
+        }));
+        let returns = runtime.spawn(stackful(async { 7 }));
+        interrupt(Arrival::Perhaps, on_timer);
+        runtime
+            .run_until(async move {
+                assert!(matches!(panics.await, Err(JoinError::Panicked(_))));
+                assert!(matches!(returns.await, Ok(7)));
+            })
+            .unwrap();
+        runtime.shutdown().unwrap();
+    });
+}
+
+/// The join handle of a stackful task goes on another core while the task ends: its output is dropped once.
+#[test]
+fn end_of_a_stackful_task_against_its_handle() {
+    interrupted::<1>(Some(1), No, || {
+        let runtime = runtime_with_one_stack();
+        let output = Drops::default();
+        let handle = runtime.spawn(stackful({
+            let part = output.payload();
+            async move { part }
+        }));
+        let dropper = loom::thread::spawn(move || drop(handle));
+        interrupt(Arrival::Perhaps, on_timer);
+        // It has the stack when the first has left it.
+        let second = runtime.spawn(stackful(async {}));
+        runtime.run_until(second).unwrap().unwrap();
+        dropper.join().unwrap();
+        runtime.shutdown().unwrap();
+        assert_eq!(output.dropped(), 1);
+    });
+}
+
+/// An abort from another core takes effect before, in, or right after the one poll of a stackful task.
+#[test]
+fn abort_against_the_end_of_a_stackful_poll() {
+    interrupted::<1>(Some(1), No, || {
+        let runtime = runtime();
+        let future = Drops::default();
+        let handle = runtime.spawn(stackful({
+            let part = future.payload();
+            async move {
+                let _part_of_the_future = part;
+                yield_now().await;
+            }
+        }));
+        let aborter = loom::thread::spawn(move || {
+            handle.abort();
+            handle
+        });
+        interrupt(Arrival::Perhaps, on_timer);
+        runtime.run_until(yield_now()).unwrap();
+        let handle = aborter.join().unwrap();
+        assert!(matches!(runtime.run_until(handle).unwrap(), Ok(()) | Err(JoinError::Aborted)));
+        assert_eq!(future.dropped(), 1);
         runtime.shutdown().unwrap();
     });
 }

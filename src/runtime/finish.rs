@@ -231,11 +231,12 @@ impl Runtime {
         }
     }
 
-    /// Calls code of a user's outside of a poll: the loop's only way to do that. A panic ends here and is
-    /// reported for `task`; a [`PreemptGuard`](crate::preempt::PreemptGuard) that the code leaves is reported
-    /// likewise, and counts no longer.
+    /// Calls code of a user's outside of a poll: the only way in which the loop, or the runtime's code on a
+    /// stack, does that. A panic ends here and is reported for `task`; a
+    /// [`PreemptGuard`](crate::preempt::PreemptGuard) that the code leaves is reported likewise, and counts no
+    /// longer.
     pub(crate) fn guarded(&self, task: NonNull<Header>, code: impl FnOnce()) {
-        // 1, for the loop; more, if the poll that `task` panicked in has left a guard.
+        // 1 in the loop, 0 on a stack; more, if the poll that `task` panicked in has left a guard.
         let before = self.gate.depth();
         panic::contain(task, code);
         if self.gate.depth() > before {

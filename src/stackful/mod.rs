@@ -46,8 +46,8 @@ use crate::contexted::{self, Hooks, Surroundings};
 use crate::platform::{PanicPayload, bound};
 use crate::ready::{Fifo, PatientFifo};
 use crate::sync::local::{AtomicPtr, Ordering};
-use crate::task::{Header, panic};
 use crate::task::join::{JoinError, JoinHandle, panic_message};
+use crate::task::{Header, panic};
 use crate::time::{NEVER, SliceLeft};
 use crate::{Runtime, TaskId};
 
@@ -485,7 +485,7 @@ impl Runtime {
     fn panicked_here(&'static self, task: NonNull<Header>, payload: PanicPayload) -> Reason {
         // SAFETY: as in `poll_here`.
         if unsafe { task.as_ref() }.state.is_stored() {
-            panic::discard(task, payload);
+            self.guarded(task, || panic::discard(task, payload));
             self.end_here(task, None)
         } else {
             self.end_here(task, Some(JoinError::Panicked(payload)))
@@ -499,7 +499,7 @@ impl Runtime {
         let is_error = error.is_some();
         if let Some(error) = error {
             // SAFETY: RUNNING, on its core, and the poll is over.
-            panic::contain(task, || unsafe { Header::fail(task, error) });
+            self.guarded(task, || unsafe { Header::fail(task, error) });
         }
         self.disable_preemption();
         // SAFETY: as in `poll_here`.
@@ -510,7 +510,7 @@ impl Runtime {
         if is_error || header.vtable.value_needs_drop {
             self.enable_preemption();
             // SAFETY: rule 6: there is no join handle, and the output is dropped once: the loop is told.
-            panic::contain(task, || unsafe { Header::drop_output(task) });
+            self.guarded(task, || unsafe { Header::drop_output(task) });
             self.disable_preemption();
         }
         Reason::Detached
