@@ -6,6 +6,8 @@ extern crate alloc;
 
 #[path = "suite/contexts.rs"]
 mod contexts;
+#[path = "suite/drops.rs"]
+mod drops;
 #[path = "suite/errors.rs"]
 mod errors;
 #[path = "suite/local_tasks.rs"]
@@ -126,6 +128,9 @@ fn program() {
         stacks::dropped_parent_aborts_its_child,
         stacks::wakes_from_stacks_arrive,
         stacks::block_on_outside_of_tasks_parks,
+        drops::drops_of_stackful_tasks_are_preempted_and_may_block,
+        drops::an_abort_in_a_stackful_poll_takes_effect_right_after_it,
+        drops::a_finished_task_needs_no_stack_to_be_freed,
         contexts::hooks_run_around_every_poll_and_the_drop,
         contexts::hooks_run_around_the_drop_of_an_aborted_future,
         contexts::hooks_nest,

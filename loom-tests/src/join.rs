@@ -30,8 +30,7 @@ fn against_end(in_interrupt: InInterrupt, on_a_stack: bool, joiner: Joiner) {
                 Poll::Ready(output.payload())
             })
         };
-        let handle =
-            if on_a_stack { runtime.spawn(stackful(task)) } else { runtime.spawn(task) };
+        let handle = if on_a_stack { runtime.spawn(stackful(task)) } else { runtime.spawn(task) };
         let joiner = loom::thread::spawn(move || joiner(handle));
         runtime.run_until(signal.wait(1)).unwrap();
         let counter = joiner.join().unwrap();

@@ -15,7 +15,8 @@ use crate::harness::{
 };
 use crate::memory::free_abandoned;
 use crate::platform::{
-    Arrival, Expected, assert_task_context, interrupt, on_interrupt, on_timer, take_inter_processor_interrupt,
+    Arrival, Expected, assert_task_context, interrupt, on_interrupt, on_timer,
+    take_inter_processor_interrupt,
 };
 
 /// Three tasks keep the FIFO moving, and an interrupt wakes a fourth. It is not lost, nor is one of them.
