@@ -19,8 +19,9 @@ impl Runtime {
     ///
     /// # Errors
     ///
-    /// See [`EnterError`]; [`Panicked`](EnterError::Panicked) if a panic was caught that no task can
-    /// be blamed for (a waker of the kernel's own panicked in the loop).
+    /// See [`EnterError`]. A panic of a task, a waker or a callback is never one of them: the task's join handle
+    /// or [`Config::on_panic`](crate::Config::on_panic) has it. [`Panicked`](EnterError::Panicked) would be one of
+    /// the runtime's own code, or of the platform's.
     pub fn enter(&'static self) -> Result<Infallible, EnterError> {
         let _entered = self.claim()?;
         loop {
@@ -36,7 +37,9 @@ impl Runtime {
     ///
     /// # Errors
     ///
-    /// See [`EnterError`]; [`Panicked`](EnterError::Panicked) if `future` panicked.
+    /// See [`EnterError`]; [`Panicked`](EnterError::Panicked) if `future` panicked in a poll, or held a
+    /// [`PreemptGuard`](crate::preempt::PreemptGuard) when a poll returned. The other tasks stay, and the core may
+    /// enter again. A panic in the drop of `future`, which comes last, is the caller's.
     pub fn run_until<F: Future>(&'static self, future: F) -> Result<F::Output, EnterError> {
         let _entered = self.claim()?;
         let mut future = pin!(future);
@@ -129,7 +132,8 @@ pub enum EnterError {
     ShutDown,
     /// What was chosen for the runtime cannot be.
     Config(ConfigError),
-    /// The future that was waited for panicked. Comes only from platforms that can catch a panic.
+    /// The future of [`run_until`](Runtime::run_until) panicked. Comes only from platforms that can catch a
+    /// panic.
     Panicked(PanicPayload),
 }
 

@@ -74,9 +74,9 @@ impl Runtime {
         reason: Reason,
     ) {
         match reason {
-            Reason::Finished { wake_joiner } => {
+            Reason::Finished | Reason::FinishedForJoiner => {
                 self.put_back(task, stack);
-                self.finished(task, wake_joiner, true);
+                self.finished(task, reason == Reason::FinishedForJoiner, true);
             }
             Reason::Detached => {
                 self.put_back(task, stack);

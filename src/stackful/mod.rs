@@ -63,10 +63,9 @@ pub(crate) enum Reason {
     /// The poll returned `Pending`. The stack is idle.
     Pending,
     /// The task is over, and DONE. Its output is the join handle's. The stack is idle.
-    Finished {
-        /// The join waker is the loop's to take and wake.
-        wake_joiner: bool,
-    },
+    Finished,
+    /// The same, and the join waker is the loop's to take and wake.
+    FinishedForJoiner,
     /// The task is over and not DONE yet: it has no join handle, and its output has been dropped. The stack is
     /// idle.
     Detached,
@@ -504,8 +503,10 @@ impl Runtime {
         self.disable_preemption();
         // SAFETY: as in `poll_here`.
         let header = unsafe { task.as_ref() };
-        if let Some(wake_joiner) = header.state.complete_for_join() {
-            return Reason::Finished { wake_joiner };
+        match header.state.complete_for_join() {
+            Some(false) => return Reason::Finished,
+            Some(true) => return Reason::FinishedForJoiner,
+            None => {}
         }
         if is_error || header.vtable.value_needs_drop {
             self.enable_preemption();

@@ -32,7 +32,9 @@ use crate::{Runtime, SpawnError, SpawnErrorReason};
 /// Memory for one task at a time, in a `static`: spawning in it calls no allocator.
 ///
 /// The cell is free again when its task is finished and the last reference to it is gone: the join
-/// handle, the runtime's, and every waker. A task that was abandoned (by a fault, or by a shutdown that
+/// handle, the runtime's, and every waker. Some places keep a waker until they are given another, after they have
+/// woken it too (the `AtomicWaker` of embassy-sync does; that of the crate atomic-waker does not): such a place keeps
+/// the cell in use until it is given another task's waker, or [`Waker::noop`](core::task::Waker::noop). A task that was abandoned (by a fault, or by a shutdown that
 /// found frames of it on a stack) keeps its cell for ever, since those frames may point into it.
 ///
 /// `F` is the future's type. That of an async function has no name, so
