@@ -89,9 +89,8 @@ pin_project_lite::pin_project! {
 /// What is late is dropped with the `Timeout`. A plain future that computes without awaiting cannot be
 /// timed out, since the clock is looked at between its polls. A [`stackful`](crate::stackful()) one in a
 /// task can: it is preempted, the `Timeout` is ready in time, and its drop aborts the child. The child
-/// still finishes the poll that it is in, beside the others: one that never awaits computes on. (Outermost in a task,
-/// `stackful(timeout(..))` is one poll: write `timeout(stackful(..))` inside of a future instead.)
-/// Cancel-safe if `future` is.
+/// still finishes the poll that it is in, beside the others: one that never awaits computes on. (`stackful(timeout(..))`
+/// cannot end a computation, which is one poll with the timeout then.) Cancel-safe if `future` is.
 pub fn timeout<F: Future>(duration: Duration, future: F) -> Timeout<F> {
     Timeout { future, sleep: sleep(duration) }
 }
