@@ -198,6 +198,16 @@ pub unsafe trait Platform: Sync + 'static {
         true
     }
 
+    /// Calls `leave`, which leaves a stackful task that pays what it owes where it drops a guard, and
+    /// returns when the task goes on.
+    ///
+    /// The task did not ask for it. So what belongs to its code, although it lies in one place for all code of
+    /// the core (a C library's `errno`), must be after `leave` as it was before. The handler of an
+    /// interrupt does the same for itself. The default has nothing to save.
+    fn preserving(&self, leave: &mut dyn FnMut()) {
+        leave();
+    }
+
     /// Runs `body`, and where the platform can unwind, catches a panic and returns what it carried.
     ///
     /// The default catches nothing: where panics abort, they never come back here. Then the kernel's panic
@@ -217,6 +227,12 @@ pub unsafe trait Platform: Sync + 'static {
     fn catch_unwind(&self, body: &mut dyn FnMut()) -> Result<(), PanicPayload> {
         body();
         Ok(())
+    }
+
+    /// The least size of a stack in bytes, without the runtime's own account on it. A platform adds here
+    /// what its traps take beyond what the backend counts: Linux's signal frames grow with the processor.
+    fn least_stack(&self) -> usize {
+        Self::Backend::LEAST_STACK
     }
 
     /// Memory for a stack of `size` bytes (a multiple of 16), aligned to 16; `None` if there is
@@ -308,6 +324,10 @@ macro_rules! bind_platform {
                 $name.may_preempt()
             }
             #[unsafe(no_mangle)]
+            fn __trapline_bind_platform_preserving(leave: &mut dyn FnMut()) {
+                $name.preserving(leave)
+            }
+            #[unsafe(no_mangle)]
             fn __trapline_bind_platform_catch_unwind(
                 body: &mut dyn FnMut(),
             ) -> ::core::result::Result<(), $crate::platform::PanicPayload> {
@@ -329,7 +349,7 @@ macro_rules! bind_platform {
             }
             #[unsafe(no_mangle)]
             fn __trapline_bind_platform_least_stack() -> usize {
-                Backend::LEAST_STACK
+                $name.least_stack()
             }
             #[unsafe(no_mangle)]
             unsafe fn __trapline_bind_platform_prepare(
@@ -369,6 +389,7 @@ pub(crate) mod bound {
         pub(crate) unsafe fn __trapline_bind_platform_enable_interrupts();
         pub(crate) safe fn __trapline_bind_platform_in_interrupt() -> InInterrupt;
         pub(crate) safe fn __trapline_bind_platform_may_preempt() -> bool;
+        pub(crate) safe fn __trapline_bind_platform_preserving(leave: &mut dyn FnMut());
         pub(crate) safe fn __trapline_bind_platform_catch_unwind(
             body: &mut dyn FnMut(),
         ) -> Result<(), PanicPayload>;
@@ -396,6 +417,7 @@ pub(crate) mod bound {
         __trapline_bind_platform_mask_interrupts as mask_interrupts,
         __trapline_bind_platform_may_preempt as may_preempt, __trapline_bind_platform_now as now,
         __trapline_bind_platform_park as park, __trapline_bind_platform_prepare as prepare,
+        __trapline_bind_platform_preserving as preserving,
         __trapline_bind_platform_restore_interrupts as restore_interrupts,
         __trapline_bind_platform_set_alarm as set_alarm, __trapline_bind_platform_slot as slot,
         __trapline_bind_platform_switch as switch, __trapline_bind_platform_wake as wake,

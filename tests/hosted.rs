@@ -14,8 +14,8 @@ use atomic_waker::AtomicWaker;
 use trapline::preempt::PreemptGuard;
 use trapline::time::sleep;
 use trapline::{
-    Config, EnterError, Hooks, JoinError, JoinHandle, Runtime, TaskBuilder, TaskPanic, block_on,
-    contexted, spawn, stackful, yield_now,
+    Config, ConfigError, EnterError, Hooks, JoinError, JoinHandle, Runtime, TaskBuilder, TaskPanic,
+    block_on, contexted, spawn, stackful, yield_now,
 };
 
 hal_shim::heap!();
@@ -911,4 +911,397 @@ fn a_long_signal_handler_of_the_programs_own_keeps_the_core() {
         hal_shim::interrupt::in_signal_handler(|| compute_for(Duration::from_millis(20)));
     }
     tasks_are_in_no_handler_after(libc::SIGIO, computes);
+}
+
+/// Checks that hogs are preempted on this core.
+async fn hogs_are_preempted() {
+    let stop = Arc::new(AtomicUsize::new(0));
+    let sees = stop.clone();
+    let hog = spawn(stackful(async move {
+        let until = trapline::time::now() + Duration::from_secs(10);
+        while sees.load(SeqCst) == 0 {
+            assert!(trapline::time::now() < until, "nothing else ran beside a hog");
+        }
+    }));
+    yield_now().await;
+    sleep(Duration::from_millis(3)).await;
+    stop.store(1, SeqCst);
+    hog.await.unwrap();
+}
+
+fn errno() -> libc::c_int {
+    std::io::Error::last_os_error().raw_os_error().unwrap()
+}
+
+fn set_errno(value: libc::c_int) {
+    // SAFETY: a thread's errno can be written any time.
+    unsafe { *libc::__errno_location() = value }
+}
+
+#[test]
+fn errno_is_the_tasks_own() {
+    static OTHERS: AtomicUsize = AtomicUsize::new(0);
+    static STOP: AtomicUsize = AtomicUsize::new(0);
+    /// Has the core left in `f`, for others.
+    fn over(what: &str, f: impl Fn()) {
+        let before = OTHERS.load(SeqCst);
+        let until = trapline::time::now() + Duration::from_secs(10);
+        while OTHERS.load(SeqCst) == before {
+            assert!(trapline::time::now() < until, "{what}: no other task ran");
+            set_errno(libc::ENOENT);
+            f();
+            assert_eq!(errno(), libc::ENOENT, "{what}");
+        }
+    }
+    let pause = || compute_for(Duration::from_millis(3));
+    with_runtime(|runtime| {
+        runtime
+            .run_until(async {
+                let other = spawn(stackful(async {
+                    while STOP.load(SeqCst) == 0 {
+                        OTHERS.fetch_add(1, SeqCst);
+                        set_errno(libc::EBADF);
+                    }
+                }));
+                let asks = spawn(stackful(async move {
+                    over("an interrupt", pause);
+                    over("a guard's drop", || {
+                        let _guard = PreemptGuard::new();
+                        pause();
+                    });
+                    over("interrupts unmasked", || hal_shim::interrupt::masked(pause));
+                    over("both", || {
+                        let _guard = PreemptGuard::new();
+                        hal_shim::interrupt::masked(pause);
+                    });
+                    over("the heap", || drop(std::hint::black_box(Box::new(1))));
+                    over("a line printed", || hal_shim::print!(""));
+                }));
+                let asked = asks.await;
+                STOP.store(1, SeqCst);
+                other.await.unwrap();
+                asked.unwrap();
+            })
+            .unwrap();
+    });
+}
+
+/// Installs `handler` for `signal`, which blocks itself while it runs, and `blocks`.
+fn handle(
+    signal: libc::c_int,
+    flags: libc::c_int,
+    blocks: &[libc::c_int],
+    handler: extern "C" fn(libc::c_int),
+) {
+    // SAFETY: all-zero is a value of this C structure; the handlers here do what they may.
+    unsafe {
+        let mut action = std::mem::zeroed::<libc::sigaction>();
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = flags;
+        for &blocked in blocks {
+            libc::sigaddset(&mut action.sa_mask, blocked);
+        }
+        assert_eq!(libc::sigaction(signal, &action, std::ptr::null_mut()), 0);
+    }
+}
+
+fn blocked(signal: libc::c_int) -> bool {
+    // SAFETY: all-zero is a value of this C structure, and the arguments are valid.
+    unsafe {
+        let mut mask = std::mem::zeroed();
+        libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &mut mask);
+        libc::sigismember(&mask, signal) == 1
+    }
+}
+
+extern "C" fn ends_the_task(_: libc::c_int) {
+    // SAFETY: as for a fault: nothing goes on in the task, and no lock is held.
+    hal_shim::interrupt::in_signal_handler(|| unsafe { trapline::preempt::end_task() });
+}
+
+/// A task that raises `signal` is ended, the core goes on with all its signals, and so again.
+fn is_ended_by(signal: libc::c_int) {
+    with_runtime(|runtime| {
+        let before = (1..32).filter(|&signal| blocked(signal)).collect::<Vec<_>>();
+        runtime
+            .run_until(async {
+                for round in 1..=2 {
+                    let task = spawn(stackful(async move {
+                        // SAFETY: no conditions.
+                        unsafe { libc::raise(signal) };
+                    }));
+                    assert!(matches!(task.await, Err(JoinError::Abandoned)), "round {round}");
+                    let now = (1..32).filter(|&signal| blocked(signal)).collect::<Vec<_>>();
+                    assert_eq!(now, before, "signals blocked after round {round}");
+                    hogs_are_preempted().await;
+                }
+            })
+            .unwrap();
+        assert_eq!(runtime.stats().ended, 2);
+    });
+}
+
+#[test]
+fn a_handler_that_ended_its_task_leaves_no_signal_blocked() {
+    handle(libc::SIGPWR, 0, &[libc::SIGTTIN, libc::SIGURG], ends_the_task);
+    is_ended_by(libc::SIGPWR);
+}
+
+#[test]
+fn a_handler_that_ended_its_task_on_top_of_another_leaves_no_signal_blocked() {
+    extern "C" fn raises(_: libc::c_int) {
+        hal_shim::interrupt::in_signal_handler(|| {
+            // SAFETY: no conditions.
+            unsafe { libc::raise(libc::SIGXFSZ) };
+        });
+    }
+    handle(libc::SIGXFSZ, libc::SA_ONSTACK, &[], ends_the_task);
+    handle(libc::SIGXCPU, 0, &[libc::SIGTTIN], raises);
+    is_ended_by(libc::SIGXCPU);
+}
+
+/// Otherwise it would end the handling of an alarm with the task, and the next would never be set.
+#[test]
+fn a_handler_of_the_programs_own_waits_for_ours() {
+    static INSIDE: AtomicUsize = AtomicUsize::new(0);
+    static ON_TOP: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn ends(signal: libc::c_int) {
+        ON_TOP.fetch_add(INSIDE.load(SeqCst), SeqCst);
+        ends_the_task(signal);
+    }
+    handle(libc::SIGVTALRM, 0, &[], ends);
+    hal_shim::interrupt::on_soft(|| {
+        INSIDE.store(1, SeqCst);
+        // SAFETY: no conditions.
+        unsafe { libc::raise(libc::SIGVTALRM) };
+        INSIDE.store(0, SeqCst);
+    });
+    with_runtime(|runtime| {
+        runtime
+            .run_until(async {
+                for again in [false, true] {
+                    let task = spawn(stackful(async move {
+                        if again {
+                            // Left in the middle of a handler and resumed.
+                            compute_for(Duration::from_millis(5));
+                        }
+                        hal_shim::interrupt::raise();
+                    }));
+                    assert!(matches!(task.await, Err(JoinError::Abandoned)));
+                    hogs_are_preempted().await;
+                }
+            })
+            .unwrap();
+    });
+    assert_eq!(ON_TOP.load(SeqCst), 0);
+}
+
+/// Also one that doesn't block its signal: its frames don't lie on the task's stack.
+#[test]
+fn a_handler_on_the_alternate_stack_is_not_preempted() {
+    static OTHERS: AtomicUsize = AtomicUsize::new(0);
+    static STOP: AtomicUsize = AtomicUsize::new(0);
+    static RAN: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn computes(_: libc::c_int) {
+        let before = OTHERS.load(SeqCst);
+        compute_for(Duration::from_millis(5));
+        let guard = PreemptGuard::new();
+        compute_for(Duration::from_millis(5));
+        drop(guard);
+        RAN.store(1 + OTHERS.load(SeqCst) - before, SeqCst);
+    }
+    handle(libc::SIGPROF, libc::SA_ONSTACK | libc::SA_NODEFER, &[], computes);
+    with_runtime(|runtime| {
+        // SAFETY: all-zero is a value of this C structure, and the arguments are valid.
+        let stack = unsafe {
+            let mut stack = std::mem::zeroed::<libc::stack_t>();
+            assert_eq!(libc::sigaltstack(std::ptr::null(), &mut stack), 0);
+            stack
+        };
+        assert_eq!(stack.ss_flags & libc::SS_DISABLE, 0);
+        // SAFETY: no conditions. The number is AT_MINSIGSTKSZ.
+        let frame = unsafe { libc::getauxval(51) } as usize;
+        assert!(stack.ss_size >= frame + 32 * 1024, "{} bytes", stack.ss_size);
+        runtime
+            .run_until(async {
+                let other = spawn(stackful(async {
+                    while STOP.load(SeqCst) == 0 {
+                        OTHERS.fetch_add(1, SeqCst);
+                    }
+                }));
+                // SAFETY: no conditions.
+                let raises = spawn(stackful(async { unsafe { libc::raise(libc::SIGPROF) } }));
+                raises.await.unwrap();
+                STOP.store(1, SeqCst);
+                other.await.unwrap();
+                hogs_are_preempted().await;
+            })
+            .unwrap();
+    });
+    assert_eq!(RAN.load(SeqCst), 1, "others ran in the middle of the handler");
+}
+
+/// Runs this test in a process of its own, as `case`; in there, says which.
+fn in_child(test: &str, case: &str) -> Result<std::process::Output, String> {
+    const CASE: &str = "TRAPLINE_TEST_CASE";
+    if let Ok(case) = std::env::var(CASE) {
+        return Err(case);
+    }
+    Ok(Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(CASE, case)
+        .output()
+        .unwrap())
+}
+
+/// Uses the stack up to so many bytes before its end, and calls `then` there.
+fn with_only(bytes: usize, then: &dyn Fn()) {
+    let here = std::hint::black_box([0_u8; 32]);
+    let stack = trapline::stackful::current_stack().expect("in a stackful task");
+    assert!(stack.contains(&here.as_ptr().addr()));
+    if here.as_ptr().addr() - stack.start > bytes {
+        with_only(bytes, then);
+    } else {
+        then();
+    }
+    std::hint::black_box(here);
+}
+
+/// Overflows its stack.
+fn recurse(depth: usize) -> usize {
+    let here = std::hint::black_box([depth; 32]);
+    if here[1] == usize::MAX { 0 } else { recurse(depth + 1) + here[1] }
+}
+
+/// Runs until a signal comes, with no call that needs a stack.
+fn spin() {
+    let until = trapline::time::now() + Duration::from_secs(10);
+    with_only(900, &|| while std::hint::black_box(true) {});
+    assert!(trapline::time::now() < until);
+}
+
+#[test]
+fn an_overflow_says_whose_before_the_process_dies() {
+    use std::os::unix::process::ExitStatusExt;
+
+    const TEST: &str = "an_overflow_says_whose_before_the_process_dies";
+    let overflows = |name, f: fn()| {
+        with_runtime(|runtime| {
+            runtime
+                .run_until(async {
+                    // So that the slice's end is looked for.
+                    let other = spawn(stackful(async { compute_for(Duration::from_millis(50)) }));
+                    let task = TaskBuilder::new().name(name).spawn(stackful(async move { f() }));
+                    let ended = task.unwrap().await;
+                    assert!(matches!(ended, Err(JoinError::Abandoned)));
+                    hal_shim::println!("ended");
+                    other.await.unwrap();
+                    hogs_are_preempted().await;
+                    hal_shim::println!("went on");
+                })
+                .unwrap();
+        });
+    };
+    let ends = || handle(libc::SIGSEGV, libc::SA_ONSTACK, &[], ends_the_task);
+    // The case; whether it says that it overflowed; whether the process dies of it.
+    for (case, says, dies) in [
+        ("deep", true, true),
+        ("no room for a signal", true, true),
+        ("wild", false, true),
+        ("ended by one sent", false, false),
+        // A handler of the program's own, from before and from later.
+        ("ended", true, false),
+        ("ended without room", true, false),
+        ("ended later", false, false),
+        ("ended wild", false, false),
+    ] {
+        match in_child(TEST, case).as_ref().map_err(String::as_str) {
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stderr);
+                let all = format!("{case}: {output:?}");
+                assert_eq!(output.status.signal() == Some(libc::SIGSEGV), dies, "{all}");
+                let name = format!("\"{case}\" overflowed its stack of ");
+                assert_eq!(said.contains(&name), says, "{all}");
+                assert_eq!(said.contains("overflowed"), says, "{all}");
+                let went_on = String::from_utf8_lossy(&output.stdout).contains("went on");
+                assert_eq!(went_on, !dies, "{all}");
+            }
+            Err("deep") => overflows("deep", || _ = recurse(0)),
+            Err("no room for a signal") => overflows("no room for a signal", spin),
+            // SAFETY: not to be had: it is a fault.
+            Err("wild") => {
+                overflows("wild", || unsafe { std::ptr::null_mut::<u8>().write_volatile(1) })
+            }
+            Err("ended by one sent") => {
+                ends();
+                // SAFETY: no conditions.
+                overflows("ended by one sent", || _ = unsafe { libc::raise(libc::SIGSEGV) });
+            }
+            Err("ended") => {
+                ends();
+                overflows("ended", || _ = recurse(0));
+            }
+            Err("ended without room") => {
+                ends();
+                overflows("ended without room", spin);
+            }
+            Err("ended later") => overflows("ended later", || {
+                handle(libc::SIGSEGV, libc::SA_ONSTACK, &[], ends_the_task);
+                recurse(0);
+            }),
+            Err(_) => {
+                ends();
+                // SAFETY: as above.
+                overflows("ended wild", || unsafe { std::ptr::null_mut::<u8>().write_volatile(1) });
+            }
+        }
+        if std::env::var_os("TRAPLINE_TEST_CASE").is_some() {
+            return;
+        }
+    }
+}
+
+/// A processor with large registers has signal frames that a stack must have room for.
+#[test]
+fn the_least_stack_grows_with_linuxs_signal_frames() {
+    unsafe extern "C" {
+        static mut environ: *mut *mut libc::c_char;
+    }
+    const TEST: &str = "the_least_stack_grows_with_linuxs_signal_frames";
+    let Err(_) = in_child(TEST, "grows") else {
+        let output = in_child(TEST, "grows").unwrap();
+        assert!(output.status.success(), "{output:?}");
+        return;
+    };
+    let least = || {
+        let config = Config { stack_size: 16, ..Config::new() };
+        let runtime = hal_shim::test::keep(Runtime::with_config(config));
+        // SAFETY: as in `with_runtime`.
+        match unsafe { hal_shim::isolated(|| runtime.run_until(async {}).unwrap_err()) } {
+            EnterError::Config(ConfigError::StackTooSmall { least }) => least,
+            other => panic!("{other}"),
+        }
+    };
+    let before = least();
+    // The auxiliary vector lies behind the environment: pairs, of which AT_MINSIGSTKSZ is one.
+    // SAFETY: nothing in this process has changed the environment, or looks at the vector meanwhile.
+    let entry = unsafe {
+        let mut rest = environ;
+        while !rest.read().is_null() {
+            rest = rest.add(1);
+        }
+        let mut entry = rest.add(1).cast::<[usize; 2]>();
+        while (*entry)[0] != 51 {
+            assert_ne!((*entry)[0], 0, "Linux does not tell the size");
+            entry = entry.add(1);
+        }
+        entry
+    };
+    // SAFETY: as above.
+    let told = unsafe { entry.replace([51, 4096 + 10_000]) };
+    let after = least();
+    // std looks there again.
+    // SAFETY: as above.
+    unsafe { entry.write(told) };
+    assert_eq!(after, before + 20_000);
 }

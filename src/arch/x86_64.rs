@@ -138,9 +138,11 @@ const _: () = {
 pub struct X86_64;
 
 impl X86_64 {
-    /// What Linux pushes for a signal: the red zone that it leaves out, the state of all vector
-    /// registers (2.7 KiB with AVX-512), the rest of the context and the alignment.
-    const SIGNAL: usize = 4096;
+    /// What [`LEAST_STACK`](StackfulBackend::LEAST_STACK) counts for what Linux pushes for a signal, twice
+    /// hosted: the red zone that it leaves out, the state of all vector registers (2.7 KiB with AVX-512), the rest
+    /// of the context and the alignment. Where it is more (11 KiB with AMX),
+    /// [`Platform::least_stack`](crate::platform::Platform::least_stack) adds the rest.
+    pub const SIGNAL: usize = 4096;
     /// A handler's frames down to the switch, in a build without optimization.
     const HANDLER: usize = 4096;
     /// Hosted, one signal frame holds the preempted task, and when it is resumed, one other can come

@@ -209,6 +209,17 @@ impl<F: Future> fmt::Debug for Stackful<F> {
     }
 }
 
+/// The memory of the stack on which this core runs a stackful task, if it does: what
+/// [`Platform::allocate_stack`](crate::platform::Platform::allocate_stack) gave for it.
+///
+/// It is meant for the handler of a fault: an address below is an overflow if the guard lies there. Any context
+/// on a core.
+pub fn current_stack() -> Option<core::ops::Range<usize>> {
+    let stack = bound::slot().runtime()?.stacks().running()?;
+    // SAFETY: the running stack is alive.
+    Some(unsafe { stack.as_ref() }.memory())
+}
+
 impl Runtime {
     /// Grants the code on `stack` a slice. Loop only.
     #[inline(always)]
@@ -298,8 +309,13 @@ impl Runtime {
             SliceLeft::Nanoseconds(left) => (true, left),
             SliceLeft::Nothing => (false, self.slice()),
         });
-        // SAFETY: passed on.
-        unsafe { self.leave_stack(stack, reason) };
+        if reason == Reason::Preempted {
+            // SAFETY: passed on.
+            bound::preserving(&mut || unsafe { self.leave_stack(stack, reason) });
+        } else {
+            // SAFETY: passed on.
+            unsafe { self.leave_stack(stack, reason) };
+        }
     }
 
     /// Leaves the running stack for the loop. Returns when the loop enters it again, with the gate open.

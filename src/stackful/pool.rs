@@ -37,6 +37,12 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
+    /// What the platform gave for it.
+    pub(super) fn memory(&self) -> core::ops::Range<usize> {
+        let base = self.base.addr().get();
+        base..base + self.size
+    }
+
     /// Whether a preempted task had something left of its slice.
     #[inline]
     pub(crate) fn has_left(&self) -> bool {

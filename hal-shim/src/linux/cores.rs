@@ -43,12 +43,13 @@ use std::mem::{MaybeUninit, zeroed};
 use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{
-    AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence,
+    AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence,
 };
 
 use trapline::platform::CoreSlot;
 use trapline::preempt;
 
+use super::faults::{self, AlternateStack};
 use crate::interrupt;
 
 /// How many cores there can be at a time.
@@ -112,11 +113,15 @@ pub(crate) struct Core {
     in_foreign: AtomicBool,
     /// Own: the signal mask that the thread had in the beginning.
     signal_mask: AtomicU64,
+    /// Own: where the thread's alternate signal stack begins and ends.
+    alternate: [AtomicUsize; 2],
 }
 
 thread_local! {
     /// The core that this thread is.
     static HERE: Cell<Option<&'static Core>> = const { Cell::new(None) };
+    /// That core's alternate signal stack.
+    static ALTERNATE: Cell<Option<AlternateStack>> = const { Cell::new(None) };
 }
 
 /// The core that the calling thread is.
@@ -174,6 +179,7 @@ impl Core {
             blocked: AtomicBool::new(false),
             in_foreign: AtomicBool::new(false),
             signal_mask: AtomicU64::new(0),
+            alternate: [const { AtomicUsize::new(0) }; 2],
         }
     }
 
@@ -185,9 +191,10 @@ impl Core {
     ///
     /// # Errors
     ///
-    /// What Linux says when it has no timer for us.
+    /// What Linux says when it has no timer or no memory for us.
     pub(crate) fn attach(&'static self) -> Result<(), i32> {
         install_handlers();
+        let alternate = AlternateStack::install()?;
         // SAFETY: gettid has no conditions.
         let thread = unsafe { libc::gettid() };
         // SAFETY: all-zero is a value of this C structure.
@@ -199,8 +206,14 @@ impl Core {
         // SAFETY: both point to what timer_create wants, and it writes the timer if it succeeds.
         if unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, timer.as_mut_ptr()) } != 0
         {
-            return Err(errno());
+            let error = errno();
+            alternate.remove();
+            return Err(error);
         }
+        let range = alternate.range();
+        self.alternate[0].store(range.start, Ordering::Relaxed);
+        self.alternate[1].store(range.end, Ordering::Relaxed);
+        ALTERNATE.set(Some(alternate));
         // SAFETY: it succeeded.
         self.timer.store(unsafe { timer.assume_init() }, Ordering::Relaxed);
         self.masked.store(false, Ordering::Relaxed);
@@ -210,7 +223,7 @@ impl Core {
         self.blocked.store(false, Ordering::Relaxed);
         self.in_foreign.store(false, Ordering::Relaxed);
         self.rest.store(RUNNING, Ordering::Relaxed);
-        let mask = set_blocked(libc::SIG_UNBLOCK) & !bits_of(&our_signals());
+        let mask = unblock_ours() & !bits_of(&our_signals());
         self.signal_mask.store(mask, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
         HERE.set(Some(self));
@@ -232,6 +245,9 @@ impl Core {
         let timer = self.timer.swap(ptr::null_mut(), Ordering::Relaxed);
         // SAFETY: `attach` created it, and nobody else deletes it.
         unsafe { libc::timer_delete(timer) };
+        if let Some(alternate) = ALTERNATE.take() {
+            alternate.remove();
+        }
     }
 
     /// Own. Sets the alarm to `at` nanoseconds, or to never.
@@ -270,19 +286,42 @@ impl Core {
                 return;
             }
             self.mask();
+            // In the middle of a call that the program takes for a cheap one, other tasks may run.
+            let errno = errno();
             self.handle_notes();
+            set_errno(errno);
         }
     }
 
     /// Own. As `unmask`, where a handler that has left its stack doesn't do it.
     pub(crate) fn unmask_after_leaving_handler(&self) {
         self.handling.store(false, Ordering::Relaxed);
-        // One of the program's own that ended its task doesn't return.
+        // One of the program's own that ended its task doesn't return, and nor do those that it came on top of.
         self.own_handlers.store(0, Ordering::Relaxed);
-        if self.blocked.swap(false, Ordering::Relaxed) {
-            set_blocked(libc::SIG_UNBLOCK);
-        }
+        self.blocked.store(false, Ordering::Relaxed);
+        // All of it, and not only our signals: one of the program's own leaves its signal blocked, and what
+        // its `sa_mask` says.
+        set_signal_mask(self.signal_mask.load(Ordering::Relaxed));
         self.unmask();
+    }
+
+    /// Own, in a handler on another stack. Notes the signal that Linux had no room for on a task's stack: as it
+    /// doesn't say which, all that it may have been.
+    pub(crate) fn note_lost(&self) {
+        let sent = self.in_flight.load(Ordering::Relaxed);
+        for signal in SIGNALS {
+            if signal == ALARM || sent & signal != 0 {
+                self.note(signal);
+            }
+        }
+    }
+
+    /// Own. Whether the calling code runs on the alternate signal stack, so in a handler of the program's own.
+    fn is_on_alternate(&self) -> bool {
+        let here = 0u8;
+        let here = (&raw const here).addr();
+        let [start, end] = &self.alternate;
+        (start.load(Ordering::Relaxed)..end.load(Ordering::Relaxed)).contains(&here)
     }
 
     /// Own. Whether a signal is being handled.
@@ -316,6 +355,7 @@ impl Core {
             !self.in_foreign.load(Ordering::Relaxed)
         } else {
             signal_mask() & !bits_of(&our_signals()) == self.signal_mask.load(Ordering::Relaxed)
+                && !self.is_on_alternate()
         }
     }
 
@@ -451,6 +491,7 @@ extern "C" fn on_signal(number: c_int, _: *mut libc::siginfo_t, context: *mut c_
         let interrupted_mask = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_sigmask };
         if bits_of(interrupted_mask) & !bits_of(&our_signals())
             != core.signal_mask.load(Ordering::Relaxed)
+            || core.is_on_alternate()
         {
             core.in_foreign.store(true, Ordering::Relaxed);
         }
@@ -461,7 +502,7 @@ extern "C" fn on_signal(number: c_int, _: *mut libc::siginfo_t, context: *mut c_
                 if core.blocked.swap(false, Ordering::Relaxed) {
                     break;
                 }
-                set_blocked(libc::SIG_BLOCK);
+                block(&while_handling());
             }
             core.masked.store(false, Ordering::Relaxed);
         }
@@ -476,7 +517,7 @@ fn install_handlers() {
             // SAFETY: all-zero is a value of this C structure.
             let mut action = unsafe { zeroed::<libc::sigaction>() };
             action.sa_sigaction = on_signal as *const () as usize;
-            action.sa_mask = our_signals();
+            action.sa_mask = while_handling();
             // No SA_ONSTACK: the handler's frame has to stay where the interrupted code's are.
             action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
             // SAFETY: the handler does only what a signal handler may, and what the program has
@@ -484,28 +525,62 @@ fn install_handlers() {
             let result = unsafe { libc::sigaction(number_of(signal), &action, ptr::null_mut()) };
             assert_eq!(result, 0, "real-time signals can have handlers");
         }
+        faults::install_handler();
     });
 }
 
 fn our_signals() -> libc::sigset_t {
-    let mut ours = MaybeUninit::uninit();
-    // SAFETY: sigemptyset initializes the set, and the numbers are valid.
-    unsafe {
-        libc::sigemptyset(ours.as_mut_ptr());
-        for signal in SIGNALS {
-            libc::sigaddset(ours.as_mut_ptr(), number_of(signal));
-        }
-        ours.assume_init()
+    // SAFETY: all-zero is a value of this C structure, and the empty set.
+    let mut ours = unsafe { zeroed() };
+    add_our_signals(&mut ours);
+    ours
+}
+
+pub(super) fn add_our_signals(set: &mut libc::sigset_t) {
+    for signal in SIGNALS {
+        // SAFETY: the number is valid.
+        unsafe { libc::sigaddset(set, number_of(signal)) };
     }
 }
 
-/// Blocks or unblocks our signals for this thread and returns the mask that it had before.
-fn set_blocked(how: c_int) -> u64 {
+/// What is blocked while a handler of ours runs: all signals, so that one of the program's own which ends the
+/// task doesn't end the handling of an alarm with it. But for those that tell of a fault, which cannot wait.
+fn while_handling() -> libc::sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigfillset initializes the set, and the numbers are valid.
+    unsafe {
+        libc::sigfillset(set.as_mut_ptr());
+        for fault in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP] {
+            libc::sigdelset(set.as_mut_ptr(), fault);
+        }
+        set.assume_init()
+    }
+}
+
+/// Blocks more signals for this thread.
+fn block(set: &libc::sigset_t) {
+    // SAFETY: the arguments are valid.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set, ptr::null_mut()) };
+}
+
+/// Unblocks our signals for this thread and returns the mask that it had before.
+fn unblock_ours() -> u64 {
     let mut before = MaybeUninit::uninit();
     // SAFETY: the arguments are valid, so pthread_sigmask initializes `before`.
     unsafe {
-        libc::pthread_sigmask(how, &our_signals(), before.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &our_signals(), before.as_mut_ptr());
         bits_of(before.assume_init_ref())
+    }
+}
+
+/// Makes this thread block these signals and no others.
+fn set_signal_mask(bits: u64) {
+    // SAFETY: all-zero is a value of this C structure, which is at least as large as its 64 bits, as `bits_of`
+    // checks; the arguments are valid.
+    unsafe {
+        let mut set = zeroed::<libc::sigset_t>();
+        ptr::from_mut(&mut set).cast::<u64>().write_unaligned(bits);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &set, ptr::null_mut());
     }
 }
 

@@ -4,6 +4,7 @@
 //! file what programs ask for.
 
 mod cores;
+mod faults;
 #[cfg(address_sanitizer)]
 mod fibers;
 mod platform;

@@ -1,12 +1,16 @@
 //! What Trapline asks of a kernel, answered by Linux.
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
 
+#[cfg(target_arch = "x86_64")]
+use trapline::arch::Native;
 use trapline::platform::{CoreSlot, InInterrupt, PanicPayload, Platform};
+use trapline::stackful::StackfulBackend;
 
 use super::cores::{self, Core};
-use super::fail;
+use super::{fail, faults};
 
 /// The hosted platform.
 pub(crate) struct Machine;
@@ -42,6 +46,18 @@ fn extent(size: usize) -> Option<(usize, usize)> {
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
     Some((size.checked_next_multiple_of(page)?.checked_add(page)?, page))
 }
+
+/// The addresses below a stack of `allocate_stack`'s that belong to it and are its guard.
+pub(super) fn guard_below(stack: &Range<usize>) -> Range<usize> {
+    let total = extent(stack.len()).map_or(0, |(total, _)| total);
+    stack.end.saturating_sub(total)..stack.start
+}
+
+/// What [`StackfulBackend::LEAST_STACK`] counts for each signal's frame.
+#[cfg(target_arch = "x86_64")]
+const COUNTED: usize = Native::SIGNAL;
+#[cfg(not(target_arch = "x86_64"))]
+const COUNTED: usize = 0;
 
 // SAFETY: the trait's list, in its order.
 // - slot, core: of a static table, by a thread-local number. A thread that is no core has a slot of
@@ -123,8 +139,19 @@ unsafe impl Platform for Machine {
         !std::thread::panicking() && cores::here().is_some_and(Core::may_preempt)
     }
 
+    fn preserving(&self, leave: &mut dyn FnMut()) {
+        let errno = cores::errno();
+        leave();
+        cores::set_errno(errno);
+    }
+
     fn catch_unwind(&self, body: &mut dyn FnMut()) -> Result<(), PanicPayload> {
         catch_unwind(AssertUnwindSafe(body))
+    }
+
+    fn least_stack(&self) -> usize {
+        // Two of them lie on a stack at most: see the head of `cores.rs`.
+        Self::Backend::LEAST_STACK + 2 * faults::signal_frame().saturating_sub(COUNTED)
     }
 
     fn allocate_stack(&self, size: usize) -> Option<NonNull<u8>> {
