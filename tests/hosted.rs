@@ -986,6 +986,75 @@ fn errno_is_the_tasks_own() {
     });
 }
 
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_rounding_mode_is_the_tasks_own() {
+    use std::arch::asm;
+
+    static OTHERS: AtomicUsize = AtomicUsize::new(0);
+    static STOP: AtomicUsize = AtomicUsize::new(0);
+    static SEEN: AtomicUsize = AtomicUsize::new(0);
+    /// MXCSR and the x87 unit's control word, without the exceptions' flags.
+    fn modes() -> (u32, u16) {
+        let (mut mxcsr, mut x87) = (0_u32, 0_u16);
+        // SAFETY: it writes to two places that are there for it.
+        unsafe { asm!("stmxcsr [{}]", "fnstcw [{}]", in(reg) &mut mxcsr, in(reg) &mut x87) };
+        (mxcsr & !0x3f, x87)
+    }
+    fn set_modes(mxcsr: u32, x87: u16) {
+        // SAFETY: no floating-point operation depends on it before they are put back.
+        unsafe { asm!("ldmxcsr [{}]", "fldcw [{}]", in(reg) &mxcsr, in(reg) &x87) };
+    }
+    const USUAL: (u32, u16) = (0x1f80, 0x37f);
+    const TOWARDS_ZERO: (u32, u16) = (0x7f80, 0xf7f);
+    fn over(what: &str, f: fn()) {
+        set_modes(TOWARDS_ZERO.0, TOWARDS_ZERO.1);
+        let before = OTHERS.load(SeqCst);
+        let mut kept = true;
+        for _ in 0..1000 {
+            f();
+            kept &= modes() == TOWARDS_ZERO;
+            if OTHERS.load(SeqCst) != before || !kept {
+                break;
+            }
+        }
+        set_modes(USUAL.0, USUAL.1);
+        assert!(kept, "{what}");
+        assert_ne!(OTHERS.load(SeqCst), before, "{what}: no other task ran");
+        assert_eq!(SEEN.load(SeqCst), 0, "{what}: it reached other tasks");
+    }
+    /// Longer than a slice, and without the clock.
+    fn pause() {
+        for round in 0..3_000_000 {
+            std::hint::black_box(round);
+        }
+    }
+    with_runtime(|runtime| {
+        runtime
+            .run_until(async {
+                let other = spawn(stackful(async {
+                    while STOP.load(SeqCst) == 0 {
+                        OTHERS.fetch_add(1, SeqCst);
+                        SEEN.fetch_add((modes() != USUAL).into(), SeqCst);
+                    }
+                }));
+                let asks = spawn(stackful(async {
+                    over("an interrupt", pause);
+                    over("a guard's drop", || {
+                        let _guard = PreemptGuard::new();
+                        pause();
+                    });
+                    over("interrupts unmasked", || hal_shim::interrupt::masked(pause));
+                }));
+                let asked = asks.await;
+                STOP.store(1, SeqCst);
+                other.await.unwrap();
+                asked.unwrap();
+            })
+            .unwrap();
+    });
+}
+
 /// Installs `handler` for `signal`, which blocks itself while it runs, and `blocks`.
 fn handle(
     signal: libc::c_int,
@@ -1079,14 +1148,8 @@ fn a_handler_of_the_programs_own_waits_for_ours() {
     with_runtime(|runtime| {
         runtime
             .run_until(async {
-                for again in [false, true] {
-                    let task = spawn(stackful(async move {
-                        if again {
-                            // Left in the middle of a handler and resumed.
-                            compute_for(Duration::from_millis(5));
-                        }
-                        hal_shim::interrupt::raise();
-                    }));
+                for _ in 0..2 {
+                    let task = spawn(stackful(async { hal_shim::interrupt::raise() }));
                     assert!(matches!(task.await, Err(JoinError::Abandoned)));
                     hogs_are_preempted().await;
                 }

@@ -37,11 +37,25 @@
 //!   those in `getenv`, the time zone, the name resolver, the dynamic linker. (The allocator is
 //!   guarded if it is [`heap!`]'s, which [`entry!`] installs, or in a
 //!   [`NoPreempt`](trapline::preempt::NoPreempt) of the program's own.)
+//! - it captures and prints no `std::backtrace::Backtrace`. That takes a lock of std's which the message of
+//!   every panic takes as well: a task that panics while another is preempted in there waits for ever, and
+//!   the core with it. Error types that capture one (when `RUST_BACKTRACE` or `RUST_LIB_BACKTRACE` is set) are
+//!   made under a guard too;
+//! - over such an instruction it expects nothing of what libc and std keep for the thread, but of `errno`, which
+//!   is the task's own: `dlerror`, `h_errno`, `uselocale`, the state of `strtok` and the buffers of functions like it,
+//!   the capture of a test's output.
+//!
+//! The rounding mode and the masked exceptions of floating point (MXCSR and the x87 unit's control word) are kept
+//! for a preempted task, and others don't see them. They are not switched where a task leaves by itself, in
+//! [`block_on`](trapline::block_on) and at the end of a poll: set them back before. (Rust code may not run
+//! with others than the usual at all.)
 //!
 //! And for all code of a thread that is a core:
 //!
 //! - it doesn't change the thread's signal mask or its alternate signal stack: a mask that isn't the
 //!   one that the core began with is taken for a signal handler's, which isn't preempted;
+//! - it takes a system call that ends early for what it is: see "[Signals and system
+//!   calls](#signals-and-system-calls)";
 //! - nowhere does the program use the signals `SIGRTMIN`, `SIGRTMIN + 1` and `SIGURG`, nor fork and
 //!   then go on in the child;
 //! - a core's number isn't given to another thread (by [`start_core`] or [`isolated`]) while a runtime
@@ -51,7 +65,38 @@
 //! A signal handler of the program's own may wake tasks, and do what else an interrupt may with Trapline,
 //! inside of [`interrupt::in_signal_handler`]; without that it may not: it would be taken for task context. In
 //! there it isn't preempted; outside of it neither, as long as it runs with its signal masked, as handlers do
-//! unless they were installed with `SA_NODEFER`.
+//! unless they were installed with `SA_NODEFER`, or on the alternate signal stack (`SA_ONSTACK`). It may end
+//! its task with [`end_task`](trapline::preempt::end_task) in there; the core then has its own signal mask again,
+//! whatever the handler had blocked. A signal of the program's own that arrives in a handler of this crate, the
+//! function of [`on_soft`](interrupt::on_soft) included, is delivered when that is over.
+//!
+//! A task that overflows its stack says so on the standard error output, with its name. Then the handler of
+//! `SIGSEGV` is called that there was when the first core started, and without one the process dies by the signal. A
+//! handler that the program installs later takes the place of both. It needs `SA_ONSTACK`: the task's stack has
+//! no room for it.
+//!
+//! # Signals and system calls
+//!
+//! A core's thread gets a signal when a slice ends, when a timer is due, and when another thread wakes one of its
+//! tasks. So system calls are interrupted: those of stackful tasks in every slice, and those of plain tasks
+//! by timers and wakes. The handlers are installed with `SA_RESTART`, so Linux begins again what has done nothing
+//! yet and has no time limit: `read`, `write`, `recv`, `send`, `accept`, `waitpid`, locks. This is what came of
+//! calls that wait for 10 ms and of transfers of 1 MiB, in a stackful task beside one that computes, with slices of
+//! 1 ms:
+//!
+//! | Call                                                  | Result                                |
+//! |-------------------------------------------------------|---------------------------------------|
+//! | `nanosleep`, `clock_nanosleep`                        | 81 and 98 of 100 `EINTR`              |
+//! | `poll`, `select`, `epoll_wait`                        | 97 to 100 of 100 `EINTR`              |
+//! | `futex` with a time limit, `recv` with `SO_RCVTIMEO`  | all `EINTR`                           |
+//! | `write` to a pipe, `send` to a socket (read slowly)   | all short                             |
+//! | `getrandom`                                           | all short                             |
+//! | `read` of a byte; `write` of 4 KiB to a pipe, of 64 MiB to a file | all whole                 |
+//!
+//! In a plain task without timers and wakes, all were whole. So repeat such calls, with what is left of the time
+//! or of the bytes. std's `sleep`, `read_exact`, `write_all` and locks do; a stream's `read` with a time limit gives
+//! `ErrorKind::Interrupted`. A call that waits keeps the core from all other tasks until a signal ends it: rather
+//! await a [`sleep`](trapline::time::sleep()), and have another thread wait and wake the task.
 #![cfg_attr(target_os = "none", no_std)]
 
 extern crate alloc;

@@ -6,10 +6,11 @@
 //! its handler returns; whoever clears the flag handles what was noted. A core has three signals:
 //! its alarm, a wake from another core, and the software interrupt.
 //!
-//! Our signals are also blocked in the kernel while a handler runs, so that two never lie on one
+//! All signals are also blocked in the kernel while a handler runs, so that two never lie on one
 //! stack with the lower one not begun: if the upper one left the stack, the lower would be lost
-//! until somebody resumes it. What `sigreturn` does for a handler that stays on its stack, the
-//! runtime's loop does when it was left: it unblocks them.
+//! until somebody resumes it, or for ever if it was one of the program's own that ended the task. What `sigreturn`
+//! does for a handler that stays on its stack, the runtime's loop does when it was left: it gives
+//! the thread the mask that it had in the beginning.
 //!
 //! ```text
 //!   signal ──► note it ──► masked? ── yes ──► return (which unblocks)
@@ -50,6 +51,7 @@ use trapline::platform::CoreSlot;
 use trapline::preempt;
 
 use super::faults::{self, AlternateStack};
+use super::task_state::TaskState;
 use crate::interrupt;
 
 /// How many cores there can be at a time.
@@ -287,9 +289,7 @@ impl Core {
             }
             self.mask();
             // In the middle of a call that the program takes for a cheap one, other tasks may run.
-            let errno = errno();
-            self.handle_notes();
-            set_errno(errno);
+            TaskState::around(|| self.handle_notes());
         }
     }
 

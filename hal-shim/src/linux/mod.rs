@@ -8,6 +8,7 @@ mod faults;
 #[cfg(address_sanitizer)]
 mod fibers;
 mod platform;
+mod task_state;
 
 use std::alloc::System;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

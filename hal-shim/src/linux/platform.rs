@@ -10,6 +10,7 @@ use trapline::platform::{CoreSlot, InInterrupt, PanicPayload, Platform};
 use trapline::stackful::StackfulBackend;
 
 use super::cores::{self, Core};
+use super::task_state::TaskState;
 use super::{fail, faults};
 
 /// The hosted platform.
@@ -140,9 +141,7 @@ unsafe impl Platform for Machine {
     }
 
     fn preserving(&self, leave: &mut dyn FnMut()) {
-        let errno = cores::errno();
-        leave();
-        cores::set_errno(errno);
+        TaskState::around(leave);
     }
 
     fn catch_unwind(&self, body: &mut dyn FnMut()) -> Result<(), PanicPayload> {
