@@ -913,19 +913,25 @@ fn a_long_signal_handler_of_the_programs_own_keeps_the_core() {
     tasks_are_in_no_handler_after(libc::SIGIO, computes);
 }
 
-/// Checks that hogs are preempted on this core.
+/// Computes until `done`, which something else on the core is to set.
+async fn hog_until(done: Arc<AtomicUsize>) {
+    let until = trapline::time::now() + Duration::from_secs(10);
+    while done.load(SeqCst) == 0 {
+        assert!(trapline::time::now() < until, "nothing else ran beside a hog");
+    }
+}
+
+/// Checks that hogs are preempted on this core: by the end of a slice alone, and by a timer.
 async fn hogs_are_preempted() {
-    let stop = Arc::new(AtomicUsize::new(0));
-    let sees = stop.clone();
-    let hog = spawn(stackful(async move {
-        let until = trapline::time::now() + Duration::from_secs(10);
-        while sees.load(SeqCst) == 0 {
-            assert!(trapline::time::now() < until, "nothing else ran beside a hog");
-        }
-    }));
-    yield_now().await;
+    let done = Arc::new(AtomicUsize::new(0));
+    let hog = spawn(stackful(hog_until(done.clone())));
+    let sets = spawn(stackful(async move { done.store(1, SeqCst) }));
+    hog.await.unwrap();
+    sets.await.unwrap();
+    let done = Arc::new(AtomicUsize::new(0));
+    let hog = spawn(stackful(hog_until(done.clone())));
     sleep(Duration::from_millis(3)).await;
-    stop.store(1, SeqCst);
+    done.store(1, SeqCst);
     hog.await.unwrap();
 }
 
@@ -1243,6 +1249,51 @@ fn spin() {
     assert!(trapline::time::now() < until);
 }
 
+/// A thread wakes a task while another one has no room for the signal, and then again.
+fn wakes_end(name: &'static str) {
+    static WOKEN: AtomicWaker = AtomicWaker::new();
+    static WAKES: AtomicUsize = AtomicUsize::new(0);
+    /// Waits for wake number `n`.
+    fn woken(n: usize) -> impl Future<Output = ()> {
+        poll_fn(move |context| {
+            WOKEN.register(context.waker());
+            if WAKES.load(SeqCst) >= n { Poll::Ready(()) } else { Poll::Pending }
+        })
+    }
+    let wakes_soon = || {
+        std::thread::spawn(|| {
+            std::thread::sleep(Duration::from_millis(50));
+            WAKES.fetch_add(1, SeqCst);
+            WOKEN.wake();
+        })
+    };
+    // No slice ends.
+    let config = Config { slice: Duration::from_secs(1000), ..Config::new() };
+    let runtime = hal_shim::test::keep(Runtime::with_config(config));
+    let test = async || {
+        let waits = spawn(async { woken(1).await });
+        let task = TaskBuilder::new().name(name).spawn(stackful(async { spin() })).unwrap();
+        wakes_soon();
+        assert!(matches!(task.await, Err(JoinError::Abandoned)));
+        waits.await.unwrap();
+        let done = Arc::new(AtomicUsize::new(0));
+        let sets = done.clone();
+        let waits = spawn(async move {
+            woken(2).await;
+            sets.store(1, SeqCst);
+        });
+        // It waits.
+        yield_now().await;
+        yield_now().await;
+        wakes_soon();
+        spawn(stackful(hog_until(done))).await.unwrap();
+        waits.await.unwrap();
+        hal_shim::println!("went on");
+    };
+    // SAFETY: as in `with_runtime`.
+    unsafe { hal_shim::isolated(|| runtime.run_until(test()).unwrap()) };
+}
+
 #[test]
 fn an_overflow_says_whose_before_the_process_dies() {
     use std::os::unix::process::ExitStatusExt;
@@ -1275,6 +1326,7 @@ fn an_overflow_says_whose_before_the_process_dies() {
         // A handler of the program's own, from before and from later.
         ("ended", true, false),
         ("ended without room", true, false),
+        ("ended by a wake without room", true, false),
         ("ended later", false, false),
         ("ended wild", false, false),
     ] {
@@ -1307,6 +1359,10 @@ fn an_overflow_says_whose_before_the_process_dies() {
             Err("ended without room") => {
                 ends();
                 overflows("ended without room", spin);
+            }
+            Err("ended by a wake without room") => {
+                ends();
+                wakes_end("ended by a wake without room");
             }
             Err("ended later") => overflows("ended later", || {
                 handle(libc::SIGSEGV, libc::SA_ONSTACK, &[], ends_the_task);
