@@ -1294,6 +1294,35 @@ fn wakes_end(name: &'static str) {
     unsafe { hal_shim::isolated(|| runtime.run_until(test()).unwrap()) };
 }
 
+/// A slice ends where there is room for all of what happens then, for the signal's frame, or for none of it.
+fn end_with_little_room() {
+    with_runtime(|runtime| {
+        handle(libc::SIGSEGV, libc::SA_ONSTACK, &[], ends_the_task);
+        let test = async || {
+            for room in (800..6000).step_by(100) {
+                let done = Arc::new(AtomicUsize::new(0));
+                let sees = done.clone();
+                let task = spawn(stackful(async move {
+                    with_only(room, &|| while sees.load(SeqCst) == 0 {});
+                }));
+                let sets = spawn(stackful(async move {
+                    compute_for(Duration::from_millis(3));
+                    done.store(1, SeqCst);
+                }));
+                let ended = task.await;
+                assert!(
+                    ended.is_err() || room > 1000,
+                    "nothing came where only {room} bytes were left"
+                );
+                sets.await.unwrap();
+                hogs_are_preempted().await;
+            }
+        };
+        runtime.run_until(test()).unwrap();
+        hal_shim::println!("went on");
+    });
+}
+
 #[test]
 fn an_overflow_says_whose_before_the_process_dies() {
     use std::os::unix::process::ExitStatusExt;
@@ -1328,6 +1357,7 @@ fn an_overflow_says_whose_before_the_process_dies() {
         ("ended without room", true, false),
         ("ended by a wake without room", true, false),
         ("ended later", false, false),
+        ("ended with little room", false, false),
         ("ended wild", false, false),
     ] {
         match in_child(TEST, case).as_ref().map_err(String::as_str) {
@@ -1364,6 +1394,7 @@ fn an_overflow_says_whose_before_the_process_dies() {
                 ends();
                 wakes_end("ended by a wake without room");
             }
+            Err("ended with little room") => end_with_little_room(),
             Err("ended later") => overflows("ended later", || {
                 handle(libc::SIGSEGV, libc::SA_ONSTACK, &[], ends_the_task);
                 recurse(0);

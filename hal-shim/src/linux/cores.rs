@@ -297,7 +297,9 @@ impl Core {
     pub(crate) fn unmask_after_leaving_handler(&self) {
         self.handling.store(false, Ordering::Relaxed);
         // One of the program's own that ended its task doesn't return, and nor do those that it came on top of.
-        self.own_handlers.store(0, Ordering::Relaxed);
+        if self.own_handlers.swap(0, Ordering::Relaxed) != 0 {
+            self.note_lost();
+        }
         self.blocked.store(false, Ordering::Relaxed);
         // All of it, and not only our signals: one of the program's own leaves its signal blocked, and what
         // its `sa_mask` says.
@@ -305,9 +307,10 @@ impl Core {
         self.unmask();
     }
 
-    /// Own, in a handler on another stack. Notes the signal that Linux had no room for on a task's stack: as it
-    /// doesn't say which, all that it may have been.
-    pub(crate) fn note_lost(&self) {
+    /// Own. Notes what a handler of the program's own may have kept from being handled when it ended a task:
+    /// a signal for whose frame there was no room on the task's stack, or whose handler was in the middle.
+    #[cold]
+    fn note_lost(&self) {
         let sent = self.in_flight.load(Ordering::Relaxed);
         for signal in SIGNALS {
             if signal == ALARM || sent & signal != 0 {

@@ -6,9 +6,7 @@
 //! then, as it is for any other fault. One that the program installs later takes this one's place.
 //!
 //! An overflow is seen in one of two ways: the task touches the guard, or a signal finds no room for its
-//! frame, and Linux makes a memory fault without an address of it. Then the signal is lost, as it is when our
-//! handler for it touches the guard. So it is noted again here: a fault handler that ends the task leaves a core
-//! that goes on.
+//! frame, and Linux makes a memory fault without an address of it.
 
 use std::ffi::{c_int, c_void};
 use std::fmt::{self, Write};
@@ -114,8 +112,7 @@ extern "C" fn on_fault(number: c_int, info: *mut libc::siginfo_t, context: *mut 
     // SAFETY: Linux gives a handler with SA_SIGINFO both, and so does a handler that calls this one.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr().addr()) };
     let sent = code <= 0;
-    let core = cores::here().filter(|_| !sent);
-    let overflow = core.and_then(|core| {
+    let overflow = cores::here().filter(|_| !sent).and_then(|_| {
         let stack = trapline::stackful::current_stack()?;
         let guard = platform::guard_below(&stack);
         let no_room = code == SI_KERNEL && {
@@ -125,9 +122,6 @@ extern "C" fn on_fault(number: c_int, info: *mut libc::siginfo_t, context: *mut 
             pointer >= guard.start && pointer < guard.end + signal_frame().max(4096) + RED_ZONE
         };
         let overflow = no_room || guard.contains(&address);
-        if no_room || (overflow && core.is_handling()) {
-            core.note_lost();
-        }
         overflow.then(|| {
             say(format_args!(
                 "{} overflowed its stack of {} bytes: set Config::stack_size higher",
