@@ -309,13 +309,8 @@ impl Runtime {
             SliceLeft::Nanoseconds(left) => (true, left),
             SliceLeft::Nothing => (false, self.slice()),
         });
-        if reason == Reason::Preempted {
-            // SAFETY: passed on.
-            bound::preserving(&mut || unsafe { self.leave_stack(stack, reason) });
-        } else {
-            // SAFETY: passed on.
-            unsafe { self.leave_stack(stack, reason) };
-        }
+        // SAFETY: passed on.
+        unsafe { self.leave_stack(stack, reason) };
     }
 
     /// Leaves the running stack for the loop. Returns when the loop enters it again, with the gate open.
@@ -437,7 +432,7 @@ impl Runtime {
             }
             let left = self.alarm().slice_left(self.slice());
             // SAFETY: the running task's own code, on its stack, in task context.
-            unsafe { self.leave_preempted(left, Reason::Preempted) };
+            bound::preserving(&mut || unsafe { self.leave_preempted(left, Reason::Preempted) });
         }
     }
 }
