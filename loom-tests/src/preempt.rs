@@ -2,7 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -373,6 +373,36 @@ fn end_of_a_stackful_task_against_its_handle() {
         dropper.join().unwrap();
         runtime.shutdown().unwrap();
         assert_eq!(output.dropped(), 1);
+    });
+}
+
+/// A blocked stackful task that is aborted is not polled again, though it is given a stack.
+#[test]
+fn abort_of_a_blocked_stackful_task() {
+    interrupted::<1>(None, No, || {
+        let runtime = runtime();
+        let (polls, future) = (Arc::new(AtomicUsize::new(0)), Drops::default());
+        let handle = runtime.spawn(stackful({
+            let (polls, part) = (polls.clone(), future.payload());
+            poll_fn(move |_| {
+                let _part_of_the_future = &part;
+                polls.fetch_add(1, Relaxed);
+                Poll::<()>::Pending
+            })
+        }));
+        interrupt(Arrival::Perhaps, on_timer);
+        let polled = polls.clone();
+        let aborted = runtime.run_until(async move {
+            while polled.load(Relaxed) == 0 {
+                yield_now().await;
+            }
+            yield_now().await;
+            handle.abort();
+            handle.await
+        });
+        assert!(matches!(aborted.unwrap(), Err(JoinError::Aborted)));
+        assert_eq!((polls.load(Relaxed), future.dropped()), (1, 1));
+        runtime.shutdown().unwrap();
     });
 }
 

@@ -485,7 +485,7 @@ where
         // SAFETY: `Vtable::drop_output`, as `take_output`; the task is alive.
         unsafe {
             Self::stage(task).with_mut(|stage| {
-                match &**(&raw const (*stage).output) {
+                match &*(*stage).output {
                     // Moved out, as the payload's drop may panic too.
                     Err(JoinError::Panicked(payload)) => {
                         panic::discard(task, core::ptr::read(payload));
