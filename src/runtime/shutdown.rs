@@ -16,6 +16,9 @@ impl Runtime {
     /// anything. It is left as it is, its handle says [`JoinError::Abandoned`], and its stack is
     /// leaked and reported.
     ///
+    /// A [`Sleep`](crate::time::Sleep) that was polled here and moved to another runtime's task is woken, and
+    /// goes on there.
+    ///
     /// Tasks' memory goes with their last wakers. What is handed back after the shutdown is freed by
     /// calling this again, which does nothing else then.
     ///
@@ -49,6 +52,8 @@ impl Runtime {
             self.abandon(task);
         }
         while self.own.stacks.preempted.pop(self.polls()).is_some() {}
+        // Timers of futures that others have by now.
+        self.timers.close(self);
         self.own.arena.close();
         report.stacks_with_frames = self.own.stacks.pool.free_idle();
         Ok(report)

@@ -1,7 +1,7 @@
 //! Time: the clock, sleeping, and giving up after a while.
 //!
 //! Times are nanoseconds of the platform's clock. A timer fires in task context of the core that it
-//! was first polled on, never early; how late, depends on what else that core polls: a stackful task
+//! was polled on last, never early; how late, depends on what else that core polls: a stackful task
 //! is preempted for it, a plain one is not.
 
 mod alarm;

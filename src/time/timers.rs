@@ -6,7 +6,7 @@ use core::fmt;
 use core::future::Future;
 use core::marker::PhantomPinned;
 use core::pin::Pin;
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
@@ -19,8 +19,8 @@ use crate::task::waker;
 
 /// The timers of one core, first to fire first.
 ///
-/// The core itself inserts and fires; a [`Sleep`] that was moved elsewhere is taken out by any core.
-/// An interrupt only looks at `next`.
+/// The core itself inserts and fires; a [`Sleep`] that was moved elsewhere is taken out by any core, which
+/// then puts it into its own list. An interrupt only looks at `next`.
 #[derive(Debug)]
 pub(crate) struct Timers {
     list: PreemptLock<List>,
@@ -31,6 +31,8 @@ pub(crate) struct Timers {
 #[derive(Debug)]
 struct List {
     first: Option<NonNull<Node>>,
+    /// Its runtime has been shut down, so nothing is put in any more.
+    closed: bool,
 }
 
 // SAFETY: nodes are touched only under the lock, wherever their futures go: see `Node`.
@@ -45,11 +47,16 @@ struct Node {
     previous: Option<NonNull<Node>>,
     next: Option<NonNull<Node>>,
     linked: bool,
+    /// It was taken out since it was due.
+    fired: bool,
 }
 
 impl Timers {
     pub(crate) const fn new() -> Self {
-        Self { list: PreemptLock::new(List { first: None }), next: AtomicU64::new(NEVER) }
+        Self {
+            list: PreemptLock::new(List { first: None, closed: false }),
+            next: AtomicU64::new(NEVER),
+        }
     }
 
     /// When the next timer fires; [`NEVER`] if there is none. Any context.
@@ -75,16 +82,12 @@ impl Timers {
                 if unsafe { first.as_ref() }.deadline > now {
                     break;
                 }
-                // SAFETY: as above, and so is the next.
+                // SAFETY: as above.
                 unsafe {
-                    let node = first.as_ptr();
-                    list.first = (*node).next;
-                    (*node).linked = false;
-                    if let Some(second) = list.first {
-                        (*second.as_ptr()).previous = None;
-                    }
+                    list.remove(first);
                     self.note(&list);
-                    (*node).waker.take()
+                    (*first.as_ptr()).fired = true;
+                    (*first.as_ptr()).waker.take()
                 }
             };
             // Outside of the lock: a waker's code is not ours.
@@ -99,11 +102,95 @@ impl Timers {
         }
     }
 
+    /// Takes all out and wakes them, and puts none in from now on: the runtime has been shut down. What still
+    /// sleeps has been moved to tasks of others, whose next poll puts it into their runtime's list.
+    pub(crate) fn close(&self, runtime: &Runtime) {
+        loop {
+            let waker = {
+                let mut list = self.list.lock();
+                list.closed = true;
+                let Some(first) = list.first else { break };
+                // SAFETY: a linked node is alive and ours under the lock.
+                unsafe {
+                    list.remove(first);
+                    self.note(&list);
+                    (*first.as_ptr()).waker.take()
+                }
+            };
+            // Outside of the lock, as in `fire`.
+            if let Some(waker) = waker {
+                runtime.guarded_alone(|| waker.wake());
+            }
+        }
+    }
+
+    /// Puts a timer in, and takes its waker. `false`: the runtime has been shut down.
+    ///
+    /// # Safety
+    ///
+    /// `node` is in no list and stays alive until it has been removed. The caller is on the core of these
+    /// timers' runtime.
+    unsafe fn insert(&self, node: NonNull<Node>, waker: &mut Option<Waker>) -> bool {
+        let mut list = self.list.lock();
+        if list.closed {
+            return false;
+        }
+        // SAFETY: in no list, so ours; and the caller's promise.
+        unsafe {
+            (*node.as_ptr()).waker = waker.take();
+            list.insert(node);
+        }
+        self.note(&list);
+        true
+    }
+
+    /// Gives a timer another waker if it is in, and takes that.
+    ///
+    /// # Safety
+    ///
+    /// `node` is in no other list.
+    unsafe fn renew(&self, node: NonNull<Node>, waker: &mut Option<Waker>) -> Found {
+        let _list = self.list.lock();
+        // SAFETY: under the lock of the only list that it can be in.
+        unsafe {
+            let mut old = None;
+            if (*node.as_ptr()).linked {
+                old = (*node.as_ptr()).waker.take();
+                (*node.as_ptr()).waker = waker.take();
+            }
+            Found { fired: (*node.as_ptr()).fired, _waker: old }
+        }
+    }
+
+    /// Takes a timer out if it is in.
+    ///
+    /// # Safety
+    ///
+    /// `node` is in no other list.
+    unsafe fn remove(&self, node: NonNull<Node>) -> Found {
+        let mut list = self.list.lock();
+        // SAFETY: under the lock of the only list that it can be in.
+        unsafe {
+            if (*node.as_ptr()).linked {
+                list.remove(node);
+                self.note(&list);
+            }
+            Found { fired: (*node.as_ptr()).fired, _waker: (*node.as_ptr()).waker.take() }
+        }
+    }
+
     fn note(&self, list: &List) {
         // SAFETY: a linked node is alive and ours under the lock.
         let next = list.first.map_or(NEVER, |first| unsafe { first.as_ref() }.deadline);
         self.next.store(next, Ordering::Relaxed);
     }
+}
+
+/// How a [`Sleep`] found its timer.
+struct Found {
+    fired: bool,
+    /// The waker that it had. To be dropped outside of the lock, being a user's code.
+    _waker: Option<Waker>,
 }
 
 impl List {
@@ -169,6 +256,7 @@ pub fn sleep_until(deadline: Instant) -> Sleep {
             previous: None,
             next: None,
             linked: false,
+            fired: false,
         }),
         _pinned: PhantomPinned,
     }
@@ -176,12 +264,18 @@ pub fn sleep_until(deadline: Instant) -> Sleep {
 
 /// The future that [`sleep`] and [`sleep_until`] return. Allocates nothing. Cancel-safe.
 ///
-/// The timer belongs to the core on which it is first polled. It may be moved to another core's task
-/// after that, and dropped there, in task context.
+/// The timer is the runtime's on whose core it was polled last, and is fired by that one's loop. A `Sleep`
+/// may be moved, to a task of another core or of another runtime of the same core, also after it has been
+/// polled: the next poll there makes it that runtime's. Until then the old one fires it, if that is still
+/// run; when that is shut down, it wakes all that sleep in it, so that they are polled again elsewhere. It
+/// may be dropped on any core, in task context.
+///
+/// Polled outside of any runtime, it stays with the one that it has.
 ///
 /// # Panics
 ///
-/// Polled on a core that is not inside of a runtime: there would be nobody to fire it.
+/// Polled on a core that is not inside of a runtime, if it has none yet or that has been shut down: there
+/// would be nobody to fire it.
 #[must_use = "futures do nothing unless awaited"]
 pub struct Sleep {
     deadline: u64,
@@ -219,32 +313,38 @@ impl Future for Sleep {
         if this.deadline <= bound::now() {
             return Poll::Ready(());
         }
-        // A user's code, so before the lock.
-        let waker = context.waker().clone();
+        let here = bound::slot().runtime();
         let node = this.node();
-        if let Some(runtime) = this.runtime {
-            let list = runtime.timers().list.lock();
-            // SAFETY: under the lock of the only list that it can be in.
-            let (linked, old) =
-                unsafe { ((*node.as_ptr()).linked, (*node.as_ptr()).waker.replace(waker)) };
-            drop(list);
-            drop(old);
-            // It was unlinked when it was due, perhaps just now on another core.
-            return if linked { Poll::Pending } else { Poll::Ready(()) };
+        // A user's code is not called under a lock: the new waker is cloned before, the old one dropped after.
+        let mut waker = Some(context.waker().clone());
+        if let Some(home) = this.runtime {
+            let found = if here.is_none_or(|here| ptr::eq(here, home)) {
+                // SAFETY: it is in no other list.
+                unsafe { home.timers().renew(node, &mut waker) }
+            } else {
+                // SAFETY: as above.
+                unsafe { home.timers().remove(node) }
+            };
+            // It was taken out when it was due, perhaps just now on another core.
+            if found.fired {
+                return Poll::Ready(());
+            }
+            if waker.is_none() {
+                return Poll::Pending;
+            }
         }
-        let Some(runtime) = bound::slot().runtime() else {
+        let Some(runtime) = here else {
             panic!(
                 "a Sleep was polled outside of a runtime: poll it in Runtime::enter or run_until"
             )
         };
         this.runtime = Some(runtime);
-        let mut list = runtime.timers().list.lock();
-        // SAFETY: it is in no list, pinned, and removed by `drop` at the latest.
-        unsafe {
-            (*node.as_ptr()).waker = Some(waker);
-            list.insert(node);
+        // SAFETY: it is in no list, pinned, and removed by `drop` at the latest; this is the runtime's core.
+        if !unsafe { runtime.timers().insert(node, &mut waker) } {
+            // In its shutdown. What comes to sleep there is told at once what the others were.
+            context.waker().wake_by_ref();
+            return Poll::Pending;
         }
-        runtime.timers().note(&list);
         if runtime.is_on_stack() {
             runtime.alarm().set_by(runtime.timers().next());
         } else {
@@ -257,16 +357,10 @@ impl Future for Sleep {
 
 impl Drop for Sleep {
     fn drop(&mut self) {
-        let Some(runtime) = self.runtime else { return };
-        let mut list = runtime.timers().list.lock();
-        let node = self.node();
-        // SAFETY: under the lock of the only list that it can be in.
-        if unsafe { node.as_ref() }.linked {
-            // SAFETY: it is in this list.
-            unsafe { list.remove(node) };
-            runtime.timers().note(&list);
+        if let Some(runtime) = self.runtime {
+            // SAFETY: it can be in no other list.
+            unsafe { runtime.timers().remove(self.node()) };
         }
-        // The waker is dropped after the lock, with the node.
     }
 }
 

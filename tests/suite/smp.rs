@@ -192,7 +192,7 @@ pub fn sleep_moved_to_another_core() {
             // SAFETY: `here` made it by `Box::into_raw` and forgot it; it was pinned and still is.
             let mut sleep = unsafe { Pin::new_unchecked(Box::from_raw(MOVED.load(SeqCst))) };
             run_on(there, async {
-                // Registered with the first core's timers, fired there, awaited here.
+                // It was among the first core's timers, and is among this one's from now on.
                 sleep.as_mut().await;
             });
             drop(sleep);
@@ -210,6 +210,85 @@ pub fn sleep_moved_to_another_core() {
                 MOVED.store(moved, SeqCst);
                 go.add();
                 sleep(ms(30)).await;
+            });
+        },
+    );
+}
+
+/// The first core is not even in its runtime any more.
+pub fn sleep_moved_to_another_core_needs_the_first_no_more() {
+    let (here, there) = (runtime(), shared(Config::new()));
+    let mut moved = Box::pin(sleep(ms(10)));
+    let deadline = moved.deadline();
+    run_on(
+        here,
+        poll_fn(|context| {
+            assert!(moved.as_mut().poll(context).is_pending());
+            Poll::Ready(())
+        }),
+    );
+    beside(
+        move || {
+            run_on(there, moved);
+            assert!(now() >= deadline);
+        },
+        || {},
+    );
+}
+
+/// The core that has them fires them while the other takes them over or drops them.
+pub fn sleeps_are_moved_and_dropped_while_they_are_due() {
+    const ROUNDS: usize = 200;
+    type Moved = spin::Mutex<Option<Pin<Box<trapline::time::Sleep>>>>;
+    static MOVED: Moved = spin::Mutex::new(None);
+    let (here, there) = (runtime(), shared(Config::new()));
+    let done = Count::new();
+    let counts = done.clone();
+    beside(
+        move || {
+            run_on(there, async {
+                for round in 0..ROUNDS {
+                    let mut sleep = loop {
+                        if let Some(sleep) = MOVED.lock().take() {
+                            break sleep;
+                        }
+                        yield_now().await;
+                    };
+                    let deadline = sleep.deadline();
+                    // From long before it is due to a little after that.
+                    let wait = core::time::Duration::from_nanos(round as u64 % 20 * 10_000);
+                    let until = now() + wait;
+                    while now() < until {}
+                    if round % 3 == 0 {
+                        drop(sleep);
+                    } else {
+                        let ready =
+                            poll_fn(|context| Poll::Ready(sleep.as_mut().poll(context))).await;
+                        if round % 3 == 1 || ready.is_ready() {
+                            drop(sleep);
+                        } else {
+                            sleep.await;
+                            assert!(now() >= deadline);
+                        }
+                    }
+                    counts.add();
+                }
+            });
+        },
+        || {
+            run_on(here, async {
+                for round in 0..ROUNDS {
+                    let mut begun = Box::pin(sleep(core::time::Duration::from_micros(150)));
+                    let pending =
+                        poll_fn(|context| Poll::Ready(begun.as_mut().poll(context).is_pending()))
+                            .await;
+                    if !pending {
+                        // Something else took the core for so long.
+                        begun = Box::pin(sleep(core::time::Duration::from_micros(150)));
+                    }
+                    *MOVED.lock() = Some(begun);
+                    done.reaches(round + 1).await;
+                }
             });
         },
     );

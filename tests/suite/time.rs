@@ -1,10 +1,16 @@
 //! Sleeping and giving up.
 
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::task::Wake;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::future::{Future, poll_fn};
+use core::pin::Pin;
+use core::task::{Context, Poll, Waker};
 
-use trapline::time::{Elapsed, Instant, now, sleep, sleep_until, timeout};
-use trapline::{spawn, yield_now};
+use trapline::time::{Elapsed, Instant, Sleep, now, sleep, sleep_until, timeout};
+use trapline::{Runtime, spawn, stackful, yield_now};
 
 use crate::support::*;
 
@@ -138,4 +144,114 @@ pub fn many_sleepers() {
             assert_eq!(sleeper.await.is_err(), number % 3 == 0);
         }
     });
+}
+
+/// A sleep that was polled in `runtime`, once, before it was due.
+fn begun_in(runtime: &'static Runtime, milliseconds: u64) -> Pin<Box<Sleep>> {
+    loop {
+        let mut begun = Box::pin(sleep(ms(milliseconds)));
+        let poll = poll_fn(|context| Poll::Ready(begun.as_mut().poll(context)));
+        if run_on(runtime, poll).is_pending() {
+            return begun;
+        }
+    }
+}
+
+pub fn a_sleep_goes_on_in_another_runtime() {
+    let (first, second) = (runtime(), runtime());
+    let begun = begun_in(first, 5);
+    let deadline = begun.deadline();
+    run_on(second, begun);
+    assert!(now() >= deadline);
+    // In a task, beside another that stays; and from there to a third.
+    let third = runtime();
+    let (moved, stays) = (begun_in(first, 5), begun_in(first, 1));
+    let mut moved = Some(moved);
+    let moved = run_on(
+        second,
+        poll_fn(|context| {
+            let mut moved = moved.take().unwrap();
+            let _ = moved.as_mut().poll(context);
+            Poll::Ready(moved)
+        }),
+    );
+    let deadline = moved.deadline();
+    run_on(third, async { spawn(stackful(moved)).await.unwrap() });
+    assert!(now() >= deadline);
+    run_on(first, stays);
+}
+
+pub fn a_sleep_outlives_the_runtime_that_it_began_in() {
+    let (first, second) = (runtime(), runtime());
+    let (begun, again, dropped) = (begun_in(first, 5), begun_in(first, 6), begun_in(first, 7));
+    first.shutdown().unwrap();
+    drop(dropped);
+    let deadline = again.deadline();
+    run_on(second, async {
+        spawn(begun).await.unwrap();
+        spawn(stackful(again)).await.unwrap();
+    });
+    assert!(now() >= deadline);
+}
+
+/// A waker of nobody's task.
+struct Counting(Count);
+
+impl Wake for Counting {
+    fn wake(self: Arc<Self>) {
+        self.0.add();
+    }
+}
+
+pub fn a_shutdown_wakes_what_sleeps() {
+    let (first, second) = (runtime(), runtime());
+    let woken = Count::new();
+    let waker = Waker::from(Arc::new(Counting(woken.clone())));
+    let mut sleeps: Vec<_> = [2000, 300, 1000].map(|after| Box::pin(sleep(ms(after)))).into();
+    run_on(first, async {
+        for sleep in &mut sleeps {
+            assert!(sleep.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        }
+        // It goes with the shutdown, and its timer with it.
+        spawn(sleep(ms(1500)));
+        yield_now().await;
+    });
+    assert_eq!(woken.get(), 0);
+    first.shutdown().unwrap();
+    assert_eq!(woken.get(), 3);
+    first.shutdown().unwrap();
+    assert_eq!(woken.get(), 3);
+    // It isn't over for that.
+    let short = sleeps.remove(1);
+    let deadline = short.deadline();
+    run_on(second, short);
+    assert!(now() >= deadline);
+}
+
+/// The drop of a task's future polls one by hand while the runtime is shut down.
+pub fn a_sleep_that_begins_in_a_shutdown() {
+    struct Begins(Option<Pin<Box<Sleep>>>, Waker, Arc<spin::Mutex<Option<Pin<Box<Sleep>>>>>);
+    impl Drop for Begins {
+        fn drop(&mut self) {
+            let mut sleep = self.0.take().unwrap();
+            assert!(sleep.as_mut().poll(&mut Context::from_waker(&self.1)).is_pending());
+            *self.2.lock() = Some(sleep);
+        }
+    }
+    let (first, second) = (runtime(), runtime());
+    let woken = Count::new();
+    let waker = Waker::from(Arc::new(Counting(woken.clone())));
+    let kept = Arc::new(spin::Mutex::new(None));
+    let begins = Begins(Some(Box::pin(sleep(ms(300)))), waker, kept.clone());
+    first.spawn(async move {
+        let _begins = begins;
+        never().await
+    });
+    run_on(first, yield_now());
+    first.shutdown().unwrap();
+    assert_eq!(woken.get(), 1);
+    let sleep = kept.lock().take().unwrap();
+    let deadline = sleep.deadline();
+    run_on(second, sleep);
+    assert!(now() >= deadline);
 }
