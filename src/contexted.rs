@@ -1,17 +1,20 @@
 //! Hooks around every stretch that a future has the core, and the chain of what a poll is inside of.
 
 use alloc::sync::Arc;
+use core::any::TypeId;
 use core::fmt;
 use core::future::Future;
-use core::mem::ManuallyDrop;
+use core::marker::PhantomData;
+use core::mem::{self, ManuallyDrop};
 use core::pin::Pin;
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
 use core::task::{Context, Poll};
 
 use crate::Runtime;
 use crate::fatal::fatal;
 use crate::platform::{InInterrupt, bound};
 use crate::preempt::PreemptGuard;
+use crate::task::undropped;
 
 /// What a future needs around it while it has the core: its address space loaded, its thread set as the
 /// current one.
@@ -113,37 +116,51 @@ impl Drop for NoPanic {
 
 /// Runs `code` inside of `surroundings`, and lets whoever takes the core meanwhile know of them.
 pub(crate) fn within<R>(surroundings: Surroundings<'_>, code: impl FnOnce() -> R) -> R {
-    struct Leave<'a>(&'a Scope<'a>, Option<&'static Runtime>);
-    impl Drop for Leave<'_> {
-        fn drop(&mut self) {
-            let _guard = PreemptGuard::new();
-            if let Some(runtime) = self.1 {
-                if runtime.scopes().get() != Some(NonNull::from(self.0).cast()) {
-                    // Its stack was left in the middle by somebody who isn't us: some code is in what is gone.
-                    fatal(
-                        "trapline: scopes of hooks or task-locals ended in another order than they began",
-                    );
-                }
-                runtime.scopes().set(self.0.outer);
-            }
-            self.0.leave();
-        }
+    let mut scope = Scope::new(surroundings);
+    let _inside = scope.begin();
+    code()
+}
+
+impl<'a> Scope<'a> {
+    pub(crate) fn new(inside_of: Surroundings<'a>) -> Self {
+        Self { inside_of, outer: None }
     }
 
-    let guard = PreemptGuard::new();
-    let runtime = Runtime::current();
-    let outer = runtime.and_then(|runtime| runtime.scopes().get());
-    let scope = Scope { inside_of: surroundings, outer };
-    scope.enter();
-    if let Some(runtime) = runtime {
-        // The lifetime is forgotten: `Leave` takes the pointer back before the scope goes.
-        runtime.scopes().set(Some(NonNull::from(&scope).cast()));
+    /// Enters, until what this returns is dropped; whoever takes the core meanwhile knows of the scope.
+    #[inline(never)]
+    pub(crate) fn begin(&mut self) -> Inside<'_> {
+        let _guard = PreemptGuard::new();
+        let runtime = Runtime::current();
+        self.outer = runtime.and_then(|runtime| runtime.scopes().get());
+        self.enter();
+        if let Some(runtime) = runtime {
+            // The lifetime is forgotten: `Inside` takes the pointer back before the scope goes.
+            runtime.scopes().set(Some(NonNull::from(&*self).cast()));
+        }
+        Inside { scope: self, runtime }
     }
-    let leave = Leave(&scope, runtime);
-    drop(guard);
-    let result = code();
-    drop(leave);
-    result
+}
+
+/// The running poll is inside of a scope until this is dropped.
+pub(crate) struct Inside<'a> {
+    scope: &'a Scope<'a>,
+    runtime: Option<&'static Runtime>,
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        let _guard = PreemptGuard::new();
+        if let Some(runtime) = self.runtime {
+            if runtime.scopes().get() != Some(NonNull::from(self.scope).cast()) {
+                // Its stack was left in the middle by somebody who isn't us: some code is in what is gone.
+                fatal(
+                    "trapline: scopes of hooks or task-locals ended in another order than they began",
+                );
+            }
+            runtime.scopes().set(self.scope.outer);
+        }
+        self.scope.leave();
+    }
 }
 
 /// All hooks of the running poll, outermost first; `None` if there is no memory for the list.
@@ -220,7 +237,10 @@ pub struct Contexted<F> {
 ///
 /// Cancel-safe if `future` is.
 pub fn contexted<F: Future, H: Hooks>(future: F, hooks: Arc<H>) -> Contexted<F> {
-    Contexted { hooks: [hooks], future: ManuallyDrop::new(future) }
+    fn made<F>(future: ManuallyDrop<F>, hooks: Arc<dyn Hooks>) -> Contexted<F> {
+        Contexted { hooks: [hooks], future }
+    }
+    undropped(made)(future, hooks)
 }
 
 impl<F: Future> Future for Contexted<F> {
@@ -229,18 +249,49 @@ impl<F: Future> Future for Contexted<F> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         // SAFETY: `future` is pinned with `self` and never moved; `hooks` isn't pinned.
         let this = unsafe { self.get_unchecked_mut() };
-        let place: *const Self = this;
+        let whole = (ptr::from_ref(this).cast(), type_of::<Self>());
         // SAFETY: as above.
         let future = unsafe { Pin::new_unchecked(&mut *this.future) };
-        within(Surroundings::Hooks(&this.hooks), || match Runtime::current() {
+        within(Surroundings::Hooks(&this.hooks), || {
             // A stackful future that is all that is inside makes the whole task stackful.
-            Some(runtime) if !runtime.is_on_stack() && runtime.task_that_is(place).is_some() => {
-                let inside: *const F = &raw const *future;
-                runtime.inside_of_hooks(inside, || future.poll(context))
-            }
-            _ => future.poll(context),
+            let _inside = match Runtime::current() {
+                Some(runtime)
+                    if !runtime.is_on_stack() && runtime.task_that_is(whole).is_some() =>
+                {
+                    let inside = (ptr::from_ref(&*future).cast(), type_of::<F>());
+                    Some(runtime.inside_of_hooks(inside))
+                }
+                _ => None,
+            };
+            future.poll(context)
         })
     }
+}
+
+/// The type, whatever its lifetimes: equal for types that differ in those alone.
+///
+/// So it says that two values have one layout and one set of functions, and not that the one may stand for
+/// the other. Two that are equal and lie in one place are one value.
+fn type_of<T>() -> TypeId {
+    trait Typed {
+        fn id(&self) -> TypeId
+        where
+            Self: 'static;
+    }
+    impl<T> Typed for PhantomData<T> {
+        fn id(&self) -> TypeId
+        where
+            Self: 'static,
+        {
+            TypeId::of::<T>()
+        }
+    }
+    let nothing = PhantomData::<T>;
+    let typed: &(dyn Typed + '_) = &nothing;
+    // SAFETY: only the lifetime bound of the trait object changes. The one function of it looks at no value;
+    // it is compiled once for all lifetimes, as every function.
+    let typed = unsafe { mem::transmute::<&(dyn Typed + '_), &(dyn Typed + 'static)>(typed) };
+    typed.id()
 }
 
 impl<F> Drop for Contexted<F> {

@@ -236,6 +236,19 @@ impl<T> UnsafeCell<T> {
     pub(crate) fn address(&self) -> *const T {
         self.value.get()
     }
+
+    /// Makes a cell at `place` but for its value, and returns where that is to be written.
+    ///
+    /// # Safety
+    ///
+    /// `place` is valid for writes. The cell is used only after its value has been written.
+    pub(crate) unsafe fn make_around(place: *mut Self) -> *mut T {
+        // SAFETY: the caller's promise.
+        unsafe {
+            (&raw mut (*place).access).write(loom::cell::UnsafeCell::new(()));
+            (&raw mut (*place).value).cast()
+        }
+    }
 }
 
 #[cfg(loom)]
@@ -272,6 +285,17 @@ impl<T> UnsafeCell<T> {
     /// Only where the value lies.
     pub(crate) fn address(&self) -> *const T {
         self.0.get()
+    }
+
+    /// Makes a cell at `place` but for its value, and returns where that is to be written.
+    ///
+    /// # Safety
+    ///
+    /// `place` is valid for writes. The cell is used only after its value has been written.
+    #[inline(always)]
+    pub(crate) unsafe fn make_around(place: *mut Self) -> *mut T {
+        // There is nothing but the value.
+        place.cast()
     }
 }
 

@@ -18,6 +18,8 @@ mod names;
 mod registers;
 #[path = "suite/smp.rs"]
 mod smp;
+#[path = "suite/stack_use.rs"]
+mod stack_use;
 #[path = "suite/stacks.rs"]
 mod stacks;
 #[path = "suite/static_tasks.rs"]
@@ -33,6 +35,8 @@ mod time;
 #[cfg(target_os = "none")]
 #[path = "suite/users.rs"]
 mod users;
+#[path = "suite/wrappers.rs"]
+mod wrappers;
 
 hal_shim::entry!(unsafe program);
 
@@ -139,6 +143,17 @@ fn program() {
         contexts::a_stackful_child_inherits_all_hooks,
         contexts::a_task_that_is_spawned_inside_inherits_nothing,
         contexts::a_child_without_memory_does_not_leave_its_parents_hooks,
+        stack_use::a_spawn_copies_its_future_once,
+        stack_use::wrapping_copies_once,
+        stack_use::a_child_is_spawned_with_one_copy,
+        stack_use::a_join_copies_the_output_twice_at_most,
+        stack_use::a_poll_copies_the_output_twice_at_most,
+        stack_use::run_until_and_block_on_copy_their_future_once,
+        wrappers::a_wrapper_is_polled_off_the_stack,
+        wrappers::a_wrapper_among_hooks_is_polled_off_the_stack,
+        wrappers::of_two_of_one_type_one_is_the_task,
+        wrappers::a_race_with_what_takes_no_room_is_decided,
+        wrappers::one_that_is_moved_between_polls_stays_stackful,
         registers::survive_a_hundred_thousand_preemptions,
         registers::survive_a_thousand_suspensions,
         time::sleepers_wake_in_the_order_of_their_deadlines,
@@ -148,12 +163,18 @@ fn program() {
         time::dropped_sleep_wakes_nobody,
         time::timer_that_comes_due_outside_fires_inside,
         time::many_sleepers,
+        time::a_sleep_goes_on_in_another_runtime,
+        time::a_sleep_outlives_the_runtime_that_it_began_in,
+        time::a_shutdown_wakes_what_sleeps,
+        time::a_sleep_that_begins_in_a_shutdown,
         smp::spawn_from_another_core,
         smp::wakes_back_and_forth,
         smp::wake_from_another_core_preempts_at_once,
         smp::parked_core_is_woken,
         smp::two_cores_cannot_enter_one_runtime,
         smp::sleep_moved_to_another_core,
+        smp::sleep_moved_to_another_core_needs_the_first_no_more,
+        smp::sleeps_are_moved_and_dropped_while_they_are_due,
         smp::tasks_of_two_cores_meet,
         errors::nested_runtimes,
         errors::zero_slice_or_nearly,

@@ -3,14 +3,16 @@
 use core::convert::Infallible;
 use core::fmt;
 use core::future::Future;
+use core::mem::MaybeUninit;
 use core::pin::pin;
 use core::ptr::NonNull;
-use core::task::Context;
+use core::task::{Context, Poll};
 
 use super::{RootPoll, Runtime};
 use crate::config::ConfigError;
 use crate::platform::{PanicPayload, bound};
 use crate::sync::atomic::Ordering;
+use crate::task::in_place;
 use crate::task::join::panic_message;
 use crate::task::state::Wake;
 
@@ -43,9 +45,17 @@ impl Runtime {
     pub fn run_until<F: Future>(&'static self, future: F) -> Result<F::Output, EnterError> {
         let _entered = self.claim()?;
         let mut future = pin!(future);
-        let mut output = None;
+        let mut place = MaybeUninit::<F::Output>::uninit();
+        let mut output = Output { place: place.as_mut_ptr(), is_there: false };
         let mut poll = |context: &mut Context<'_>| {
-            future.as_mut().poll(context).map(|value| output = Some(value))
+            in_place()(future.as_mut().poll(context), |poll: *mut Poll<F::Output>| {
+                // SAFETY: what has just been returned, and is ours.
+                let Poll::Ready(value) = (unsafe { &*poll }) else { return Poll::Pending };
+                // SAFETY: it is moved once, and the place is empty: nobody polls after Ready.
+                unsafe { output.place.copy_from_nonoverlapping(value, 1) };
+                output.is_there = true;
+                Poll::Ready(())
+            })
         };
         {
             let poll: NonNull<RootPoll<'_>> = NonNull::from(&mut poll);
@@ -67,10 +77,9 @@ impl Runtime {
         }
         let ran = self.run();
         drop(reset);
-        match (ran, output) {
-            (Err(payload), _) => Err(EnterError::Panicked(payload)),
-            (Ok(()), Some(output)) => Ok(output),
-            (Ok(()), None) => unreachable!("run_until left its loop before its future was done"),
+        match ran {
+            Err(payload) => Err(EnterError::Panicked(payload)),
+            Ok(()) => output.take(),
         }
     }
 
@@ -102,6 +111,32 @@ impl Runtime {
         self.gate.call();
         slot.set_runtime(Some(self));
         Ok(Entered)
+    }
+}
+
+/// The output of the future that [`Runtime::run_until`] waits for.
+struct Output<T> {
+    place: *mut T,
+    /// And is dropped with this.
+    is_there: bool,
+}
+
+impl<T> Output<T> {
+    /// In a function of its own, as in an unoptimized build it has room for another `T` on the stack.
+    fn take(mut self) -> Result<T, EnterError> {
+        assert!(self.is_there, "run_until left its loop before its future was done");
+        self.is_there = false;
+        // SAFETY: it was there, and is moved once.
+        Ok(unsafe { self.place.read() })
+    }
+}
+
+impl<T> Drop for Output<T> {
+    fn drop(&mut self) {
+        if self.is_there {
+            // SAFETY: it is, and is dropped once.
+            unsafe { self.place.drop_in_place() }
+        }
     }
 }
 

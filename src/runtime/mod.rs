@@ -9,6 +9,7 @@ mod turn;
 pub use enter::EnterError;
 pub use shutdown::Shutdown;
 pub use spawn::{LocalSpawner, SpawnError, SpawnErrorReason, TaskBuilder, spawn, try_spawn};
+pub(crate) use spawn::{Spawned, here, or_error};
 
 use core::cell::Cell;
 use core::fmt;
@@ -29,7 +30,7 @@ use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::const_fn;
 use crate::sync::local::{self, AtomicPtr, AtomicU64, compiler_fence};
 use crate::task::state::{State, Wake};
-use crate::task::{self, Header, Label, Link, TaskId};
+use crate::task::{self, Header, Label, Link, TaskId, Typed};
 use crate::time::{Alarm, Timers, nanoseconds};
 
 /// What runs the tasks of one core.
@@ -73,8 +74,8 @@ struct Own {
     current: AtomicPtr<Header>,
     /// What hooks that code is inside of.
     scopes: Cell<ScopeLink>,
-    /// Where in a plain task that consists of hooks around a future that future lies, and its size.
-    inside_of_hooks: Cell<(*const (), usize)>,
+    /// In a plain task that consists of hooks around a future: that future.
+    inside_of_hooks: Cell<Option<Typed>>,
     /// The task that is polled wants to be polled again, or to go on, after the others.
     yielded: local::AtomicBool,
     /// How many polls there had been after the last that was on a stack.
@@ -165,7 +166,7 @@ impl Runtime {
                     tasks: Cell::new(None),
                     current: AtomicPtr::new(core::ptr::null_mut()),
                     scopes: Cell::new(None),
-                    inside_of_hooks: Cell::new((core::ptr::null(), 0)),
+                    inside_of_hooks: Cell::new(None),
                     yielded: local::AtomicBool::new(false),
                     stack_polls: Cell::new(0),
                     closed: Cell::new(false),
@@ -271,26 +272,17 @@ impl Runtime {
         &self.own.scopes
     }
 
-    /// The running task, if it consists of what lies at `place`, perhaps with hooks around it.
-    ///
-    /// Told by address and size. A wrapper of the same size is as good, since all of it is `Send`: a local
-    /// task, of which that can't be said, never is.
-    pub(crate) fn task_that_is<F>(&self, place: *const F) -> Link {
-        let is_inside = self.own.inside_of_hooks.get() == (place.cast(), size_of::<F>());
-        self.current_task().filter(|&task| is_inside || Header::is_future(task, place))
+    /// The running task, if it consists of what lies at this place and is of this type, perhaps with hooks
+    /// around it. A local task never does.
+    pub(crate) fn task_that_is(&self, whole: Typed) -> Link {
+        let is_inside = self.own.inside_of_hooks.get() == Some(whole);
+        self.current_task().filter(|&task| is_inside || Header::is_future(task, whole))
     }
 
-    /// Calls `code`, which polls `inside`, the whole of the running task but for hooks.
-    pub(crate) fn inside_of_hooks<F, R>(&self, inside: *const F, code: impl FnOnce() -> R) -> R {
-        struct Reset<'a>(&'a Cell<(*const (), usize)>);
-        impl Drop for Reset<'_> {
-            fn drop(&mut self) {
-                self.0.set((core::ptr::null(), 0));
-            }
-        }
-        self.own.inside_of_hooks.set((inside.cast(), size_of::<F>()));
-        let _reset = Reset(&self.own.inside_of_hooks);
-        code()
+    /// Until what this returns is dropped, `inside` is polled, the whole of the running task but for hooks.
+    pub(crate) fn inside_of_hooks(&self, inside: Typed) -> InsideOfHooks<'_> {
+        self.own.inside_of_hooks.set(Some(inside));
+        InsideOfHooks(&self.own.inside_of_hooks)
     }
 
     /// Has the running task polled again after all that are READY, without a wake: it stays RUNNING. Its
@@ -367,6 +359,15 @@ impl Runtime {
         if self.gate.depth() != expected {
             held_a_guard(task, poll);
         }
+    }
+}
+
+/// See [`Runtime::inside_of_hooks`].
+pub(crate) struct InsideOfHooks<'a>(&'a Cell<Option<Typed>>);
+
+impl Drop for InsideOfHooks<'_> {
+    fn drop(&mut self) {
+        self.0.set(None);
     }
 }
 

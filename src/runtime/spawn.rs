@@ -10,7 +10,7 @@ use crate::platform::{InInterrupt, bound};
 use crate::ready::{self, Origin};
 use crate::stackful::Stackful;
 use crate::task::join::JoinHandle;
-use crate::task::{self, Header, Kind, Named, New, Unnamed};
+use crate::task::{Header, Kind, Named, New, Unnamed, in_place};
 
 impl Runtime {
     /// Spawns a task on this runtime. Any core, task context or with the allocator usable.
@@ -27,10 +27,11 @@ impl Runtime {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        match self.try_spawn(future) {
-            Ok(handle) => handle,
-            Err(error) => error.into_handle(),
-        }
+        in_place()(
+            future,
+            // SAFETY: the bounds.
+            or_panic(|future| unsafe { self.spawn_from(future, Unnamed) }),
+        )
     }
 
     /// Spawns a task on this runtime. Any core, task context or with the allocator usable.
@@ -43,22 +44,43 @@ impl Runtime {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        // SAFETY: the bounds.
-        unsafe {
-            New { runtime: self, future, kind: Unnamed, local: false, stackful: false }.spawn()
-        }
+        in_place()(
+            future,
+            // SAFETY: the bounds.
+            or_error(|future| unsafe { self.spawn_from(future, Unnamed) }),
+        )
+    }
+
+    /// Spawns a task that may be polled on any stack.
+    ///
+    /// # Safety
+    ///
+    /// As [`New::spawn`]: future and output are `Send`.
+    #[inline]
+    unsafe fn spawn_from<F, K>(&'static self, future: *const F, kind: K) -> Spawned<F>
+    where
+        F: Future + 'static,
+        F::Output: 'static,
+        K: Kind,
+    {
+        // SAFETY: passed on.
+        unsafe { New { runtime: self, future, kind, local: false, stackful: false }.spawn() }
     }
 
     /// Spawns a task that is known to be stackful before its first poll.
-    pub(crate) fn try_spawn_stackful<F>(
+    ///
+    /// # Safety
+    ///
+    /// There is a future to be read, which is the task's if this is `Ok`, and the caller's if not.
+    pub(crate) unsafe fn spawn_stackful<F>(
         &'static self,
-        future: Stackful<F>,
-    ) -> Result<JoinHandle<F::Output>, SpawnError<Stackful<F>>>
+        future: *const Stackful<F>,
+    ) -> Spawned<Stackful<F>>
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        // SAFETY: the bounds.
+        // SAFETY: passed on, and the bounds.
         unsafe {
             New { runtime: self, future, kind: Unnamed, local: false, stackful: true }.spawn()
         }
@@ -75,7 +97,7 @@ impl Runtime {
         &'static self,
         task: NonNull<Header>,
         origin: Origin,
-    ) -> Result<JoinHandle<F::Output>, SpawnError<F>>
+    ) -> Spawned<F>
     where
         F: Future + 'static,
         F::Output: 'static,
@@ -85,11 +107,77 @@ impl Runtime {
             // SAFETY: the other reference is the join handle's.
             Ok(()) => Ok(unsafe { JoinHandle::new(task) }),
             Err(ready::Closed) => {
-                // SAFETY: nobody has seen it.
-                let future = unsafe { task::unmake(task) };
-                Err(SpawnError { future, reason: SpawnErrorReason::ShutDown })
+                // SAFETY: nobody has seen the task, and what it was made of is still where it was copied from.
+                unsafe { Header::free(task, None) };
+                Err(SpawnErrorReason::ShutDown)
             }
         }
+    }
+}
+
+/// The join handle of a task that was made of an `F`, which is the task's; or why there is none, and the
+/// future is where it was.
+pub(crate) type Spawned<F> = Result<JoinHandle<<F as Future>::Output>, SpawnErrorReason>;
+
+/// What [`in_place`] calls for a function that panics when it cannot spawn.
+pub(crate) fn or_panic<F: Future>(
+    spawn: impl FnOnce(*const F) -> Spawned<F>,
+) -> impl FnOnce(*mut F) -> JoinHandle<F::Output> {
+    |future| match spawn(future) {
+        Ok(handle) => handle,
+        // SAFETY: the future is still there, and ours.
+        Err(reason) => unsafe { refused(future, reason) },
+    }
+}
+
+/// What [`in_place`] calls for a function that gives the future back when it cannot spawn.
+pub(crate) fn or_error<F: Future>(
+    spawn: impl FnOnce(*const F) -> Spawned<F>,
+) -> impl FnOnce(*mut F) -> Result<JoinHandle<F::Output>, SpawnError<F>> {
+    |future| match spawn(future) {
+        Ok(handle) => Ok(handle),
+        // SAFETY: the future is still there, and ours.
+        Err(reason) => unsafe { given_back(future, reason) },
+    }
+}
+
+/// # Safety
+///
+/// The future is there, and is moved out.
+#[cold]
+unsafe fn given_back<F, T>(future: *mut F, reason: SpawnErrorReason) -> Result<T, SpawnError<F>> {
+    // SAFETY: the caller's promise.
+    Err(SpawnError { future: unsafe { future.read() }, reason })
+}
+
+/// # Safety
+///
+/// The future is there, and is dropped.
+#[cold]
+unsafe fn refused<F: Future>(future: *mut F, reason: SpawnErrorReason) -> JoinHandle<F::Output> {
+    /// Also in a panic.
+    struct Drop<F>(*mut F);
+    impl<F> core::ops::Drop for Drop<F> {
+        fn drop(&mut self) {
+            // SAFETY: the caller of `refused` promises that it is there.
+            unsafe { self.0.drop_in_place() }
+        }
+    }
+    let _drop = Drop(future);
+    match reason {
+        SpawnErrorReason::OutOfMemory => {
+            alloc::alloc::handle_alloc_error(core::alloc::Layout::new::<F>())
+        }
+        SpawnErrorReason::ShutDown => JoinHandle::aborted(),
+        SpawnErrorReason::NoRuntime => {
+            panic!("trapline::spawn was called outside of a runtime: use Runtime::spawn there")
+        }
+        SpawnErrorReason::NotLocal => {
+            panic!(
+                "a LocalSpawner was used in a stackful task or outside of its runtime: use it in plain tasks"
+            )
+        }
+        SpawnErrorReason::InUse => unreachable!("only a StaticTask is in use"),
     }
 }
 
@@ -104,15 +192,16 @@ where
     /// # Safety
     ///
     /// Future and output are `Send`; or it is `local`, and [`LocalSpawner::runtime`] has given the caller
-    /// the runtime.
+    /// the runtime. The future is there to be read; it is the task's if this is `Ok`, and the caller's if not.
     #[inline]
-    unsafe fn spawn(self) -> Result<JoinHandle<F::Output>, SpawnError<F>> {
+    unsafe fn spawn(self) -> Spawned<F> {
         let runtime = self.runtime;
         let origin = ready::origin(runtime);
-        match self.allocate(origin) {
+        // SAFETY: the caller's promise.
+        match unsafe { self.allocate(origin) } {
             // SAFETY: a new task of this runtime's, and the caller promises the rest.
-            Ok(task) => unsafe { runtime.publish(task, origin) },
-            Err(future) => Err(SpawnError { future, reason: SpawnErrorReason::OutOfMemory }),
+            Some(task) => unsafe { runtime.publish::<F>(task, origin) },
+            None => Err(SpawnErrorReason::OutOfMemory),
         }
     }
 }
@@ -127,10 +216,11 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    match try_spawn(future) {
-        Ok(handle) => handle,
-        Err(error) => error.into_handle(),
-    }
+    in_place()(
+        future,
+        // SAFETY: the bounds.
+        or_panic(|future| unsafe { here()?.spawn_from(future, Unnamed) }),
+    )
 }
 
 /// Spawns a task on this core's runtime. See [`Runtime::try_spawn`].
@@ -143,10 +233,17 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    match Runtime::current() {
-        Some(runtime) => runtime.try_spawn(future),
-        None => Err(SpawnError { future, reason: SpawnErrorReason::NoRuntime }),
-    }
+    in_place()(
+        future,
+        // SAFETY: the bounds.
+        or_error(|future| unsafe { here()?.spawn_from(future, Unnamed) }),
+    )
+}
+
+/// The calling core's runtime.
+#[inline]
+pub(crate) fn here() -> Result<&'static Runtime, SpawnErrorReason> {
+    Runtime::current().ok_or(SpawnErrorReason::NoRuntime)
 }
 
 /// Spawns tasks whose futures need not be `Send`, on this core's runtime.
@@ -217,10 +314,8 @@ impl LocalSpawner {
         F: Future + 'static,
         F::Output: 'static,
     {
-        match self.try_spawn(future) {
-            Ok(handle) => handle,
-            Err(error) => error.into_handle(),
-        }
+        // SAFETY: where the future lies.
+        in_place()(future, or_panic(|future| unsafe { self.spawn_from(future, Unnamed) }))
     }
 
     /// Spawns a local task.
@@ -234,19 +329,24 @@ impl LocalSpawner {
         F: Future + 'static,
         F::Output: 'static,
     {
-        self.spawn_kind(future, Unnamed)
+        in_place()(
+            future,
+            // SAFETY: where the future lies.
+            or_error(|future| unsafe { self.spawn_from(future, Unnamed) }),
+        )
     }
 
-    fn spawn_kind<F, K>(self, future: F, kind: K) -> Result<JoinHandle<F::Output>, SpawnError<F>>
+    /// # Safety
+    ///
+    /// There is a future to be read, which is the task's if this is `Ok`, and the caller's if not.
+    unsafe fn spawn_from<F, K>(self, future: *const F, kind: K) -> Spawned<F>
     where
         F: Future + 'static,
         F::Output: 'static,
         K: Kind,
     {
-        let Some(runtime) = self.runtime() else {
-            return Err(SpawnError { future, reason: SpawnErrorReason::NotLocal });
-        };
-        // SAFETY: `runtime` has just said so.
+        let runtime = self.runtime().ok_or(SpawnErrorReason::NotLocal)?;
+        // SAFETY: `runtime` has just said so, and the caller's promise.
         unsafe { New { runtime, future, kind, local: true, stackful: false }.spawn() }
     }
 }
@@ -290,10 +390,11 @@ impl TaskBuilder {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        match Runtime::current() {
-            Some(runtime) => self.spawn_on(runtime, future),
-            None => Err(SpawnError { future, reason: SpawnErrorReason::NoRuntime }),
-        }
+        in_place()(
+            future,
+            // SAFETY: the bounds.
+            or_error(|future| unsafe { here()?.spawn_from(future, Named(self.name)) }),
+        )
     }
 
     /// Spawns the task on any runtime. See [`Runtime::try_spawn`].
@@ -310,9 +411,11 @@ impl TaskBuilder {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let kind = Named(self.name);
-        // SAFETY: the bounds.
-        unsafe { New { runtime, future, kind, local: false, stackful: false }.spawn() }
+        in_place()(
+            future,
+            // SAFETY: the bounds.
+            or_error(|future| unsafe { runtime.spawn_from(future, Named(self.name)) }),
+        )
     }
 
     /// Spawns the task as a local one. See [`LocalSpawner::try_spawn`].
@@ -329,7 +432,11 @@ impl TaskBuilder {
         F: Future + 'static,
         F::Output: 'static,
     {
-        spawner.spawn_kind(future, Named(self.name))
+        in_place()(
+            future,
+            // SAFETY: where the future lies.
+            or_error(|future| unsafe { spawner.spawn_from(future, Named(self.name)) }),
+        )
     }
 }
 
@@ -356,26 +463,6 @@ pub enum SpawnErrorReason {
     /// The [`StaticTask`](crate::StaticTask) has a task: one that runs, or of which there is a join handle
     /// or a waker.
     InUse,
-}
-
-impl<F: Future> SpawnError<F> {
-    fn into_handle(self) -> JoinHandle<F::Output> {
-        match self.reason {
-            SpawnErrorReason::OutOfMemory => {
-                alloc::alloc::handle_alloc_error(core::alloc::Layout::new::<F>())
-            }
-            SpawnErrorReason::ShutDown => JoinHandle::aborted(),
-            SpawnErrorReason::NoRuntime => {
-                panic!("trapline::spawn was called outside of a runtime: use Runtime::spawn there")
-            }
-            SpawnErrorReason::NotLocal => {
-                panic!(
-                    "a LocalSpawner was used in a stackful task or outside of its runtime: use it in plain tasks"
-                )
-            }
-            SpawnErrorReason::InUse => unreachable!("only a StaticTask is in use"),
-        }
-    }
 }
 
 impl<F> fmt::Debug for SpawnError<F> {

@@ -2,7 +2,7 @@
 
 use core::future::Future;
 use core::mem::ManuallyDrop;
-use core::pin::pin;
+use core::pin::{Pin, pin};
 use core::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 
 use super::Reason;
@@ -31,13 +31,15 @@ use crate::task::waker::from_header;
 /// [`PreemptGuard`](crate::preempt::PreemptGuard); while it panics; in an interrupt on a core that is inside
 /// of a runtime; by a caller that is not a core of the platform.
 pub fn block_on<F: Future>(future: F) -> F::Output {
+    // Pinned here: a future in an argument is one more copy of it on the stack.
+    let future = pin!(future);
     match bound::slot().runtime() {
         Some(runtime) => suspend_until(runtime, future),
         None => park_until(bound::slot(), future),
     }
 }
 
-fn suspend_until<F: Future>(runtime: &'static Runtime, future: F) -> F::Output {
+fn suspend_until<F: Future>(runtime: &'static Runtime, mut future: Pin<&mut F>) -> F::Output {
     let Some(task) = runtime.current_task() else {
         panic!("block_on was called in the runtime's own context: call it in a stackful task")
     };
@@ -66,7 +68,6 @@ fn suspend_until<F: Future>(runtime: &'static Runtime, future: F) -> F::Output {
         "block_on was called in {} while it panics: the panic would become the core's",
         name()
     );
-    let mut future = pin!(future);
     let mut given_back = GiveBack { waker: &waker, waited: false };
     loop {
         if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
@@ -101,7 +102,7 @@ impl Drop for GiveBack<'_> {
     }
 }
 
-fn park_until<F: Future>(slot: &'static CoreSlot, future: F) -> F::Output {
+fn park_until<F: Future>(slot: &'static CoreSlot, mut future: Pin<&mut F>) -> F::Output {
     let core = bound::core();
     assert!(
         core != usize::MAX,
@@ -109,7 +110,6 @@ fn park_until<F: Future>(slot: &'static CoreSlot, future: F) -> F::Output {
     );
     slot.set_core(core);
     let waker = slot.waker();
-    let mut future = pin!(future);
     let mut given_back = GiveBack { waker: &waker, waited: false };
     loop {
         if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {

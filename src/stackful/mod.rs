@@ -35,14 +35,15 @@ pub(crate) use pool::{Pool, Stack, least_size as least_stack_size};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::any::TypeId;
 use core::cell::Cell;
 use core::fmt;
 use core::future::Future;
 use core::pin::Pin;
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
 use core::task::Poll;
 
-use crate::contexted::{self, Hooks, Surroundings};
+use crate::contexted::{self, Hooks, Scope, Surroundings};
 use crate::platform::{PanicPayload, bound};
 use crate::ready::{Fifo, PatientFifo};
 use crate::sync::local::{AtomicPtr, Ordering};
@@ -79,7 +80,9 @@ pub struct Stackful<F: Future> {
     /// `None` once it has been moved into a task of its own. Pinned from the first poll on a stack,
     /// which is the first poll of it at all.
     future: Option<F>,
-    /// It is the whole of a task that runs on a stack.
+    /// It is the whole of a task that runs on a stack, perhaps with hooks around it. Nothing moves it any more,
+    /// also if `F: Unpin`: the task's memory is the runtime's alone, and hooks give nobody what is inside of
+    /// them.
     on_stack: bool,
     child: Option<JoinHandle<F::Output>>,
     /// What hooks a child runs inside of, since its parent was inside of them.
@@ -89,8 +92,9 @@ pub struct Stackful<F: Future> {
 /// Makes a future that may compute for as long as it likes: the timer takes the core from it when its
 /// slice is over, and everything else on the core runs.
 ///
-/// Spawned, it is one task that is polled on a stack. Inside of another future it spawns a task at its
-/// first poll, on the core of its parent, waits for it, and aborts it when dropped. It holds a
+/// Spawned, it is one task that is polled on a stack; so it is with [hooks](crate::contexted()) around it. Inside
+/// of any other future it spawns a task at its first poll, on the core of its parent, waits for it, and aborts it
+/// when dropped: `stackful(f).map(g)` runs `g` in the parent, which is a plain task and is not preempted. It holds a
 /// stack only while it is preempted or inside of [`block_on()`].
 ///
 /// It is `Send` for the reason that [`std::thread::spawn`] demands it: it may be preempted between any
@@ -127,65 +131,99 @@ where
         // SAFETY: `future` is moved only before its first poll, `child` is not pinned, and nothing
         // else moves.
         let this = unsafe { self.get_unchecked_mut() };
-        if this.on_stack {
-            let Some(future) = &mut this.future else { unreachable!("on_stack keeps the future") };
-            // SAFETY: with `on_stack` set, it is never moved again.
-            let future = unsafe { Pin::new_unchecked(future) };
-            if this.hooks.is_empty() {
-                return future.poll(context);
-            }
-            let hooks = Surroundings::Hooks(&this.hooks);
-            return contexted::within(hooks, || future.poll(context));
+        if !this.on_stack {
+            return this.poll_off_stack(context);
         }
+        let Some(future) = &mut this.future else { unreachable!("on_stack keeps the future") };
+        let mut scope;
+        let _inside = if this.hooks.is_empty() {
+            None
+        } else {
+            scope = Scope::new(Surroundings::Hooks(&this.hooks));
+            Some(scope.begin())
+        };
+        // SAFETY: with `on_stack` set, it is never moved again.
+        unsafe { Pin::new_unchecked(future) }.poll(context)
+    }
+}
+
+impl<F> Stackful<F>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    /// A poll of one that is not the whole of a task on a stack, or is so from now on.
+    fn poll_off_stack(&mut self, context: &mut core::task::Context<'_>) -> Poll<F::Output> {
         let Some(runtime) = bound::slot().runtime() else {
             panic!("stackful() was polled outside of a runtime: spawn it, or await it in a task")
         };
-        if let Some(task) = runtime.task_that_is(this) {
-            // This is the whole task, polled for the first time, by the loop: from now on on a stack.
-            this.on_stack = true;
-            // SAFETY: the current task is alive; it is polled, so this is its core.
-            unsafe { task.as_ref() }.state.set_stackful();
-            runtime.yield_current();
-            return Poll::Pending;
-        }
-        if this.child.is_none() && this.future.is_none() {
-            // The child was ended, and the parent has been told.
-            return Poll::Pending;
-        }
-        if this.child.is_none() {
-            let Some(hooks) = contexted::inherited(runtime) else {
+        if self.future.is_some() {
+            let whole = (ptr::from_ref(self).cast(), TypeId::of::<Self>());
+            if let Some(task) = runtime.task_that_is(whole) {
+                // This is the whole task, polled for the first time, by the loop: from now on on a stack.
+                self.on_stack = true;
+                // SAFETY: the current task is alive; it is polled, so this is its core.
+                unsafe { task.as_ref() }.state.set_stackful();
+                runtime.yield_current();
+                return Poll::Pending;
+            }
+            if !self.spawn_child(runtime) {
                 context.waker().wake_by_ref();
                 return Poll::Pending;
-            };
-            let child = Stackful { future: this.future.take(), on_stack: true, child: None, hooks };
-            match runtime.try_spawn_stackful(child) {
-                Ok(child) => this.child = Some(child),
-                Err(mut refused) => {
-                    this.future = refused.future.future.take();
-                    // It would be dropped inside of them, where we are already.
-                    refused.future.hooks.clear();
-                    context.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
             }
         }
-        let Some(child) = &mut this.child else { unreachable!("the future went into the child") };
-        match Pin::new(child).poll(context) {
-            Poll::Ready(Ok(output)) => Poll::Ready(output),
-            Poll::Ready(Err(JoinError::Panicked(payload))) => {
+        let Some(child) = &mut self.child else {
+            // The child was ended, and the parent has been told.
+            return Poll::Pending;
+        };
+        let error = match child.poll_in_place(context) {
+            Poll::Ready(Ok(value)) => return value.into_ready(),
+            Poll::Ready(Err(error)) => error,
+            Poll::Pending => return Poll::Pending,
+        };
+        match error {
+            JoinError::Panicked(payload) => {
                 let message = String::from(panic_message(&payload));
                 // Before the panic, as its drop may panic too.
                 panic::drop_payload(payload);
                 panic!("a stackful future panicked: {message}")
             }
-            Poll::Ready(Err(JoinError::Abandoned)) if runtime.abort_current() => {
-                this.child = None;
+            JoinError::Abandoned if runtime.abort_current() => {
+                self.child = None;
                 Poll::Pending
             }
             // Nobody else has its handle. The shutdown ends its parent too, unless that has been moved
             // to another runtime.
-            Poll::Ready(Err(error)) => panic!("a stackful future was ended: {error}"),
-            Poll::Pending => Poll::Pending,
+            error => panic!("a stackful future was ended: {error}"),
+        }
+    }
+
+    /// Moves the future into a task of its own. `false`: there is no memory, or the runtime has been shut
+    /// down, and the future has stayed.
+    #[inline(never)]
+    fn spawn_child(&mut self, runtime: &'static Runtime) -> bool {
+        let Some(hooks) = contexted::inherited(runtime) else { return false };
+        // The child is a copy of what this is until it has been published, or was refused.
+        self.hooks = hooks;
+        self.on_stack = true;
+        // SAFETY: a `Stackful` that nobody else sees, and that is the task's if there is one.
+        match unsafe { runtime.spawn_stackful(self) } {
+            Ok(child) => {
+                // SAFETY: what is overwritten has been moved.
+                unsafe {
+                    ptr::from_mut(&mut self.future).write(None);
+                    ptr::from_mut(&mut self.hooks).write(Vec::new());
+                }
+                self.on_stack = false;
+                self.child = Some(child);
+                true
+            }
+            Err(_) => {
+                self.on_stack = false;
+                // The future would be dropped inside of them, where we are already.
+                self.hooks.clear();
+                false
+            }
         }
     }
 }

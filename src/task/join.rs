@@ -3,14 +3,13 @@
 use core::fmt;
 use core::future::Future;
 use core::marker::PhantomData;
-use core::mem::MaybeUninit;
 use core::pin::Pin;
 use core::ptr::NonNull;
 use core::task::{Context, Poll, Waker};
 
 use super::state::Abort;
 use super::waker::{self, release_last};
-use super::{Header, Label, TaskId, panic};
+use super::{Header, Label, Outcome, TaskId, panic};
 use crate::platform::PanicPayload;
 use crate::preempt::PreemptGuard;
 use crate::ready;
@@ -166,10 +165,12 @@ impl<T> JoinHandle<T> {
     }
 }
 
-impl<T> Future for JoinHandle<T> {
-    type Output = Result<T, JoinError>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+impl<T> JoinHandle<T> {
+    /// What `poll` does, but that the output stays where it is until it has been given its last place.
+    pub(crate) fn poll_in_place(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Value<T>, JoinError>> {
         let task = match self.of {
             Of::Task(task) => task,
             Of::Nothing => {
@@ -183,20 +184,64 @@ impl<T> Future for JoinHandle<T> {
         if !header.state.is_done() && wait(header, context.waker()) {
             return Poll::Pending;
         }
-        let output = if header.state.has_output() {
-            let mut output = MaybeUninit::<Self::Output>::uninit();
-            // SAFETY: rule 6: DONE has been acquired and JOIN is set, so the output is ours; `new`
-            // promised its type. `Past` makes this the only time.
-            unsafe {
-                (header.vtable.take_output)(task, output.as_mut_ptr().cast());
-                output.assume_init()
-            }
-        } else {
-            Err(JoinError::Abandoned)
-        };
         self.of = Of::Past;
-        release_last(task);
-        Poll::Ready(output)
+        // The handle's reference, from now on.
+        let release = Release(task);
+        if !header.state.has_output() {
+            return Poll::Ready(Err(JoinError::Abandoned));
+        }
+        // SAFETY: rule 6: DONE has been acquired and JOIN is set, so the output is ours; `new`
+        // promised its type. `Past` makes this the only time.
+        let taken = unsafe { Outcome::take((header.vtable.output)(task).cast::<Outcome<T>>()) };
+        Poll::Ready(taken.map(|value| Value { value, _release: release }))
+    }
+}
+
+impl<T> Future for JoinHandle<T> {
+    type Output = Result<T, JoinError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.poll_in_place(context) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(value)) => value.into_result(),
+            Poll::Ready(Err(error)) => failed(error),
+        }
+    }
+}
+
+/// In a function of its own, as in an unoptimized build it has room for a `T` on the stack.
+#[cold]
+fn failed<T>(error: JoinError) -> Poll<Result<T, JoinError>> {
+    Poll::Ready(Err(error))
+}
+
+/// The output of a finished task, in its place there, and a reference to the task, which goes with it.
+///
+/// Only to be consumed: its drop does not drop the output.
+pub(crate) struct Value<T> {
+    value: *const T,
+    _release: Release,
+}
+
+impl<T> Value<T> {
+    #[inline]
+    fn into_result(self) -> Poll<Result<T, JoinError>> {
+        // SAFETY: the output is there, and this is the only time that it is moved.
+        Poll::Ready(Ok(unsafe { self.value.read() }))
+    }
+
+    pub(crate) fn into_ready(self) -> Poll<T> {
+        // SAFETY: as in `into_result`.
+        Poll::Ready(unsafe { self.value.read() })
+    }
+}
+
+/// A join handle's reference to a task.
+struct Release(NonNull<Header>);
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        release_last(self.0);
     }
 }
 

@@ -9,6 +9,7 @@ use core::pin::Pin;
 use core::ptr;
 use core::task::{Context, Poll};
 
+use super::undropped;
 use crate::contexted::{self, Surroundings};
 
 /// The key of values that belong to futures: what code finds under it depends on whose poll it is in.
@@ -72,7 +73,13 @@ impl<T: 'static> TaskLocal<T> {
     ///
     /// Cancel-safe if `future` is.
     pub fn scope<F: Future>(&'static self, value: T, future: F) -> Scoped<T, F> {
-        Scoped { key: self, value, future: ManuallyDrop::new(future) }
+        fn made<T, F>(
+            future: ManuallyDrop<F>,
+            (key, value): (&'static TaskLocal<T>, T),
+        ) -> Scoped<T, F> {
+            Scoped { key, value, future }
+        }
+        undropped(made)(future, (self, value))
     }
 
     /// Calls `f` with the value of the innermost scope that the caller is in.

@@ -51,6 +51,7 @@ pub(crate) mod static_task;
 pub(crate) mod waker;
 
 use alloc::alloc::Layout;
+use core::any::TypeId;
 use core::cell::Cell;
 use core::fmt;
 use core::future::Future;
@@ -85,6 +86,9 @@ pub(crate) struct Header {
 /// A place for a pointer to a task.
 pub(crate) type Link = Option<NonNull<Header>>;
 
+/// A place, and the type of what lies there.
+pub(crate) type Typed = (*const (), TypeId);
+
 /// The links of the runtime's list of all tasks.
 #[derive(Debug)]
 pub(crate) struct Siblings {
@@ -102,12 +106,13 @@ pub(crate) struct Vtable {
     ///
     /// # Safety: as `poll`.
     fail: unsafe fn(NonNull<Header>, JoinError),
-    /// Moves the output, a `Result<T, JoinError>`, to where the pointer points.
+    /// Where the output lies, an [`Outcome<T>`].
     ///
-    /// # Safety: the caller may touch the output (rule 6), which is there and is not used again;
-    /// the pointer is valid for a write of it.
-    take_output: unsafe fn(NonNull<Header>, *mut ()),
-    /// Drops the output; a panic in its place is reported. # Safety: as `take_output`.
+    /// # Safety: the caller may touch the output (rule 6), which is there.
+    output: unsafe fn(NonNull<Header>) -> *mut (),
+    /// Drops the output; a panic in its place is reported.
+    ///
+    /// # Safety: as `output`, and it is not used again.
     drop_output: unsafe fn(NonNull<Header>),
     /// Whether an output that is no error has anything to be dropped.
     pub(crate) value_needs_drop: bool,
@@ -117,9 +122,9 @@ pub(crate) struct Vtable {
     pub(crate) freed_anywhere: bool,
     /// Of the memory that `free` gives back.
     pub(crate) layout: Layout,
-    /// Where the future lies, and its size in bytes.
+    /// Where the future lies, and of which type it is.
     future: unsafe fn(NonNull<Header>) -> *const (),
-    future_size: usize,
+    future_type: TypeId,
     /// Whether the future or its output may not be `Send`.
     local: bool,
     /// What the task is called. # Safety: the task is alive.
@@ -207,7 +212,65 @@ impl Kind for Named {
 /// The future, and later in the same place the output. The state word says which.
 union Stage<F: Future> {
     future: ManuallyDrop<F>,
-    output: ManuallyDrop<Result<F::Output, JoinError>>,
+    output: ManuallyDrop<Outcome<F::Output>>,
+}
+
+/// A future's output, or why there is none: a `Result` whose value can be written in its place, without a
+/// copy on the stack.
+#[repr(C)]
+pub(crate) struct Outcome<T> {
+    is_value: bool,
+    content: Content<T>,
+}
+
+/// `is_value` says which.
+union Content<T> {
+    value: ManuallyDrop<T>,
+    error: ManuallyDrop<JoinError>,
+}
+
+impl<T> Outcome<T> {
+    /// Moves the value that lies at `value` to `this`.
+    ///
+    /// # Safety
+    ///
+    /// `this` is valid for writes. The value is there, the caller's, and not used again.
+    #[inline]
+    unsafe fn put(this: *mut Self, value: *const T) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            (&raw mut (*this).is_value).write(true);
+            (&raw mut (*this).content.value).cast::<T>().copy_from_nonoverlapping(value, 1);
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `this` is valid for writes.
+    unsafe fn put_error(this: *mut Self, error: JoinError) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            (&raw mut (*this).is_value).write(false);
+            (&raw mut (*this).content.error).cast::<JoinError>().write(error);
+        }
+    }
+
+    /// Where the value lies, or the error, moved out.
+    ///
+    /// # Safety
+    ///
+    /// It is there, and is taken once.
+    #[inline]
+    pub(crate) unsafe fn take(this: *mut Self) -> Result<*const T, JoinError> {
+        // SAFETY: the caller's promise, and the flag says which it is.
+        unsafe {
+            if (*this).is_value {
+                Ok((&raw const (*this).content.value).cast())
+            } else {
+                Err(ManuallyDrop::take(&mut (*this).content.error))
+            }
+        }
+    }
 }
 
 /// The inbox keeps three tags in the low bits of pointers to headers.
@@ -274,15 +337,15 @@ impl Header {
         unsafe { (task.as_ref().vtable.drop_output)(task) }
     }
 
-    /// Whether the task's whole future is what lies at `place`, or a wrapper of the same size around it,
-    /// and all of that is `Send`.
-    pub(crate) fn is_future<F>(task: NonNull<Self>, place: *const F) -> bool {
+    /// Whether the task's whole future is what lies at `place` and is of this type, and it is `Send`.
+    ///
+    /// Of the type, or of one that differs from it in lifetimes only. It takes both, place and type: what
+    /// begins where the future does may be a part of it, and what is of its type may be another.
+    pub(crate) fn is_future(task: NonNull<Self>, (place, of_type): Typed) -> bool {
         // SAFETY: the caller's pointer to the task is valid, and the function only computes.
         unsafe {
             let vtable = task.as_ref().vtable;
-            !vtable.local
-                && vtable.future_size == size_of::<F>()
-                && (vtable.future)(task) == place.cast()
+            !vtable.local && vtable.future_type == of_type && (vtable.future)(task) == place
         }
     }
 
@@ -312,7 +375,9 @@ impl Header {
 /// A task that nobody has polled: a future, and who may poll it where.
 pub(crate) struct New<F, K> {
     pub(crate) runtime: &'static Runtime,
-    pub(crate) future: F,
+    /// Where it lies. It is copied from there when the task is made, and is the task's when that has been
+    /// published.
+    pub(crate) future: *const F,
     pub(crate) kind: K,
     /// The future or its output may not be `Send`.
     pub(crate) local: bool,
@@ -326,59 +391,72 @@ where
     F::Output: 'static,
     K: Kind,
 {
-    /// Allocates the task. The future comes back when there is no memory.
+    /// Allocates the task; `None` when there is no memory.
     ///
     /// The caller gets both references: the runtime's and the join handle's.
+    ///
+    /// # Safety
+    ///
+    /// There is a future to be read.
     #[inline]
-    pub(crate) fn allocate(self, origin: Origin) -> Result<NonNull<Header>, F> {
+    pub(crate) unsafe fn allocate(self, origin: Origin) -> Option<NonNull<Header>> {
         let layout = Layout::new::<Task<F, K>>();
         let memory = match origin {
             Origin::Here => self.runtime.arena().allocate(layout),
             // SAFETY: the layout is not empty: there is a header.
             Origin::Elsewhere => NonNull::new(unsafe { alloc(layout) }),
         };
-        match memory {
-            // SAFETY: freshly allocated for this type.
-            Some(memory) => Ok(unsafe { self.write(memory.cast(), origin) }),
-            None => Err(self.future),
-        }
+        // SAFETY: freshly allocated for this type, and the caller's promise.
+        memory.map(|memory| unsafe { self.write(memory.cast(), origin) })
     }
 
     /// Makes the task in memory that its kind will free. As [`allocate`](Self::allocate).
     ///
     /// # Safety
     ///
-    /// The memory is writable, as large and as aligned as a `Task<F, K>`, and nobody else's until it is
-    /// freed.
+    /// There is a future to be read. The memory is writable, as large and as aligned as a `Task<F, K>`, and
+    /// nobody else's until it is freed.
     #[inline]
     unsafe fn write(self, memory: NonNull<Task<F, K>>, origin: Origin) -> NonNull<Header> {
         let vtable = if self.local { &Task::<F, K>::LOCAL_VTABLE } else { &Task::<F, K>::VTABLE };
         let header = Header::new(State::spawned(origin, self.stackful), vtable, Some(self.runtime));
-        let stage = UnsafeCell::new(Stage { future: ManuallyDrop::new(self.future) });
-        // SAFETY: the caller's promise.
-        unsafe { memory.write(Task { body: Body { header, stage }, kind: self.kind }) };
+        let task = memory.as_ptr();
+        // SAFETY: the caller's promise. Field by field: a `Task` as a value would be another copy of the
+        // future on the stack.
+        unsafe {
+            (&raw mut (*task).body.header).write(header);
+            (&raw mut (*task).kind).write(self.kind);
+            let stage = UnsafeCell::make_around(&raw mut (*task).body.stage);
+            (&raw mut (*stage).future).cast::<F>().copy_from_nonoverlapping(self.future, 1);
+        }
         memory.cast()
     }
 }
 
-/// Frees a task that was made and never pushed, and gives its future back.
+/// Makes a function that takes a value of one that takes it without dropping it:
+/// `undropped(function)(value, other)`.
 ///
-/// # Safety
-///
-/// `task` is a `New<F, _>`'s, and nobody has seen it. The caller may call the allocator.
-pub(crate) unsafe fn unmake<F>(task: NonNull<Header>) -> F
+/// Without optimization each by-value call copies what it is given once more, and `ManuallyDrop::new` does
+/// so three times. Futures and outputs may be large. The one call that this makes is the one copy.
+#[inline(always)]
+pub(crate) fn undropped<T, A, R>(function: fn(ManuallyDrop<T>, A) -> R) -> fn(T, A) -> R {
+    // SAFETY: `ManuallyDrop` is `repr(transparent)`, so it has the ABI of `T`, and a function that takes the
+    // one may be called with the other.
+    unsafe { core::mem::transmute::<fn(ManuallyDrop<T>, A) -> R, fn(T, A) -> R>(function) }
+}
+
+/// Calls a function on a value where it lies, which is then the function's to drop or to move on:
+/// `in_place()(value, |place| …)`. See [`undropped`].
+#[inline(always)]
+pub(crate) fn in_place<T, C, R>() -> fn(T, C) -> R
 where
-    F: Future + 'static,
-    F::Output: 'static,
+    C: FnOnce(*mut T) -> R,
 {
-    // SAFETY: the future is there, since nobody has polled it, and is read once: the task is freed right
-    // after.
-    unsafe {
-        let future = Body::<F>::stage(task)
-            .with(|stage| ManuallyDrop::into_inner(core::ptr::read(&raw const (*stage).future)));
-        Header::free(task, None);
-        future
+    #[inline(always)]
+    fn call<T, C: FnOnce(*mut T) -> R, R>(mut value: ManuallyDrop<T>, code: C) -> R {
+        code(&raw mut *value)
     }
+    undropped(call::<T, C, R>)
 }
 
 impl<F, K> Task<F, K>
@@ -394,14 +472,14 @@ where
         Vtable {
             poll: Body::<F>::poll,
             fail: Body::<F>::fail,
-            take_output: Body::<F>::take_output,
+            output: Body::<F>::output,
             drop_output: Body::<F>::drop_output,
             value_needs_drop: core::mem::needs_drop::<F::Output>(),
             free: Self::free,
             freed_anywhere: K::FREED_ANYWHERE,
             layout: Layout::new::<Self>(),
             future: Body::<F>::future,
-            future_size: size_of::<F>(),
+            future_type: TypeId::of::<F>(),
             local,
             name: Self::name,
         }
@@ -439,28 +517,42 @@ where
     }
 
     unsafe fn poll(task: NonNull<Header>, context: &mut Context<'_>) -> Poll<()> {
-        // SAFETY: `Vtable::poll`: the future is there and ours (rule 5); it is never moved, so the
-        // pin holds.
-        let poll = unsafe {
-            Self::stage(task)
-                .with_mut(|stage| Pin::new_unchecked(&mut *(*stage).future).poll(context))
-        };
-        match poll {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(output) => {
+        in_place()(
+            // SAFETY: `Vtable::poll`: the future is there and ours (rule 5); it is never moved, so the
+            // pin holds.
+            unsafe {
+                Self::stage(task)
+                    .with_mut(|stage| Pin::new_unchecked(&mut *(*stage).future).poll(context))
+            },
+            |poll: *mut Poll<F::Output>| {
+                // SAFETY: what has just been returned, and is ours.
+                let Poll::Ready(output) = (unsafe { &*poll }) else { return Poll::Pending };
                 // The future goes before the output takes its place, and should its drop panic,
                 // the output is stored all the same.
-                let store = StoreOutput::<F> { task, output: Some(Ok(output)) };
+                let store = Store {
+                    task,
+                    // SAFETY: the future has been dropped, and the output is moved once, by `Store`.
+                    put: || unsafe { Outcome::put(Self::outcome(task), output) },
+                };
                 // SAFETY: as above; it is dropped once, since nobody polls after Ready.
                 unsafe { Self::drop_future(task) };
                 store.store();
                 Poll::Ready(())
-            }
-        }
+            },
+        )
     }
 
     unsafe fn fail(task: NonNull<Header>, error: JoinError) {
-        let store = StoreOutput::<F> { task, output: Some(Err(error)) };
+        let mut error = Some(error);
+        let store = Store {
+            task,
+            put: || {
+                if let Some(error) = error.take() {
+                    // SAFETY: the future has been dropped.
+                    unsafe { Outcome::put_error(Self::outcome(task), error) }
+                }
+            },
+        };
         // SAFETY: `Vtable::fail`: the future is there, ours, and dropped once.
         unsafe { Self::drop_future(task) };
         store.store();
@@ -471,28 +563,30 @@ where
         unsafe { Self::stage(task).with_mut(|stage| ManuallyDrop::drop(&mut (*stage).future)) }
     }
 
-    unsafe fn take_output(task: NonNull<Header>, to: *mut ()) {
-        // SAFETY: `Vtable::take_output`: the output is there and ours (rule 6), and `to` takes it.
-        unsafe {
-            Self::stage(task).with_mut(|stage| {
-                to.cast::<Result<F::Output, JoinError>>()
-                    .write(ManuallyDrop::take(&mut (*stage).output));
-            });
-        }
+    /// The output's place.
+    ///
+    /// # Safety
+    ///
+    /// As [`stage`](Self::stage), and the caller may touch it (rules 5 and 6).
+    unsafe fn outcome(task: NonNull<Header>) -> *mut Outcome<F::Output> {
+        // SAFETY: passed on.
+        unsafe { Self::stage(task).with_mut(|stage| (&raw mut (*stage).output).cast()) }
+    }
+
+    unsafe fn output(task: NonNull<Header>) -> *mut () {
+        // SAFETY: `Vtable::output`.
+        unsafe { Self::outcome(task).cast() }
     }
 
     unsafe fn drop_output(task: NonNull<Header>) {
-        // SAFETY: `Vtable::drop_output`, as `take_output`; the task is alive.
+        // SAFETY: `Vtable::drop_output`, as `output`; the task is alive, and the value is dropped once.
         unsafe {
-            Self::stage(task).with_mut(|stage| {
-                match &*(*stage).output {
-                    // Moved out, as the payload's drop may panic too.
-                    Err(JoinError::Panicked(payload)) => {
-                        panic::discard(task, core::ptr::read(payload));
-                    }
-                    _ => ManuallyDrop::drop(&mut (*stage).output),
-                }
-            });
+            match Outcome::take(Self::outcome(task)) {
+                Ok(value) => core::ptr::drop_in_place(value.cast_mut()),
+                // Its drop may panic too.
+                Err(JoinError::Panicked(payload)) => panic::discard(task, payload),
+                Err(JoinError::Aborted | JoinError::Abandoned) => {}
+            }
         }
     }
 
@@ -504,44 +598,24 @@ where
 
 /// An output on its way into the future's place, which must get there although the future's drop
 /// may panic.
-struct StoreOutput<F: Future + 'static>
-where
-    F::Output: 'static,
-{
+struct Store<P: FnMut()> {
     task: NonNull<Header>,
-    output: Option<Result<F::Output, JoinError>>,
+    /// Puts it there. Called once, when the future has been dropped, or its drop unwinds, after which nobody
+    /// uses it again.
+    put: P,
 }
 
-impl<F: Future + 'static> StoreOutput<F>
-where
-    F::Output: 'static,
-{
-    fn store(mut self) {
-        self.put();
-    }
-
-    fn put(&mut self) -> bool {
-        let Some(output) = self.output.take() else { return false };
-        // SAFETY: the creator may touch the future's place (rule 5), and has dropped the future, or
-        // is unwinding out of its drop, after which nobody uses it again.
-        unsafe {
-            Body::<F>::stage(self.task).with_mut(|stage| {
-                (&raw mut (*stage).output).write(ManuallyDrop::new(output));
-            });
-        }
-        true
+impl<P: FnMut()> Store<P> {
+    fn store(self) {
+        (ManuallyDrop::new(self).put)();
     }
 }
 
-impl<F: Future + 'static> Drop for StoreOutput<F>
-where
-    F::Output: 'static,
-{
+impl<P: FnMut()> Drop for Store<P> {
     fn drop(&mut self) {
-        if self.put() {
-            // SAFETY: the task is RUNNING, which keeps it allocated.
-            unsafe { self.task.as_ref() }.state.set_stored();
-        }
+        (self.put)();
+        // SAFETY: the task is RUNNING, which keeps it allocated.
+        unsafe { self.task.as_ref() }.state.set_stored();
     }
 }
 
@@ -557,14 +631,15 @@ pub(crate) static ROOT: Vtable = Vtable {
     // SAFETY (each): the runtime gives nobody a join handle for its root task, doesn't abort it, and
     // its references never run out; so none of these is called.
     fail: |_, _| unreachable!(),
-    take_output: |_, _| unreachable!(),
+    output: |_| unreachable!(),
     drop_output: |_| unreachable!(),
     value_needs_drop: false,
     free: |_, _| unreachable!(),
     freed_anywhere: false,
     layout: Layout::new::<()>(),
     future: |_| core::ptr::null(),
-    future_size: 0,
+    // Nobody has a future of this type.
+    future_type: TypeId::of::<Vtable>(),
     // What `run_until` waits for need not be `Send`.
     local: true,
     name: |_| Some("run_until"),

@@ -5,7 +5,7 @@
 //!   FREE ──────────────────► IN USE ───────────────────────────────────────────► FREE
 //!           by whoever spawns    │       in any context, on any core
 //!                                │
-//!                                └─ refused by its runtime: unmake, which frees ─► FREE
+//!                                └─ refused by its runtime: publish, which frees ► FREE
 //! ```
 //!
 //! What comes in between is [the life of a task](super) like any other.
@@ -20,10 +20,10 @@ use core::pin::Pin;
 use core::ptr::NonNull;
 use core::task::{Context, Poll};
 
-use super::{Kind, New, Stage, Task};
+use super::{Kind, New, Stage, Task, in_place};
 use crate::arena::Arena;
 use crate::ready;
-use crate::runtime::LocalSpawner;
+use crate::runtime::{LocalSpawner, Spawned, here, or_error};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{UnsafeCell, const_fn};
 use crate::task::join::JoinHandle;
@@ -142,10 +142,11 @@ impl<F: Future + 'static> StaticTask<F> {
         G: Future + Send + 'static,
         G::Output: Send + 'static,
     {
-        match Runtime::current() {
-            Some(runtime) => self.spawn_on(runtime, future),
-            None => Err(SpawnError { future, reason: SpawnErrorReason::NoRuntime }),
-        }
+        in_place()(
+            future,
+            // SAFETY: the bounds.
+            or_error(|future| unsafe { self.spawn_in(here()?, future, false) }),
+        )
     }
 
     /// Spawns a task in this cell, on any runtime. Any core, any context. As [`spawn`](Self::spawn).
@@ -162,8 +163,11 @@ impl<F: Future + 'static> StaticTask<F> {
         G: Future + Send + 'static,
         G::Output: Send + 'static,
     {
-        // SAFETY: the bounds.
-        unsafe { self.spawn_in(runtime, future, false) }
+        in_place()(
+            future,
+            // SAFETY: the bounds.
+            or_error(|future| unsafe { self.spawn_in(runtime, future, false) }),
+        )
     }
 
     /// Spawns a task in this cell whose future need not be `Send`. As [`spawn`](Self::spawn).
@@ -181,23 +185,26 @@ impl<F: Future + 'static> StaticTask<F> {
         G: Future + 'static,
         G::Output: 'static,
     {
-        match spawner.runtime() {
-            // SAFETY: the spawner says so.
-            Some(runtime) => unsafe { self.spawn_in(runtime, future, true) },
-            None => Err(SpawnError { future, reason: SpawnErrorReason::NotLocal }),
-        }
+        in_place()(
+            future,
+            or_error(|future| {
+                let runtime = spawner.runtime().ok_or(SpawnErrorReason::NotLocal)?;
+                // SAFETY: the spawner says so.
+                unsafe { self.spawn_in(runtime, future, true) }
+            }),
+        )
     }
 
     /// # Safety
     ///
     /// Future and output are `Send`; or it is `local`, and the caller is in a plain task on the core of
-    /// `runtime`.
+    /// `runtime`. The future is there to be read; it is the task's if this is `Ok`, and the caller's if not.
     unsafe fn spawn_in<G>(
         &'static self,
         runtime: &'static Runtime,
-        future: G,
+        future: *const G,
         local: bool,
-    ) -> Result<JoinHandle<G::Output>, SpawnError<G>>
+    ) -> Spawned<G>
     where
         G: Future + 'static,
         G::Output: 'static,
@@ -210,14 +217,14 @@ impl<F: Future + 'static> StaticTask<F> {
             );
         }
         let Some(kind) = self.account.take() else {
-            return Err(SpawnError { future, reason: SpawnErrorReason::InUse });
+            return Err(SpawnErrorReason::InUse);
         };
         let new = New { runtime, future, kind, local, stackful: false };
         let origin = ready::origin(runtime);
         // SAFETY: large and aligned enough, by the above, and ours (rule 8) until the kind frees it.
         let task = unsafe { new.write(NonNull::from(&self.memory).cast(), origin) };
         // SAFETY: a new task of this runtime's, with a future of this type, and the caller's promise.
-        unsafe { runtime.publish(task, origin) }
+        unsafe { runtime.publish::<G>(task, origin) }
     }
 }
 
