@@ -94,6 +94,17 @@ pub enum InInterrupt {
     Perhaps,
 }
 
+/// Whether the calling code may be interrupted: the answer to [`Platform::interrupts`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interrupts {
+    /// Certainly: this core takes interrupts between any two instructions of the caller.
+    Enabled,
+    /// Certainly not: the caller has masked them, or is a handler in which they are masked.
+    Masked,
+    /// The platform cannot tell. Always safe.
+    Unknown,
+}
+
 /// What a caught panic carried.
 pub type PanicPayload = Box<dyn Any + Send + 'static>;
 
@@ -128,8 +139,12 @@ pub type PanicPayload = Box<dyn Any + Send + 'static>;
 ///   whose handler calls [`preempt::on_interrupt`](crate::preempt::on_interrupt) or `on_timer`.
 ///   Several may melt into one; what was written before `wake` is seen after it.
 /// - [`in_interrupt`](Self::in_interrupt) never says [`No`](InInterrupt::No) in a handler.
+/// - [`interrupts`](Self::interrupts) never says [`Enabled`](Interrupts::Enabled) where they are masked, and
+///   never in an interrupt handler that has not enabled them itself.
 /// - [`may_preempt`](Self::may_preempt) says `false` wherever the interrupted (or, in task context, the
-///   calling) code must not be left: while it panics, in particular.
+///   calling) code must not be left for a while: while it panics, and under a lock of the kernel's that
+///   counts by itself.
+/// - [`may_end`](Self::may_end) says `false` wherever the interrupted code must not be left for ever.
 /// - [`allocate_stack`](Self::allocate_stack) gives writable memory of the size that was asked
 ///   for, aligned to 16, that nobody else uses until [`free_stack`](Self::free_stack) gets it back.
 /// - Code that runs on a stackful stack touches per-core or thread-local data of the kernel's only
@@ -152,10 +167,14 @@ pub unsafe trait Platform: Sync + 'static {
     fn now(&self) -> u64;
 
     /// Sets this core's one alarm to `at` (absolute, nanoseconds of [`now`](Self::now)), in place
-    /// of the one that was set. A time that has passed fires at once, `u64::MAX` sets none.
+    /// of the one that was set. A time that has passed fires at once, or where interrupts are masked, as
+    /// soon as they are enabled. `u64::MAX` sets none.
     ///
-    /// Called in task context with preemption off, and in [`on_timer`](crate::preempt::on_timer) and
-    /// [`on_interrupt`](crate::preempt::on_interrupt).
+    /// On a platform with a periodic tick it may do nothing, if each tick's handler calls
+    /// [`on_timer`](crate::preempt::on_timer): slices and timers then end with the first tick after their
+    /// time.
+    ///
+    /// Called with preemption off, in task context and in interrupt handlers.
     fn set_alarm(&self, at: u64);
 
     /// Waits until there is an interrupt to be handled or a [`wake`](Self::wake) for this core. It
@@ -165,6 +184,10 @@ pub unsafe trait Platform: Sync + 'static {
 
     /// Gets the attention of core number `core`, which has entered a runtime or
     /// [`block_on`](crate::block_on); it may be the calling core (from an interrupt).
+    ///
+    /// On a platform with a single core it may do nothing: whatever wakes a task there runs on that core,
+    /// and an interrupt ends [`park`](Self::park) by itself. An interrupt that wakes a task then preempts the
+    /// running one only if its handler ends in [`on_interrupt`](crate::preempt::on_interrupt) or `on_timer`.
     fn wake(&self, core: usize);
 
     /// Masks this core's interrupts and returns what restores them.
@@ -177,14 +200,30 @@ pub unsafe trait Platform: Sync + 'static {
     /// `state` comes from this core's latest `mask_interrupts` that has not been paired yet.
     unsafe fn restore_interrupts(&self, state: usize);
 
-    /// Enables interrupts on this core, whatever was masked before. The runtime's loop calls it when
-    /// a trap handler has left the core to it: the interrupted task's own state comes back when
-    /// the task is resumed and its handler returns.
+    /// Enables interrupts on this core, whatever was masked before, and makes
+    /// [`in_interrupt`](Self::in_interrupt) say so. The runtime calls it in two situations, and then this is
+    /// task context:
+    ///
+    /// - A trap handler has left the core to the loop. The interrupted task's own state comes back when the task
+    ///   is resumed and its handler returns.
+    /// - Code of a task's or of the kernel's has returned to the runtime and left interrupts masked, which
+    ///   is its mistake.
     ///
     /// # Safety
     ///
-    /// Only the runtime's loop calls it, and only in that situation.
+    /// Only the runtime calls it, and only in these situations.
     unsafe fn enable_interrupts(&self);
+
+    /// Whether interrupts are enabled on this core. Any context.
+    ///
+    /// Override it: it is asked after each poll, and one instruction of most processors knows the answer.
+    /// With the default, [`Unknown`](Interrupts::Unknown), a task that masks interrupts and then gives the
+    /// core away is not found out, and a preemption that was put off while a guard lived is paid by one
+    /// more alarm rather than by the guard's drop.
+    #[inline]
+    fn interrupts(&self) -> Interrupts {
+        Interrupts::Unknown
+    }
 
     /// Whether the caller is an interrupt handler. Answer [`No`](InInterrupt::No) only if certain.
     fn in_interrupt(&self) -> InInterrupt {
@@ -192,8 +231,13 @@ pub unsafe trait Platform: Sync + 'static {
     }
 
     /// Whether the code that was just interrupted may be left for a while. Called in `on_timer` and
-    /// `on_interrupt`, and in task context before a debt is paid and in
+    /// `on_interrupt`, and in task context before a preemption that is owed and in
     /// [`block_on`](crate::block_on), where it is asked of the caller.
+    ///
+    /// A kernel that has a preempt count of its own, say in its spin locks, answers whether that is zero. A
+    /// preemption that was due meanwhile is owed. It comes at the latest when an alarm asks again, which it does
+    /// more and more rarely; a kernel that calls [`preempt::point`](crate::preempt::point) when its count
+    /// gets to zero has it come there.
     fn may_preempt(&self) -> bool {
         true
     }
@@ -206,6 +250,15 @@ pub unsafe trait Platform: Sync + 'static {
     /// interrupt does the same for itself. The default has nothing to save.
     fn preserving(&self, leave: &mut dyn FnMut()) {
         leave();
+    }
+
+    /// Whether the code that a fault has interrupted may be left for ever. Called in
+    /// [`end_task`](crate::preempt::end_task), which otherwise returns. Not while the code panics, where the panic
+    /// would never end, nor where it holds what its core cannot go on without.
+    ///
+    /// Default: where it may be left for a while.
+    fn may_end(&self) -> bool {
+        self.may_preempt()
     }
 
     /// Runs `body`, and where the platform can unwind, catches a panic and returns what it carried.
@@ -320,12 +373,20 @@ macro_rules! bind_platform {
                 $name.in_interrupt()
             }
             #[unsafe(no_mangle)]
+            fn __trapline_bind_platform_interrupts() -> $crate::platform::Interrupts {
+                $name.interrupts()
+            }
+            #[unsafe(no_mangle)]
             fn __trapline_bind_platform_may_preempt() -> bool {
                 $name.may_preempt()
             }
             #[unsafe(no_mangle)]
             fn __trapline_bind_platform_preserving(leave: &mut dyn FnMut()) {
                 $name.preserving(leave)
+            }
+            #[unsafe(no_mangle)]
+            fn __trapline_bind_platform_may_end() -> bool {
+                $name.may_end()
             }
             #[unsafe(no_mangle)]
             fn __trapline_bind_platform_catch_unwind(
@@ -388,8 +449,10 @@ pub(crate) mod bound {
         pub(crate) unsafe fn __trapline_bind_platform_restore_interrupts(state: usize);
         pub(crate) unsafe fn __trapline_bind_platform_enable_interrupts();
         pub(crate) safe fn __trapline_bind_platform_in_interrupt() -> InInterrupt;
+        pub(crate) safe fn __trapline_bind_platform_interrupts() -> Interrupts;
         pub(crate) safe fn __trapline_bind_platform_may_preempt() -> bool;
         pub(crate) safe fn __trapline_bind_platform_preserving(leave: &mut dyn FnMut());
+        pub(crate) safe fn __trapline_bind_platform_may_end() -> bool;
         pub(crate) safe fn __trapline_bind_platform_catch_unwind(
             body: &mut dyn FnMut(),
         ) -> Result<(), PanicPayload>;
@@ -413,8 +476,10 @@ pub(crate) mod bound {
         __trapline_bind_platform_enable_interrupts as enable_interrupts,
         __trapline_bind_platform_free_stack as free_stack,
         __trapline_bind_platform_in_interrupt as in_interrupt,
+        __trapline_bind_platform_interrupts as interrupts,
         __trapline_bind_platform_least_stack as least_stack,
         __trapline_bind_platform_mask_interrupts as mask_interrupts,
+        __trapline_bind_platform_may_end as may_end,
         __trapline_bind_platform_may_preempt as may_preempt, __trapline_bind_platform_now as now,
         __trapline_bind_platform_park as park, __trapline_bind_platform_prepare as prepare,
         __trapline_bind_platform_preserving as preserving,

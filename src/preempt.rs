@@ -1,9 +1,22 @@
-//! When the core may be taken from a task, and the two functions that take it.
+//! When the core may be taken from a task, and the functions that take it.
 //!
 //! A core has one gate. It is open while user code runs on a stackful task's stack, and shut
 //! everywhere else: in the runtime's own code, in plain tasks, and under a [`PreemptGuard`]. An
 //! interrupt that finds it shut leaves a note that a preemption is owed, and whoever opens the gate
 //! pays.
+//!
+//! There are two reasons for which a debt is not paid although the gate is open: interrupts are masked, or the
+//! [platform](crate::platform::Platform::may_preempt) says no. The debt stays then. It is paid at the next
+//! opportunity: the next guard that drops, a [`point()`], or the alarm. That is set to fire as soon as
+//! interrupts are enabled; after a "no", it asks again after a slice, and each time after twice as long, up to 16
+//! slices or 10 ms.
+//!
+//! # For kernels that count by themselves
+//!
+//! A kernel's own locks can forbid preemption in two ways. With [`disable`] and [`enable`], which are a
+//! [`PreemptGuard`] in two calls, Trapline counts. A kernel that has a count of its own answers in
+//! [`may_preempt`](crate::platform::Platform::may_preempt) whether it is zero, and calls [`point()`] when it gets
+//! there.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
@@ -22,12 +35,16 @@ use crate::sync::local::{AtomicBool, AtomicUsize, Ordering, compiler_fence};
 pub(crate) struct Gate {
     /// How many reasons there are to keep the core. The runtime's own code is one.
     shut: AtomicUsize,
-    /// A preemption was due while the gate was shut. Set only while it is shut.
+    /// A preemption was due where it could not be: the gate was shut, interrupts were masked, or the platform
+    /// said no.
     owed: AtomicBool,
     /// The loop shall look at more than the inbox before its next poll: at the alarm and the timers.
     called: AtomicBool,
     /// How often all guards were declared void.
     epoch: AtomicUsize,
+    /// How many alarms have found a debt that the platform did not let them pay, since the loop last had the
+    /// core.
+    refused: AtomicUsize,
 }
 
 impl Gate {
@@ -37,6 +54,7 @@ impl Gate {
             owed: AtomicBool::new(false),
             called: AtomicBool::new(false),
             epoch: AtomicUsize::new(0),
+            refused: AtomicUsize::new(0),
         }
     }
 
@@ -66,6 +84,12 @@ impl Gate {
         compiler_fence(Ordering::SeqCst);
     }
 
+    /// One reason more. Any context.
+    #[inline]
+    fn deepen(&self) {
+        self.set_depth(self.depth() + 1);
+    }
+
     #[inline]
     pub(crate) fn owe(&self) {
         self.owed.store(true, Ordering::Relaxed);
@@ -75,6 +99,24 @@ impl Gate {
     #[inline]
     pub(crate) fn owes(&self) -> bool {
         self.owed.load(Ordering::Relaxed)
+    }
+
+    /// An alarm could not pay. Its core, in the handler.
+    pub(crate) fn refuse(&self) {
+        self.refused
+            .store(self.refused.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// After how many nanoseconds an alarm tries again to pay.
+    pub(crate) fn retry_after(&self, slice: u64) -> u64 {
+        /// A kernel that calls no `point` waits no longer than that for what its count held up, ...
+        const MOST: u64 = 10_000_000;
+        /// ... and is not asked more often than that when its slices are short.
+        const MOST_SLICES: u64 = 16;
+        let slices = 1_u64.checked_shl(self.refused.load(Ordering::Relaxed) as u32);
+        slice
+            .saturating_mul(slices.map_or(MOST_SLICES, |it| it.min(MOST_SLICES)))
+            .min(slice.max(MOST))
     }
 
     /// Whoever owes it has come to pay, so nothing is owed. The loop is called all the same.
@@ -98,6 +140,7 @@ impl Gate {
     #[inline]
     pub(crate) fn answer(&self) {
         self.called.store(false, Ordering::Relaxed);
+        self.refused.store(0, Ordering::Relaxed);
         self.settle();
         // What an interrupt says after this, it says anew.
         compiler_fence(Ordering::SeqCst);
@@ -131,10 +174,6 @@ pub unsafe fn on_timer() {
         runtime.gate().owe();
         return;
     }
-    if !bound::may_preempt() {
-        runtime.put_off();
-        return;
-    }
     let left = match alarm.look(now, runtime.slice(), runtime.timers().next()) {
         Some(left) => {
             alarm.set_due(now);
@@ -144,6 +183,12 @@ pub unsafe fn on_timer() {
         None if runtime.is_wanted() => alarm.slice_left(runtime.slice()),
         None => return,
     };
+    if !bound::may_preempt() {
+        runtime.gate().refuse();
+        alarm.forget();
+        runtime.put_off(false);
+        return;
+    }
     // SAFETY: the gate is open, so this is a stackful task's stack, which the caller promises.
     unsafe { runtime.leave_preempted(left, Reason::Interrupted) };
 }
@@ -165,7 +210,7 @@ pub unsafe fn on_interrupt() {
     if !runtime.gate().is_open() {
         runtime.gate().owe();
     } else if !bound::may_preempt() {
-        runtime.put_off();
+        runtime.put_off(false);
     } else {
         let left = runtime.alarm().slice_left(runtime.slice());
         // SAFETY: the gate is open, so this is a stackful task's stack, which the caller promises.
@@ -175,7 +220,9 @@ pub unsafe fn on_interrupt() {
 
 /// Ends the running stackful task in the handler of a fault that it has caused, and gives the core to the
 /// others: it doesn't return. If there is nothing to be ended, it does: the fault is not a task's, or the task
-/// is a plain one, or preemption was off and the fault may have left something half done.
+/// is a plain one, preemption was off and the fault may have left something half done, or the platform says that
+/// the code [may not be left for ever](crate::platform::Platform::may_end): it panics, or holds a lock of the
+/// kernel's.
 ///
 /// The task's frames die without their drops, and others may point at them and at its future. So both are
 /// leaked, and its stack too; [`Stats::ended`](crate::Stats) counts them. The join handle says
@@ -188,9 +235,79 @@ pub unsafe fn on_interrupt() {
 /// - The handler holds no lock and no guard. What the task itself holds stays held.
 pub unsafe fn end_task() {
     let Some(runtime) = bound::slot().runtime() else { return };
-    if runtime.is_on_stack() && runtime.gate().is_open() {
+    if runtime.is_on_stack() && runtime.gate().is_open() && bound::may_end() {
         // SAFETY: the gate is open, so this is a stackful task's own code, which the caller interrupted.
         unsafe { runtime.end_stack() }
+    }
+}
+
+/// Forbids preemption on this core, until as many calls of [`enable`] have come: a [`PreemptGuard`] for kernels
+/// whose critical sections begin and end in different functions.
+///
+/// Any context: task context, interrupts, and outside of a runtime, where it does nothing. Pairs nest, also with
+/// guards. As with a guard, the task panics that returns from its poll with preemption disabled.
+#[inline]
+pub fn disable() {
+    // Preempted since the look at the slot, the task goes on on the same core and so in the same runtime.
+    if let Some(runtime) = bound::slot().runtime() {
+        runtime.gate().deepen();
+    }
+}
+
+/// Takes one [`disable`] back. If that was the last reason and a preemption is owed, others have the core before
+/// this returns; in an interrupt, or where interrupts are masked, it stays owed.
+///
+/// # Panics
+///
+/// If preemption is not disabled.
+///
+/// # Safety
+///
+/// It is the pair of a `disable` on this core: by the same poll of the same task or by the same handler, or by code
+/// that runs outside of a runtime from the one to the other. The task was not ended by a panic or a fault in
+/// between, which takes back all that it has disabled.
+#[inline]
+pub unsafe fn enable() {
+    let Some(runtime) = bound::slot().runtime() else { return };
+    match runtime.gate().depth() {
+        1 if runtime.is_on_stack() => runtime.enter_task(),
+        // In all other code than a stackful task's, one reason is the runtime's own.
+        0 | 1 => never_disabled(),
+        depth => runtime.gate().set_depth(depth - 1),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn never_disabled() -> ! {
+    panic!("preempt::enable was called more often than preempt::disable")
+}
+
+/// A preemption point: if a preemption is owed and nothing forbids it any more, others have the core before this
+/// returns. If not, it does nothing, and costs a few instructions.
+///
+/// Any context: it does nothing in an interrupt, with interrupts masked, under a guard, in plain tasks and outside
+/// of a runtime.
+///
+/// A kernel that has a preempt count of its own calls it whenever that gets to zero (see
+/// [`may_preempt`](crate::platform::Platform::may_preempt)). One that gets the traps of user programs as values
+/// calls [`on_timer`] for the timer's where it may not leave the core yet, under a [`PreemptGuard`] or while its own
+/// count is up, and this where it may.
+#[inline]
+pub fn point() {
+    if let Some(runtime) = bound::slot().runtime()
+        && runtime.gate().owes()
+    {
+        pay_here(runtime);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn pay_here(runtime: &'static Runtime) {
+    if runtime.is_on_stack() && runtime.gate().is_open() {
+        runtime.gate().set_depth(1);
+        runtime.enter_task();
     }
 }
 
@@ -210,19 +327,13 @@ pub unsafe fn end_task() {
 #[must_use = "preemption is forbidden for as long as the guard lives"]
 pub struct PreemptGuard {
     shut: Shut,
-    pays: bool,
 }
 
 impl PreemptGuard {
     /// Shuts the gate. Any context.
     #[inline]
     pub fn new() -> Self {
-        let runtime = bound::slot().runtime();
-        // An open gate and a debt: that is only so between the two steps of `Runtime::open_gate`, so
-        // this is an interrupt. The task that it interrupted pays, not the interrupt. (Looked at
-        // before the gate is shut: a debt from then on is this guard's.)
-        let pays = runtime.is_some_and(|r| !(r.gate().is_open() && r.gate().owes()));
-        Self { shut: Shut::new(runtime), pays }
+        Self { shut: Shut::new(bound::slot().runtime()) }
     }
 }
 
@@ -237,9 +348,9 @@ impl Drop for PreemptGuard {
     fn drop(&mut self) {
         let Some(runtime) = self.shut.runtime else { return };
         let gate = runtime.gate();
-        if self.pays && !self.shut.is_void() && gate.depth() == 1 && runtime.is_on_stack() {
+        if !self.shut.is_void() && gate.depth() == 1 && runtime.is_on_stack() {
             self.shut.runtime = None;
-            // Opens the gate, and leaves first if something is owed.
+            // Opens the gate, and leaves first if something is owed and this is no interrupt.
             runtime.enter_task();
         }
     }
@@ -283,8 +394,7 @@ impl Shut {
         // Preempted since the look at the slot, the task goes on on the same core and so in the same
         // runtime.
         if let Some(runtime) = runtime {
-            let gate = runtime.gate();
-            gate.set_depth(gate.depth() + 1);
+            runtime.gate().deepen();
         }
         let epoch = runtime.map_or(0, |r| r.gate().epoch.load(Ordering::Relaxed));
         Self { runtime, epoch, not_send: PhantomData }

@@ -130,6 +130,8 @@ impl TrapContext {
     /// - The address space that is loaded lets user mode reach only what this program may touch, and keeps
     ///   the kernel's part as it is.
     pub unsafe fn run(&mut self) -> Trap {
+        // What is owed is paid here rather than by an alarm in the middle of the program.
+        crate::preempt::point();
         let interrupts = bound::mask_interrupts();
         let trap = if begin_stay() {
             // SAFETY: interrupts are masked, and the caller promises the rest.

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ptr::NonNull;
 
 use shuttle::sync::{Condvar, Mutex};
-use trapline::platform::{CoreSlot, InInterrupt, Platform};
+use trapline::platform::{CoreSlot, InInterrupt, Interrupts, Platform};
 use trapline::stackful::{Context, StackMain, StackfulBackend};
 
 struct Core {
@@ -81,6 +81,10 @@ unsafe impl Platform for Schedule {
     unsafe fn restore_interrupts(&self, _state: usize) {}
 
     unsafe fn enable_interrupts(&self) {}
+
+    fn interrupts(&self) -> Interrupts {
+        Interrupts::Enabled
+    }
 
     fn in_interrupt(&self) -> InInterrupt {
         InInterrupt::No

@@ -10,7 +10,7 @@ use core::task::{Context, Poll};
 
 use super::{RootPoll, Runtime};
 use crate::config::ConfigError;
-use crate::platform::{PanicPayload, bound};
+use crate::platform::{Interrupts, PanicPayload, bound};
 use crate::sync::atomic::Ordering;
 use crate::task::in_place;
 use crate::task::join::panic_message;
@@ -89,6 +89,9 @@ impl Runtime {
         if self.own.closed.get() {
             return Err(EnterError::ShutDown);
         }
+        if bound::interrupts() == Interrupts::Masked {
+            return Err(EnterError::InterruptsMasked);
+        }
         Ok(entered)
     }
 
@@ -165,6 +168,8 @@ pub enum EnterError {
     NoCore,
     /// The runtime has been shut down.
     ShutDown,
+    /// Interrupts are masked. Nothing would be preempted, and an alarm would never be taken: enable them first.
+    InterruptsMasked,
     /// What was chosen for the runtime cannot be.
     Config(ConfigError),
     /// The future of [`run_until`](Runtime::run_until) panicked. Comes only from platforms that can catch a
@@ -179,6 +184,7 @@ impl fmt::Display for EnterError {
             Self::OtherCore { owner } => write!(f, "the runtime belongs to core {owner}"),
             Self::NoCore => f.write_str("the caller is not a core of the platform"),
             Self::ShutDown => f.write_str("the runtime has been shut down"),
+            Self::InterruptsMasked => f.write_str("interrupts are masked: enable them first"),
             Self::Config(error) => error.fmt(f),
             Self::Panicked(payload) => write!(f, "panicked: {}", panic_message(payload)),
         }

@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 use core::task::Waker;
 
 use super::{Runtime, count};
-use crate::platform::{PanicPayload, bound};
+use crate::platform::{Interrupts, PanicPayload, bound};
 use crate::stackful::{Reason, Stack};
 use crate::task::join::{JoinError, take_waker};
 use crate::task::state::{Pending, Start};
@@ -234,13 +234,23 @@ impl Runtime {
     /// Calls code of a user's outside of a poll: the only way in which the loop, or the runtime's code on a
     /// stack, does that. A panic ends here and is reported for `task`; a
     /// [`PreemptGuard`](crate::preempt::PreemptGuard) that the code leaves is reported likewise, and counts no
-    /// longer.
+    /// longer; and so are interrupts that it leaves masked.
     pub(crate) fn guarded(&self, task: NonNull<Header>, code: impl FnOnce()) {
         // 1 in the loop, 0 on a stack; more, if the poll that `task` panicked in has left a guard.
         let before = self.gate.depth();
+        // A shutdown's caller may have masked them.
+        let masked = bound::interrupts() == Interrupts::Masked;
         panic::contain(task, code);
         if self.gate.depth() > before {
             self.repair(task);
+        }
+        if !masked && self.unmask() {
+            panic::contain(task, || {
+                panic!(
+                    "code that the runtime called outside of a poll (a drop, a waker, a hook) left \
+                     interrupts masked: enable them there"
+                )
+            });
         }
     }
 

@@ -22,7 +22,7 @@ use crate::TaskPanic;
 use crate::arena::Arena;
 use crate::config::Config;
 use crate::contexted::ScopeLink;
-use crate::platform::bound;
+use crate::platform::{Interrupts, bound};
 use crate::preempt::Gate;
 use crate::ready::{self, Fifo, Inbox};
 use crate::stackful::Stacks;
@@ -353,12 +353,32 @@ impl Runtime {
         !self.inbox.is_empty() || self.gate.owes()
     }
 
-    /// Panics if the poll that has just returned left a guard.
-    #[inline]
+    /// Panics if the poll that has just returned left a guard, or interrupts masked.
+    #[inline(always)]
     pub(crate) fn check_guards(&self, expected: usize, task: NonNull<Header>, poll: Poll<()>) {
-        if self.gate.depth() != expected {
-            held_a_guard(task, poll);
+        if self.gate.depth() != expected || bound::interrupts() == Interrupts::Masked {
+            self.held_the_core(task, poll);
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn held_the_core(&self, task: NonNull<Header>, poll: Poll<()>) -> ! {
+        if poll.is_ready() {
+            // SAFETY: RUNNING, hence alive.
+            unsafe { task.as_ref() }.state.set_stored();
+        }
+        // SAFETY: as above.
+        let name = unsafe { Label::of(task) };
+        if self.unmask() {
+            panic!(
+                "{name} had interrupts masked when its poll returned: enable them before the await"
+            );
+        }
+        panic!(
+            "{name} held or forgot a PreemptGuard when its poll returned, or had called preempt::disable: \
+             drop it, or call preempt::enable, before the await"
+        );
     }
 }
 
@@ -369,20 +389,6 @@ impl Drop for InsideOfHooks<'_> {
     fn drop(&mut self) {
         self.0.set(None);
     }
-}
-
-#[cold]
-#[inline(never)]
-fn held_a_guard(task: NonNull<Header>, poll: Poll<()>) -> ! {
-    if poll.is_ready() {
-        // SAFETY: RUNNING, hence alive.
-        unsafe { task.as_ref() }.state.set_stored();
-    }
-    panic!(
-        "{} held or forgot a PreemptGuard when its poll returned: drop it before the await",
-        // SAFETY: as above.
-        unsafe { Label::of(task) }
-    );
 }
 
 impl Default for Runtime {

@@ -48,6 +48,7 @@ impl Runtime {
                 while self.turn() {}
             });
             let Err(payload) = caught else { return Ok(()) };
+            self.unmask();
             let task = self.current_task();
             self.set_current(None);
             self.take_yield();

@@ -7,7 +7,7 @@ use core::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 
 use super::Reason;
 use crate::Runtime;
-use crate::platform::{CoreSlot, InInterrupt, bound};
+use crate::platform::{CoreSlot, InInterrupt, Interrupts, bound};
 use crate::task::Label;
 use crate::task::waker::from_header;
 
@@ -27,9 +27,13 @@ use crate::task::waker::from_header;
 ///
 /// # Panics
 ///
-/// In a plain task, which would keep the core from everybody else; under a
-/// [`PreemptGuard`](crate::preempt::PreemptGuard); while it panics; in an interrupt on a core that is inside
-/// of a runtime; by a caller that is not a core of the platform.
+/// In a stackful task, where others must not have the core meanwhile: with interrupts masked; under a
+/// [`PreemptGuard`](crate::preempt::PreemptGuard); where the [platform](crate::platform::Platform::may_preempt)
+/// says so, which is while it panics and under a lock of the kernel's that counts by itself.
+///
+/// In a plain task, which would keep the core from all others; in an interrupt on a core that is inside of a
+/// runtime; by a caller that is not a core of the platform; outside of a runtime, if it has to wait with
+/// interrupts masked.
 pub fn block_on<F: Future>(future: F) -> F::Output {
     // Pinned here: a future in an argument is one more copy of it on the stack.
     let future = pin!(future);
@@ -57,7 +61,14 @@ fn suspend_until<F: Future>(runtime: &'static Runtime, mut future: Pin<&mut F>) 
     );
     assert!(
         runtime.gate().is_open(),
-        "block_on was called in {} under a PreemptGuard: drop the guard first",
+        "block_on was called in {} under a PreemptGuard, or between preempt::disable and enable: \
+         end that first",
+        name()
+    );
+    assert!(
+        bound::interrupts() != Interrupts::Masked,
+        "block_on was called in {} with interrupts masked, and others would have the core meanwhile: \
+         enable them first",
         name()
     );
     // SAFETY: the task isn't DONE before this poll of it is over, and until then the runtime's reference keeps
@@ -65,7 +76,8 @@ fn suspend_until<F: Future>(runtime: &'static Runtime, mut future: Pin<&mut F>) 
     let waker = ManuallyDrop::new(unsafe { from_header(task) });
     assert!(
         bound::may_preempt(),
-        "block_on was called in {} while it panics: the panic would become the core's",
+        "block_on was called in {} where Platform::may_preempt says no: while it panics, or under a \
+         lock of the kernel's, which the core's other tasks would then run with",
         name()
     );
     let mut given_back = GiveBack { waker: &waker, waited: false };
@@ -76,6 +88,10 @@ fn suspend_until<F: Future>(runtime: &'static Runtime, mut future: Pin<&mut F>) 
         assert!(
             runtime.gate().is_open(),
             "a future in block_on held a PreemptGuard when its poll returned: drop it before the await"
+        );
+        assert!(
+            bound::interrupts() != Interrupts::Masked,
+            "a future in block_on had interrupts masked when its poll returned: enable them before the await"
         );
         let stack = runtime.running_stack();
         if stack.lost_child.get() {
@@ -116,6 +132,10 @@ fn park_until<F: Future>(slot: &'static CoreSlot, mut future: Pin<&mut F>) -> F:
             return output;
         }
         given_back.waited = true;
+        assert!(
+            bound::interrupts() != Interrupts::Masked,
+            "block_on has to wait, and interrupts are masked: enable them first"
+        );
         loop {
             let interrupts = bound::mask_interrupts();
             let rung = slot.take_ring();

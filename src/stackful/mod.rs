@@ -44,12 +44,12 @@ use core::ptr::{self, NonNull};
 use core::task::Poll;
 
 use crate::contexted::{self, Hooks, Scope, Surroundings};
-use crate::platform::{PanicPayload, bound};
+use crate::platform::{Interrupts, PanicPayload, bound};
 use crate::ready::{Fifo, PatientFifo};
 use crate::sync::local::{AtomicPtr, Ordering};
 use crate::task::join::{JoinError, JoinHandle, panic_message};
 use crate::task::{Header, panic};
-use crate::time::{NEVER, SliceLeft};
+use crate::time::SliceLeft;
 use crate::{Runtime, TaskId};
 
 /// Why a stack's code gave the core to the loop.
@@ -444,35 +444,62 @@ impl Runtime {
         self.gate().owes()
     }
 
-    /// The alarm fired, or a wake came, where the core must not be taken: look again after a slice. Its
-    /// core, on a stack.
-    pub(crate) fn put_off(&self) {
-        self.alarm().forget();
+    /// The core must not be taken though the gate is open, or about to be: what is owed stays owed, and an alarm
+    /// comes back to it: after a while, or if `may_preempt`, as soon as interrupts are enabled. Its core, on a
+    /// stack, with interrupts masked.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn put_off(&self, may_preempt: bool) {
+        self.gate().owe();
+        let wait = if may_preempt { 0 } else { self.gate().retry_after(self.slice()) };
         // Without the timers: one that is due would make the alarm fire at once, again and again.
-        self.alarm().resume_slice(self.slice(), NEVER);
-        self.gate().call();
+        self.alarm().set_by(bound::now().saturating_add(wait));
     }
 
-    /// Opens the gate for a task's code, and leaves the stack first if a preemption is owed. Task
-    /// context, on a stack.
+    /// Opens the gate for a task's code, and leaves the stack first if a preemption is owed and nothing else
+    /// forbids it. On a stack, in the task's code or in an interrupt of that.
+    #[inline]
     pub(crate) fn enter_task(&'static self) {
         if self.open_gate() {
-            if !bound::may_preempt() {
-                // It panics, for one; what is due will be found due after a slice. Masked, so that an
-                // alarm that fires meanwhile finds the gate open, and is put off in its turn.
-                let interrupts = bound::mask_interrupts();
-                self.gate().settle();
-                self.put_off();
-                self.open_gate();
-                // SAFETY: what `mask_interrupts` has just returned.
-                unsafe { bound::restore_interrupts(interrupts) };
-                return;
-            }
-            let left = self.alarm().slice_left(self.slice());
-            // SAFETY: the running task's own code, on its stack, in task context.
-            bound::preserving(&mut || unsafe { self.leave_preempted(left, Reason::Preempted) });
+            self.pay();
         }
     }
+
+    #[cold]
+    #[inline(never)]
+    fn pay(&'static self) {
+        let may_preempt = bound::may_preempt();
+        if may_preempt && bound::interrupts() == Interrupts::Enabled {
+            let left = self.alarm().slice_left(self.slice());
+            // SAFETY: the running task's own code, on its stack, and in task context, since interrupts are enabled.
+            bound::preserving(&mut || unsafe { self.leave_preempted(left, Reason::Preempted) });
+            return;
+        }
+        // Masked, so that the alarm finds the gate open.
+        let interrupts = bound::mask_interrupts();
+        self.put_off(may_preempt);
+        self.gate().set_depth(0);
+        // SAFETY: what `mask_interrupts` has just returned.
+        unsafe { bound::restore_interrupts(interrupts) };
+    }
+
+    /// Enables interrupts if code that has come back to the runtime has left them masked, and says whether it
+    /// had. Task context, at the end of all code of a user's that the runtime calls.
+    #[inline]
+    pub(crate) fn unmask(&self) -> bool {
+        let masked = bound::interrupts() == Interrupts::Masked;
+        if masked {
+            enable_interrupts();
+        }
+        masked
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn enable_interrupts() {
+    // SAFETY: the runtime, to which code has returned that has left interrupts masked.
+    unsafe { bound::enable_interrupts() };
 }
 
 /// What runs on a stack: it polls what the loop brings, for ever. Unwinding ends here.
@@ -531,6 +558,7 @@ impl Runtime {
     #[cold]
     #[inline(never)]
     fn panicked_here(&'static self, task: NonNull<Header>, payload: PanicPayload) -> Reason {
+        self.unmask();
         // SAFETY: as in `poll_here`.
         if unsafe { task.as_ref() }.state.is_stored() {
             self.guarded(task, || panic::discard(task, payload));

@@ -293,6 +293,12 @@ impl Core {
         }
     }
 
+    /// Own. Whether signals are only noted.
+    #[inline]
+    pub(crate) fn is_masked(&self) -> bool {
+        self.masked.load(Ordering::Relaxed)
+    }
+
     /// Own. As `unmask`, where a handler that has left its stack doesn't do it.
     pub(crate) fn unmask_after_leaving_handler(&self) {
         self.handling.store(false, Ordering::Relaxed);

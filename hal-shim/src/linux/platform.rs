@@ -6,7 +6,7 @@ use std::ptr::{self, NonNull};
 
 #[cfg(target_arch = "x86_64")]
 use trapline::arch::Native;
-use trapline::platform::{CoreSlot, InInterrupt, PanicPayload, Platform};
+use trapline::platform::{CoreSlot, InInterrupt, Interrupts, PanicPayload, Platform};
 use trapline::stackful::StackfulBackend;
 
 use super::cores::{self, Core};
@@ -69,7 +69,11 @@ const COUNTED: usize = 0;
 // - Masking, park and wake: see the head of `cores.rs`.
 // - in_interrupt: precise, for our handlers; those of the program's own say it themselves, as who wrote
 //   `entry!(unsafe …)` promises.
+// - interrupts: the flag of `cores.rs`, which is set while signals are handled.
 // - may_preempt: not while the thread panics, and not in the program's own signal handlers.
+// - may_end: not while the thread panics: std counts it as panicking until the panic was caught. In a signal
+//   handler of the program's own, which counts for `may_preempt`, the question is about what that has
+//   interrupted.
 // - allocate_stack: anonymous memory of its own.
 // - Thread-local data in stackful tasks: promised by who wrote `entry!(unsafe …)`.
 // - No handler of ours lets others in before it ends, but by leaving its stack.
@@ -128,6 +132,14 @@ unsafe impl Platform for Machine {
         here().unmask_after_leaving_handler();
     }
 
+    #[inline]
+    fn interrupts(&self) -> Interrupts {
+        match cores::here() {
+            Some(core) if core.is_masked() => Interrupts::Masked,
+            _ => Interrupts::Enabled,
+        }
+    }
+
     fn in_interrupt(&self) -> InInterrupt {
         match cores::here() {
             Some(core) if core.is_in_handler() => InInterrupt::Yes,
@@ -142,6 +154,10 @@ unsafe impl Platform for Machine {
 
     fn preserving(&self, leave: &mut dyn FnMut()) {
         TaskState::around(leave);
+    }
+
+    fn may_end(&self) -> bool {
+        !std::thread::panicking()
     }
 
     fn catch_unwind(&self, body: &mut dyn FnMut()) -> Result<(), PanicPayload> {

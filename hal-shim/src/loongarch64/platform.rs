@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use trapline::arch::{Native, TrapContext};
-use trapline::platform::{CoreSlot, InInterrupt, Platform};
+use trapline::platform::{CoreSlot, InInterrupt, Interrupts, Platform};
 use trapline::trap::{Access, Trap};
 
 use super::{csr, space};
@@ -83,7 +83,8 @@ pub(crate) const IE: usize = 1 << 2;
 //   come later; the handler's swap sees what they wrote.
 // - in_interrupt: precise, set and cleared by `on_trap`, and by `enable_interrupts` for a handler
 //   that has left its stack.
-// - may_preempt: always; a panic ends the machine with interrupts masked.
+// - interrupts: IE, which the processor clears for a trap.
+// - may_preempt, may_end: always; a panic ends the machine with interrupts masked.
 // - Stacks are from the heap, mapped a second time, where the page below is not mapped.
 // - There is no other per-core data than this crate's own, which it touches with interrupts masked
 //   or by single loads and stores.
@@ -157,6 +158,21 @@ unsafe impl Platform for Machine {
         Core::here().in_interrupt.store(false, Ordering::Relaxed);
         // SAFETY: the caller promises that this is the time.
         unsafe { csr::exchange::<{ csr::CRMD }>(IE, IE) };
+    }
+
+    #[inline]
+    fn interrupts(&self) -> Interrupts {
+        let mode: usize;
+        // SAFETY: reads a register. Not pure: another call may find it otherwise.
+        unsafe {
+            asm!(
+                "csrrd {}, {}",
+                out(reg) mode,
+                const csr::CRMD,
+                options(nomem, nostack, preserves_flags),
+            );
+        }
+        if mode & IE != 0 { Interrupts::Enabled } else { Interrupts::Masked }
     }
 
     #[inline]

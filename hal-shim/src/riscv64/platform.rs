@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use riscv::register::{sie, sip, time};
 use sbi_rt::HartMask;
 use trapline::arch::{Native, TrapContext};
-use trapline::platform::{CoreSlot, InInterrupt, Platform};
+use trapline::platform::{CoreSlot, InInterrupt, Interrupts, Platform};
 use trapline::trap::{Access, Trap};
 
 use super::space;
@@ -90,7 +90,8 @@ pub(crate) const SIE: usize = 1 << 1;
 //   been handled stands for all that come later; the handler's swap sees what they wrote.
 // - in_interrupt: precise, set and cleared by `on_trap`, and by `enable_interrupts` for a handler
 //   that has left its stack.
-// - may_preempt: always; a panic ends the machine with interrupts masked.
+// - interrupts: SIE, which the processor clears for a trap.
+// - may_preempt, may_end: always; a panic ends the machine with interrupts masked.
 // - Stacks are from the heap, mapped a second time, where the page below is not mapped.
 // - There is no other per-core data than this crate's own, which it touches with interrupts masked
 //   or by single loads and stores.
@@ -160,6 +161,16 @@ unsafe impl Platform for Machine {
         Core::here().in_interrupt.store(false, Ordering::Relaxed);
         // SAFETY: the caller promises that this is the time. A barrier as above.
         unsafe { asm!("csrsi sstatus, {}", const SIE, options(nostack)) };
+    }
+
+    #[inline]
+    fn interrupts(&self) -> Interrupts {
+        let status: usize;
+        // SAFETY: reads a register. Not pure: another call may find it otherwise.
+        unsafe {
+            asm!("csrr {}, sstatus", out(reg) status, options(nomem, nostack, preserves_flags));
+        }
+        if status & SIE != 0 { Interrupts::Enabled } else { Interrupts::Masked }
     }
 
     #[inline]

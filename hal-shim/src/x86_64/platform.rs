@@ -6,7 +6,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
 use trapline::arch::{Native, TrapContext};
-use trapline::platform::{CoreSlot, InInterrupt, Platform};
+use trapline::platform::{CoreSlot, InInterrupt, Interrupts, Platform};
 use trapline::trap::Trap;
 use x86::VirtAddr;
 use x86::registers::model_specific::GsBase;
@@ -78,7 +78,8 @@ pub(crate) const IF: usize = 1 << 9;
 //   stands for all that come later; the handler's swap sees what they wrote.
 // - in_interrupt: precise, set and cleared by `on_trap`, and by `enable_interrupts` for a handler
 //   that has left its stack.
-// - may_preempt: always; a panic ends the machine with interrupts masked.
+// - interrupts: IF, which the processor clears for a trap, by the table of interrupts.
+// - may_preempt, may_end: always; a panic ends the machine with interrupts masked.
 // - Stacks are from the heap, mapped a second time, where the page below is not mapped.
 // - There is no other per-core data than this crate's own, which it touches with interrupts masked
 //   or by single loads and stores.
@@ -143,6 +144,14 @@ unsafe impl Platform for Machine {
         Core::here().in_interrupt.store(false, Ordering::Relaxed);
         // SAFETY: the caller promises that this is the time. A barrier as above.
         unsafe { asm!("sti", options(nostack)) };
+    }
+
+    #[inline]
+    fn interrupts(&self) -> Interrupts {
+        let flags: usize;
+        // SAFETY: reads a register, by way of the stack. Not pure: another call may find it otherwise.
+        unsafe { asm!("pushfq", "pop {}", out(reg) flags, options(nomem, preserves_flags)) };
+        if flags & IF != 0 { Interrupts::Enabled } else { Interrupts::Masked }
     }
 
     #[inline]
