@@ -27,7 +27,7 @@ use core::ops::{Deref, DerefMut};
 use crate::Runtime;
 use crate::platform::bound;
 use crate::stackful::Reason;
-use crate::sync::local::{AtomicBool, AtomicUsize, Ordering, compiler_fence};
+use crate::sync::local::{AtomicBool, AtomicU64, AtomicUsize, Ordering, compiler_fence};
 
 /// The gate of one core. Only that core and its interrupts touch it, so all is relaxed, and compiler
 /// fences keep the order that an interrupt sees.
@@ -42,9 +42,9 @@ pub(crate) struct Gate {
     called: AtomicBool,
     /// How often all guards were declared void.
     epoch: AtomicUsize,
-    /// How many alarms have found a debt that the platform did not let them pay, since the loop last had the
-    /// core.
-    refused: AtomicUsize,
+    /// How many alarms the platform did not let take the core, and in which stretch of a task's.
+    refused: AtomicU64,
+    refused_in: AtomicU64,
 }
 
 impl Gate {
@@ -54,7 +54,8 @@ impl Gate {
             owed: AtomicBool::new(false),
             called: AtomicBool::new(false),
             epoch: AtomicUsize::new(0),
-            refused: AtomicUsize::new(0),
+            refused: AtomicU64::new(0),
+            refused_in: AtomicU64::new(0),
         }
     }
 
@@ -101,22 +102,31 @@ impl Gate {
         self.owed.load(Ordering::Relaxed)
     }
 
-    /// An alarm could not pay. Its core, in the handler.
-    pub(crate) fn refuse(&self) {
-        self.refused
-            .store(self.refused.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
+    /// An alarm could not pay. `stretch` numbers the stretches that tasks have had on the core. Its core, in the
+    /// handler.
+    pub(crate) fn refuse(&self, stretch: u64) {
+        let before = self.refusals(stretch);
+        self.refused_in.store(stretch, Ordering::Relaxed);
+        self.refused.store(before.saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// How many alarms could not pay in this stretch.
+    fn refusals(&self, stretch: u64) -> u64 {
+        if self.refused_in.load(Ordering::Relaxed) == stretch {
+            self.refused.load(Ordering::Relaxed)
+        } else {
+            0
+        }
     }
 
     /// After how many nanoseconds an alarm tries again to pay.
-    pub(crate) fn retry_after(&self, slice: u64) -> u64 {
-        /// A kernel that calls no `point` waits no longer than that for what its count held up, ...
+    pub(crate) fn retry_after(&self, slice: u64, stretch: u64) -> u64 {
+        /// For a kernel that calls no `point`: what its count held up waits no longer.
         const MOST: u64 = 10_000_000;
-        /// ... and is not asked more often than that when its slices are short.
+        /// For short slices: it is not asked more often.
         const MOST_SLICES: u64 = 16;
-        let slices = 1_u64.checked_shl(self.refused.load(Ordering::Relaxed) as u32);
-        slice
-            .saturating_mul(slices.map_or(MOST_SLICES, |it| it.min(MOST_SLICES)))
-            .min(slice.max(MOST))
+        let slices = 1 << self.refusals(stretch).min(MOST_SLICES.ilog2().into());
+        slice.saturating_mul(slices).min(slice.max(MOST))
     }
 
     /// Whoever owes it has come to pay, so nothing is owed. The loop is called all the same.
@@ -140,7 +150,6 @@ impl Gate {
     #[inline]
     pub(crate) fn answer(&self) {
         self.called.store(false, Ordering::Relaxed);
-        self.refused.store(0, Ordering::Relaxed);
         self.settle();
         // What an interrupt says after this, it says anew.
         compiler_fence(Ordering::SeqCst);
@@ -184,7 +193,7 @@ pub unsafe fn on_timer() {
         None => return,
     };
     if !bound::may_preempt() {
-        runtime.gate().refuse();
+        runtime.gate().refuse(runtime.polls());
         alarm.forget();
         runtime.put_off(false);
         return;

@@ -1462,3 +1462,317 @@ fn the_least_stack_grows_with_linuxs_signal_frames() {
     unsafe { entry.write(told) };
     assert_eq!(after, before + 20_000);
 }
+
+/// A task that leaves interrupts masked is told so by name, and the others go on and are preempted.
+#[test]
+fn a_poll_that_leaves_interrupts_masked_panics() {
+    fn leave_masked() {
+        std::mem::forget(hal_shim::interrupt::mask());
+    }
+    async fn fails(task: JoinHandle<()>) {
+        let said = message(task.await.unwrap_err());
+        assert!(said.contains("interrupts masked when its poll returned"), "{said}");
+    }
+    async fn pending() {
+        leave_masked();
+        yield_now().await;
+    }
+    async fn ready() {
+        leave_masked();
+    }
+    /// Goes on only if the one beside it is preempted.
+    async fn others_are_preempted() {
+        let stop = Arc::new(AtomicUsize::new(0));
+        let seen = stop.clone();
+        let hog = spawn(stackful(async move { while seen.load(SeqCst) == 0 {} }));
+        sleep(Duration::from_millis(2)).await;
+        stop.store(1, SeqCst);
+        hog.await.unwrap();
+    }
+    with_runtime(|runtime| {
+        runtime
+            .run_until(async {
+                let first = spawn(pending());
+                let name = first.id().unwrap();
+                let said = message(first.await.unwrap_err());
+                assert!(said.contains(&name.to_string()), "{said}");
+                others_are_preempted().await;
+                // The output is there, and the panic is reported.
+                spawn(ready()).await.unwrap();
+                others_are_preempted().await;
+                fails(spawn(stackful(pending()))).await;
+                others_are_preempted().await;
+                spawn(stackful(ready())).await.unwrap();
+                others_are_preempted().await;
+                // A guard as well: the mask is the worse of the two.
+                let both = spawn(async {
+                    leave_masked();
+                    std::mem::forget(PreemptGuard::new());
+                    trapline::preempt::disable();
+                    yield_now().await;
+                });
+                fails(both).await;
+                others_are_preempted().await;
+                // Those that panic with interrupts masked.
+                let plain = spawn(async {
+                    leave_masked();
+                    panic!("masked")
+                });
+                assert_eq!(message(plain.await.unwrap_err()), "masked");
+                others_are_preempted().await;
+                let on_stack = spawn(stackful(async {
+                    leave_masked();
+                    panic!("masked")
+                }));
+                assert_eq!(message(on_stack.await.unwrap_err()), "masked");
+                others_are_preempted().await;
+                // And a drop.
+                struct Masks;
+                impl Drop for Masks {
+                    fn drop(&mut self) {
+                        leave_masked();
+                    }
+                }
+                let aborted = spawn({
+                    let masks = Masks;
+                    async move {
+                        let _masks = masks;
+                        std::future::pending::<()>().await;
+                    }
+                });
+                yield_now().await;
+                aborted.abort();
+                assert!(aborted.await.is_err());
+                others_are_preempted().await;
+            })
+            .unwrap();
+    });
+}
+
+#[test]
+fn preemption_left_disabled_by_the_raw_pair_panics() {
+    with_runtime(|runtime| {
+        runtime
+            .run_until(async {
+                let disable = || async {
+                    trapline::preempt::disable();
+                    yield_now().await;
+                };
+                let plain = spawn(disable());
+                assert!(message(plain.await.unwrap_err()).contains("preempt::disable"));
+                let on_stack = spawn(stackful(disable()));
+                assert!(message(on_stack.await.unwrap_err()).contains("preempt::disable"));
+                for stack in [false, true] {
+                    // SAFETY: none, which is what is tested: it is found out.
+                    let enable = async { unsafe { trapline::preempt::enable() } };
+                    let task = if stack { spawn(stackful(enable)) } else { spawn(enable) };
+                    assert!(message(task.await.unwrap_err()).contains("more often"));
+                }
+            })
+            .unwrap();
+    });
+}
+
+#[test]
+fn block_on_where_others_must_not_have_the_core() {
+    with_runtime(|runtime| {
+        runtime
+            .run_until(async {
+                let wait = || block_on(sleep(Duration::from_millis(1)));
+                let masked = spawn(stackful(async move { hal_shim::interrupt::masked(wait) }));
+                let said = message(masked.await.unwrap_err());
+                assert!(said.contains("with interrupts masked"), "{said}");
+                // In the middle of a poll of its own.
+                let inside = spawn(stackful(async {
+                    block_on(poll_fn(|_| {
+                        std::mem::forget(hal_shim::interrupt::mask());
+                        Poll::<()>::Pending
+                    }));
+                }));
+                let said = message(inside.await.unwrap_err());
+                assert!(said.contains("had interrupts masked when its poll returned"), "{said}");
+                let counted = spawn(stackful(async move { not_to_be_left(wait) }));
+                let said = message(counted.await.unwrap_err());
+                assert!(said.contains("Platform::may_preempt"), "{said}");
+            })
+            .unwrap();
+        // Outside of a runtime: nothing could end the waiting.
+        let waited = std::panic::catch_unwind(|| {
+            hal_shim::interrupt::masked(|| block_on(sleep(Duration::from_millis(1))))
+        });
+        assert!(waited.is_err());
+        assert_eq!(hal_shim::interrupt::masked(|| block_on(async { 1 })), 1);
+    });
+}
+
+/// Calls `f` where the platform says that its caller must not be left: with a signal blocked that the thread did not
+/// block in the beginning.
+fn not_to_be_left<R>(f: impl FnOnce() -> R) -> R {
+    struct Unblock(libc::sigset_t);
+    impl Drop for Unblock {
+        fn drop(&mut self) {
+            // SAFETY: a set that was initialized below.
+            unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, std::ptr::null_mut()) };
+        }
+    }
+    // SAFETY: all-zero is a value of this C structure; both point to sets.
+    let _unblock = unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        let mut before = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigaddset(&mut set, libc::SIGUSR2);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &set, &mut before);
+        Unblock(before)
+    };
+    f()
+}
+
+/// What was due where the platform said no stays owed, and a preemption point pays it.
+#[test]
+fn what_the_platform_forbids_is_owed_and_a_point_pays_it() {
+    with_runtime(|runtime| {
+        runtime
+            .run_until(async {
+                let count = Arc::new(AtomicUsize::new(0));
+                let [seen, counts] = [(); 2].map(|()| count.clone());
+                let hog = spawn(stackful(async move {
+                    for round in 1..=3 {
+                        not_to_be_left(|| {
+                            let preemptions = runtime.stats().preemptions;
+                            // Several slices end.
+                            compute_for(Duration::from_millis(5));
+                            trapline::preempt::point();
+                            drop(PreemptGuard::new());
+                            assert_eq!(runtime.stats().preemptions, preemptions);
+                        });
+                        trapline::preempt::point();
+                        assert!(seen.load(SeqCst) >= round, "the debt was forgotten");
+                    }
+                }));
+                let other = spawn(stackful(async move {
+                    while counts.fetch_add(1, SeqCst) < 10 {
+                        yield_now().await;
+                    }
+                }));
+                hog.await.unwrap();
+                other.await.unwrap();
+            })
+            .unwrap();
+    });
+}
+
+/// What is owed while a panic unwinds is paid after it was caught, also by a task that goes on.
+#[test]
+fn what_is_owed_in_a_panic_is_paid_after_it() {
+    let runtime = hal_shim::test::keep(Runtime::with_config(Config {
+        // The task's own slice does not end after the panic.
+        slice: Duration::from_millis(20),
+        ..Config::new()
+    }));
+    // SAFETY: as in `with_runtime`.
+    unsafe {
+        hal_shim::isolated(|| {
+            runtime
+                .run_until(async {
+                    let woken = Arc::new(AtomicUsize::new(0));
+                    let (seen, count) = (woken.clone(), woken.clone());
+                    let task = spawn(stackful(async move {
+                        let caught = std::panic::catch_unwind(|| {
+                            struct Long;
+                            impl Drop for Long {
+                                fn drop(&mut self) {
+                                    compute_for(Duration::from_millis(30));
+                                }
+                            }
+                            let _long = Long;
+                            std::panic::resume_unwind(Box::new(()));
+                        });
+                        assert!(caught.is_err());
+                        trapline::preempt::point();
+                        assert_eq!(seen.load(SeqCst), 1, "the debt was forgotten");
+                    }));
+                    let other = spawn(async move {
+                        sleep(Duration::from_millis(1)).await;
+                        count.fetch_add(1, SeqCst);
+                    });
+                    task.await.unwrap();
+                    other.await.unwrap();
+                })
+                .unwrap();
+        })
+    }
+}
+
+/// An alarm that asks in vain asks again more and more rarely, and soon again after it was let.
+#[test]
+fn putting_off_backs_off() {
+    let runtime = hal_shim::test::keep(Runtime::with_config(Config {
+        slice: trapline::LEAST_SLICE,
+        ..Config::new()
+    }));
+    // SAFETY: as in `with_runtime`.
+    unsafe {
+        hal_shim::isolated(|| {
+            runtime
+                .run_until(async {
+                    let stop = Arc::new(AtomicUsize::new(0));
+                    let seen = stop.clone();
+                    let hog = spawn(stackful(async move { while seen.load(SeqCst) == 0 {} }));
+                    let task = spawn(stackful(async {
+                        not_to_be_left(|| compute_for(Duration::from_millis(20)));
+                        // Nothing calls a point: the alarm comes back to it.
+                        compute_for(Duration::from_millis(20));
+                    }));
+                    task.await.unwrap();
+                    stop.store(1, SeqCst);
+                    hog.await.unwrap();
+                })
+                .unwrap();
+        })
+    }
+    assert!(runtime.stats().preemptions > 10);
+}
+
+/// A task that panics is not ended by a fault: the panic would never end, and its core never preempt again.
+#[test]
+fn a_task_that_panics_is_not_ended() {
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn ends(_: libc::c_int) {
+        ASKED.fetch_add(1, SeqCst);
+        // SAFETY: as for a fault: nothing goes on in the task, and no lock is held.
+        hal_shim::interrupt::in_signal_handler(|| unsafe { trapline::preempt::end_task() });
+    }
+    struct Faults;
+    impl Drop for Faults {
+        fn drop(&mut self) {
+            // SAFETY: no conditions.
+            unsafe { libc::raise(libc::SIGWINCH) };
+        }
+    }
+    with_runtime(|runtime| {
+        // SAFETY: all-zero is a value of this C structure; the handler does what it may.
+        unsafe {
+            let mut action = std::mem::zeroed::<libc::sigaction>();
+            action.sa_sigaction = ends as *const () as usize;
+            action.sa_flags = libc::SA_NODEFER;
+            assert_eq!(libc::sigaction(libc::SIGWINCH, &action, std::ptr::null_mut()), 0);
+        }
+        runtime
+            .run_until(async {
+                let task = spawn(stackful(async {
+                    let _faults = Faults;
+                    panic!("its own");
+                }));
+                assert_eq!(message(task.await.unwrap_err()), "its own");
+                assert_eq!(ASKED.load(SeqCst), 1);
+                // The core is preempted as before.
+                let stop = Arc::new(AtomicUsize::new(0));
+                let seen = stop.clone();
+                let hog = spawn(stackful(async move { while seen.load(SeqCst) == 0 {} }));
+                sleep(Duration::from_millis(2)).await;
+                stop.store(1, SeqCst);
+                hog.await.unwrap();
+            })
+            .unwrap();
+        assert_eq!(runtime.stats().ended, 0);
+    });
+}

@@ -12,6 +12,8 @@ mod drops;
 mod errors;
 #[path = "suite/local_tasks.rs"]
 mod local_tasks;
+#[path = "suite/masked.rs"]
+mod masked;
 #[path = "suite/names.rs"]
 mod names;
 #[path = "suite/registers.rs"]
@@ -154,6 +156,12 @@ fn program() {
         wrappers::of_two_of_one_type_one_is_the_task,
         wrappers::a_race_with_what_takes_no_room_is_decided,
         wrappers::one_that_is_moved_between_polls_stays_stackful,
+        masked::a_guard_that_drops_with_interrupts_masked_owes,
+        masked::a_guard_in_a_handler_pays_nothing,
+        masked::nothing_leaves_before_the_last_mask_is_gone,
+        masked::a_runtime_is_not_entered_with_interrupts_masked,
+        masked::the_raw_pair_is_a_guard,
+        masked::a_point_pays_nothing_where_nothing_may,
         registers::survive_a_hundred_thousand_preemptions,
         registers::survive_a_thousand_suspensions,
         time::sleepers_wake_in_the_order_of_their_deadlines,

@@ -1,5 +1,6 @@
 //! An interrupt that a program raises itself, to see what its handler may do.
 
+use core::marker::PhantomData;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use trapline::platform::Platform as _;
@@ -24,16 +25,30 @@ pub fn raise() {
 /// Calls `f` with this core's interrupts masked: what comes meanwhile is taken right at the end.
 #[inline]
 pub fn masked<R>(f: impl FnOnce() -> R) -> R {
-    struct Restore(usize);
-    impl Drop for Restore {
-        #[inline]
-        fn drop(&mut self) {
-            // SAFETY: the pair of the call below.
-            unsafe { Machine.restore_interrupts(self.0) };
-        }
-    }
-    let _restore = Restore(Machine.mask_interrupts());
+    let _masked = mask();
     f()
+}
+
+/// Masks this core's interrupts until what this returns drops, the latest first.
+#[inline]
+pub fn mask() -> Masked {
+    Masked { state: Machine.mask_interrupts(), not_send: PhantomData }
+}
+
+/// Interrupts are masked while it lives.
+#[must_use = "interrupts are masked for as long as it lives"]
+pub struct Masked {
+    state: usize,
+    /// They are this core's.
+    not_send: PhantomData<*mut ()>,
+}
+
+impl Drop for Masked {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: the pair of the call in `mask`.
+        unsafe { Machine.restore_interrupts(self.state) };
+    }
 }
 
 /// Calls `f`, in a signal handler of the program's own: for Trapline, that is an interrupt.

@@ -252,7 +252,7 @@ impl Runtime {
 
     /// How many polls have been counted.
     #[inline]
-    fn polls(&self) -> u64 {
+    pub(crate) fn polls(&self) -> u64 {
         self.counters.polls.load(Ordering::Relaxed)
     }
 

@@ -451,7 +451,8 @@ impl Runtime {
     #[inline(never)]
     pub(crate) fn put_off(&self, may_preempt: bool) {
         self.gate().owe();
-        let wait = if may_preempt { 0 } else { self.gate().retry_after(self.slice()) };
+        let wait =
+            if may_preempt { 0 } else { self.gate().retry_after(self.slice(), self.polls()) };
         // Without the timers: one that is due would make the alarm fire at once, again and again.
         self.alarm().set_by(bound::now().saturating_add(wait));
     }
