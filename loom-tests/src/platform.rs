@@ -19,7 +19,7 @@ use std::thread::LocalKey;
 use loom::sync::Notify;
 use loom::sync::atomic::AtomicBool;
 use loom::sync::atomic::Ordering::AcqRel;
-use trapline::platform::{CoreSlot, InInterrupt, PanicPayload, Platform};
+use trapline::platform::{self, CoreSlot, InInterrupt, PanicPayload, Platform};
 
 use crate::harness::keep;
 
@@ -33,6 +33,10 @@ struct Core {
     rung: AtomicBool,
     masked: Cell<bool>,
     in_handler: Cell<bool>,
+    /// The alarm was set to a time that has passed, and comes as soon as it can.
+    alarm: Cell<bool>,
+    /// How many locks of the kernel's own are held, as [`lock`] counts them.
+    locks: Cell<usize>,
     now: Cell<u64>,
 }
 
@@ -63,6 +67,8 @@ struct Interrupts {
 std::thread_local! {
     static CORES: RefCell<Vec<&'static Core>> = const { RefCell::new(Vec::new()) };
     static IN_INTERRUPT: Cell<InInterrupt> = const { Cell::new(InInterrupt::Perhaps) };
+    /// Whether alarms come by themselves, if their time has passed. (No clock runs.)
+    static ALARMS: Cell<bool> = const { Cell::new(false) };
     static INTERRUPTS: RefCell<Interrupts> = RefCell::default();
     static STACKS: RefCell<Vec<Memory>> = const { RefCell::new(Vec::new()) };
 }
@@ -79,6 +85,8 @@ loom::thread_local! {
                 rung,
                 masked: Cell::new(false),
                 in_handler: Cell::new(false),
+                alarm: Cell::new(false),
+                locks: Cell::new(0),
                 now: Cell::new(0),
             });
             cores.borrow_mut().push(core);
@@ -91,6 +99,7 @@ loom::thread_local! {
 pub(crate) fn reset(in_interrupt: InInterrupt) {
     CORES.with(|cores| cores.borrow_mut().clear());
     IN_INTERRUPT.set(in_interrupt);
+    ALARMS.set(false);
     INTERRUPTS.with_borrow_mut(|interrupts| interrupts.armed = 0);
 }
 
@@ -105,6 +114,11 @@ pub(crate) fn sure_interrupts_come() {
     let core = Core::here();
     core.sure_ones_are_due();
     core.take_interrupts();
+}
+
+/// In this run, an alarm comes that is set to a time that has passed.
+pub(crate) fn alarms_come() {
+    ALARMS.set(true);
 }
 
 /// Says after how many steps each interrupt of the model is to come; a panic says it again.
@@ -169,6 +183,26 @@ pub(crate) fn on_interrupt() {
     unsafe { trapline::preempt::on_interrupt() }
 }
 
+/// Calls `f` with interrupts masked.
+pub(crate) fn masked(f: impl FnOnce()) {
+    let outer = MODEL.mask_interrupts();
+    f();
+    // SAFETY: the pair of the call above.
+    unsafe { MODEL.restore_interrupts(outer) };
+}
+
+/// Takes one of the kernel's own locks, under which the platform lets nothing be preempted.
+pub(crate) fn lock() {
+    let locks = &Core::here().locks;
+    locks.set(locks.get() + 1);
+}
+
+/// Gives it back.
+pub(crate) fn unlock() {
+    let locks = &Core::here().locks;
+    locks.set(locks.get() - 1);
+}
+
 /// Panics in a handler, or where one has left interrupts masked.
 pub(crate) fn assert_task_context() {
     let core = Core::here();
@@ -185,7 +219,7 @@ pub(crate) fn take_inter_processor_interrupt() {
 
 #[unsafe(no_mangle)]
 fn __trapline_model_step() {
-    if INTERRUPTS.with_borrow(|interrupts| interrupts.coming.is_empty()) {
+    if INTERRUPTS.with_borrow(|interrupts| interrupts.coming.is_empty()) && !ALARMS.get() {
         return;
     }
     let core = Core::here();
@@ -231,8 +265,15 @@ impl Core {
 
     /// Runs the handlers of those whose time has come. Not masked.
     fn take_interrupts(&'static self) {
-        while let Some(interrupt) = self.next_interrupt() {
-            self.handle(interrupt.handler);
+        loop {
+            if let Some(interrupt) = self.next_interrupt() {
+                self.handle(interrupt.handler);
+            } else if self.alarm.take() {
+                // SAFETY: as in `on_timer`.
+                self.handle(|| unsafe { trapline::preempt::on_timer() });
+            } else {
+                return;
+            }
         }
     }
 
@@ -277,7 +318,8 @@ struct Model;
 // SAFETY: `slot` and `core` are a loom thread's own. `now` moves in the alarm's handler alone. Handlers are
 // called by `take_interrupts` only, which the mask keeps from it. `bell` keeps a wake until the next
 // `park` and orders memory; the handlers that a wake causes elsewhere are those that a model arms.
-// "No" is said outside of handlers only. Nothing that panics can be interrupted before that is caught. Stacks come from the
+// "No" is said outside of handlers only. `interrupts` is the mask. Nothing that panics can be interrupted before that
+// is caught. Stacks come from the
 // global allocator, with the alignment that is asked for.
 unsafe impl Platform for Model {
     type Backend = trapline::arch::Native;
@@ -294,10 +336,16 @@ unsafe impl Platform for Model {
         Core::here().now.get()
     }
 
-    fn set_alarm(&self, _at: u64) {}
+    fn set_alarm(&self, at: u64) {
+        let core = Core::here();
+        core.alarm.set(ALARMS.get() && at <= core.now.get());
+    }
 
     fn park(&self) {
         let core = Core::here();
+        if core.alarm.get() {
+            return;
+        }
         if !core.sure_ones_are_due() {
             core.bell.wait();
         }
@@ -344,6 +392,18 @@ unsafe impl Platform for Model {
 
     unsafe fn free_stack(&self, base: NonNull<u8>, _size: usize) {
         take_memory(&STACKS, base).free();
+    }
+
+    fn interrupts(&self) -> platform::Interrupts {
+        if Core::here().masked.get() {
+            platform::Interrupts::Masked
+        } else {
+            platform::Interrupts::Enabled
+        }
+    }
+
+    fn may_preempt(&self) -> bool {
+        Core::here().locks.get() == 0
     }
 
     fn in_interrupt(&self) -> InInterrupt {

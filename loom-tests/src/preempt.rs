@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use trapline::platform::InInterrupt::{self, No, Perhaps};
-use trapline::preempt::PreemptGuard;
+use trapline::preempt::{self, PreemptGuard};
 use trapline::{JoinError, block_on, stackful, yield_now};
 
 use crate::harness::{
@@ -15,8 +15,8 @@ use crate::harness::{
 };
 use crate::memory::free_abandoned;
 use crate::platform::{
-    Arrival, Expected, assert_task_context, interrupt, on_interrupt, on_timer,
-    take_inter_processor_interrupt,
+    Arrival, Expected, alarms_come, assert_task_context, interrupt, lock, masked, on_interrupt,
+    on_timer, take_inter_processor_interrupt, unlock,
 };
 
 /// Three tasks keep the FIFO moving, and an interrupt wakes a fourth. It is not lost, nor is one of them.
@@ -186,6 +186,111 @@ fn alarm_preempts_at_once_short_way() {
 #[test]
 fn two_interrupts_preempt_at_once() {
     at_once(No, [Errand::interrupt, Errand::interrupt]);
+}
+
+/// A task computes in sections in which it must not be left, while another waits for an interrupt. That never has
+/// the core inside of one, and has it right after the section in which the interrupt came, whichever way that ends.
+fn sections(in_interrupt: InInterrupt, section: fn(&dyn Fn())) {
+    interrupted::<1>(None, in_interrupt, move || {
+        alarms_come();
+        let runtime = runtime();
+        let errand = Errand::default();
+        let waiter = runtime.spawn(errand.clone().interrupt());
+        let computes = stackful(async move {
+            for _ in 0..2 {
+                section(&|| {
+                    let answered = errand.answered.load(Relaxed);
+                    // Steps for the interrupt to come in.
+                    drop(PreemptGuard::new());
+                    preempt::point();
+                    assert_eq!(errand.answered.load(Relaxed), answered, "left in a section");
+                });
+                errand.assert_answered();
+            }
+        });
+        runtime
+            .run_until(async move {
+                yield_now().await;
+                trapline::spawn(computes).await.unwrap();
+                waiter.await.unwrap();
+            })
+            .unwrap();
+        runtime.shutdown().unwrap();
+    });
+}
+
+#[test]
+fn a_debt_outlives_a_lock_of_the_kernels() {
+    for in_interrupt in [Perhaps, No] {
+        sections(in_interrupt, |section| {
+            lock();
+            section();
+            unlock();
+            preempt::point();
+        });
+    }
+}
+
+#[test]
+fn a_debt_outlives_a_masked_section() {
+    for in_interrupt in [Perhaps, No] {
+        sections(in_interrupt, |section| {
+            let guard = PreemptGuard::new();
+            // The interrupt may come before the mask, or right behind it.
+            drop(PreemptGuard::new());
+            masked(|| {
+                drop(guard);
+                section();
+            });
+        });
+    }
+}
+
+#[test]
+fn a_debt_outlives_the_raw_pair() {
+    sections(No, |section| {
+        preempt::disable();
+        preempt::disable();
+        section();
+        // SAFETY: the pair of the second call.
+        unsafe { preempt::enable() };
+        section();
+        // SAFETY: the pair of the first call.
+        unsafe { preempt::enable() };
+    });
+}
+
+/// An interrupt whose handler takes and drops guards pays nothing itself.
+#[test]
+fn a_guard_in_a_handler_pays_nothing() {
+    interrupted::<2>(None, No, || {
+        alarms_come();
+        let runtime = runtime();
+        let errand = Errand::default();
+        let waiter = runtime.spawn(errand.clone().interrupt());
+        let computes = stackful(async move {
+            let answered = errand.answered.clone();
+            interrupt(Arrival::Perhaps, move || {
+                let before = answered.load(Relaxed);
+                drop(PreemptGuard::new());
+                preempt::point();
+                assert_eq!(answered.load(Relaxed), before, "left in the middle of a handler");
+                on_interrupt();
+            });
+            for _ in 0..2 {
+                drop(PreemptGuard::new());
+                errand.assert_answered();
+            }
+        });
+        runtime
+            .run_until(async move {
+                yield_now().await;
+                trapline::spawn(computes).await.unwrap();
+                waiter.await.unwrap();
+            })
+            .unwrap();
+        runtime.shutdown().unwrap();
+    });
 }
 
 /// A task computes until another has run, which comes from another core: that one interrupts this.
