@@ -63,7 +63,8 @@ trapline::bind_platform!(static PLATFORM: Kernel = Kernel);
 // - park: a machine's `wait` ends for an interrupt that is pending, and a `wake` has made one pending.
 // - wake: makes the timer fire, and no alarm takes its place until it has.
 // - in_interrupt: the answer that is always right, "perhaps".
-// - may_preempt: always; a panic ends the machine.
+// - interrupts: the answer that is always right, "unknown".
+// - may_preempt: while no lock is held that counts by itself; a panic ends the machine.
 // - Stacks are from the heap.
 // - Stackful tasks here touch no per-core data but what never changes.
 // - The handler leaves interrupts masked.
@@ -83,6 +84,9 @@ unsafe impl Platform for Kernel {
     }
 
     fn set_alarm(&self, at: u64) {
+        if TICKING.load(Relaxed) {
+            return;
+        }
         let interrupts = machine::mask();
         machine::set_timer(if Cpu::here().kicked.load(Relaxed) { 0 } else { at });
         // SAFETY: the pair of the call above.
@@ -94,6 +98,9 @@ unsafe impl Platform for Kernel {
     }
 
     fn wake(&self, _: usize) {
+        if TICKING.load(Relaxed) {
+            return;
+        }
         let interrupts = machine::mask();
         Cpu::here().kicked.store(true, Relaxed);
         machine::set_timer(0);
@@ -114,7 +121,17 @@ unsafe impl Platform for Kernel {
         // SAFETY: the caller promises that this is the time.
         unsafe { machine::enable() };
     }
+
+    fn may_preempt(&self) -> bool {
+        LOCKS.load(Relaxed) == 0
+    }
 }
+
+/// How many locks of the kernel's own are held, as a kernel counts that has had its own count before it had
+/// Trapline. Of the running task's: it is zero whenever that leaves the core.
+static LOCKS: AtomicUsize = AtomicUsize::new(0);
+/// The timer ticks by itself: [`Platform::set_alarm`] and [`Platform::wake`] do nothing.
+static TICKING: AtomicBool = AtomicBool::new(false);
 
 /// How often the timer fired, not counting kicks.
 static TICKS: AtomicU64 = AtomicU64::new(0);
@@ -129,6 +146,9 @@ static LISTENER: AtomicWaker = AtomicWaker::new();
 /// The handler of the timer. The machine's vector has saved, on the interrupted stack, the registers that a
 /// call doesn't preserve, and has acknowledged the interrupt; interrupts are masked.
 pub fn on_timer_interrupt() {
+    if TICKING.load(Relaxed) {
+        machine::set_timer(machine::now() + TICK.as_nanos() as u64);
+    }
     if !Cpu::here().kicked.swap(false, Relaxed) {
         TICKS.store(TICKS.load(Relaxed) + 1, Relaxed);
         LISTENER.wake();
@@ -152,6 +172,7 @@ pub extern "C" fn on_fault(cause: usize, pc: usize, address: usize) -> ! {
 }
 
 const SLICE: Duration = Duration::from_micros(500);
+const TICK: Duration = Duration::from_micros(250);
 const PERIOD: Duration = Duration::from_millis(1);
 const ROUNDS: u64 = 200;
 /// How many preemptions and wakes there are at least. (Under a busy host, some fall together.)
@@ -175,6 +196,10 @@ pub extern "C" fn main() -> ! {
     // SAFETY: the vector is there, and nothing is masked on purpose.
     unsafe { machine::enable() };
     let Ok(seen) = RUNTIME.run_until(run()) else { fail(format_args!("no runtime")) };
+    let Ok(owed) = RUNTIME.run_until(hold_locks()) else { fail(format_args!("no runtime")) };
+    TICKING.store(true, Relaxed);
+    machine::set_timer(machine::now());
+    let Ok(ticked) = RUNTIME.run_until(tick()) else { fail(format_args!("no runtime")) };
     let after = machine::system_registers();
 
     let stats = RUNTIME.stats();
@@ -193,6 +218,8 @@ pub extern "C" fn main() -> ! {
         ("hogs_are_preempted_and_take_turns", preemptions >= LEAST && turns >= HOG_ROUNDS / 2),
         ("preempted_tasks_keep_their_registers", seen.intact),
         ("the_handler_wakes", seen.heard >= LEAST && stats.parks > 0),
+        ("what_a_lock_of_the_kernels_holds_up_is_owed", owed),
+        ("a_tick_is_enough", ticked),
         ("vector_and_registers_stay_the_kernels", before == after),
     ];
     let failed = tests.iter().filter(|(_, passed)| !passed).count();
@@ -286,6 +313,69 @@ async fn block() -> bool {
         intact &= unsafe { machine::hold(0x3333_0000, HOLD / 10) } == 0;
     }
     intact
+}
+
+/// Two tasks that always hold a lock of the kernel's when a slice ends. Each has the core right after it has given
+/// its lock back.
+async fn hold_locks() -> bool {
+    let tasks = [0x1111_0000, 0x2222_0000].map(|me| {
+        spawn(stackful(async move {
+            let mut right = true;
+            for _ in 0..20 {
+                LOCKS.store(1, Relaxed);
+                let before = RUNTIME.stats().preemptions;
+                let ticks = TICKS.load(Relaxed);
+                LAST_HOG.store(me, Relaxed);
+                // The slice ends.
+                while TICKS.load(Relaxed) < ticks + 3 {
+                    core::hint::spin_loop();
+                }
+                right &= RUNTIME.stats().preemptions == before && LAST_HOG.load(Relaxed) == me;
+                LOCKS.store(0, Relaxed);
+                preempt::point();
+                let ticks = TICKS.load(Relaxed);
+                while RUNTIME.stats().preemptions == before {
+                    // The alarm that the point has set.
+                    if TICKS.load(Relaxed) > ticks + 1 {
+                        return false;
+                    }
+                }
+            }
+            right
+        }))
+    });
+    let mut right = true;
+    for task in tasks {
+        right &= task.await.expect("nobody aborts it");
+    }
+    right
+}
+
+/// Where the timer ticks by itself, sleepers wake beside tasks that compute, those take turns, and what an interrupt
+/// wakes runs.
+async fn tick() -> bool {
+    DONE.store(false, Relaxed);
+    let (preemptions, turns) = (RUNTIME.stats().preemptions, TURNS.load(Relaxed));
+    let heard = HEARD.load(Relaxed);
+    let listener = spawn(listen());
+    let hogs = [0x1111_0000, 0x2222_0000].map(|seed| spawn(stackful(hog(seed))));
+    for _ in 0..20 {
+        sleep(PERIOD).await;
+    }
+    DONE.store(true, Relaxed);
+    let mut intact = true;
+    for hog in hogs {
+        intact &= hog.await.expect("nobody aborts a hog");
+    }
+    // And where nothing computes, the core parks.
+    let parks = RUNTIME.stats().parks;
+    sleep(PERIOD).await;
+    listener.abort();
+    intact
+        && RUNTIME.stats().parks > parks
+        && RUNTIME.stats().preemptions >= preemptions + 20
+        && TURNS.load(Relaxed) >= turns + HOG_ROUNDS / 2
+        && HEARD.load(Relaxed) > heard + 20
 }
 
 static HEARD: AtomicU64 = AtomicU64::new(0);
