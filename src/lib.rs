@@ -17,7 +17,7 @@
 //!
 //! ```no_run
 //! # use core::time::Duration;
-//! # use trapline::platform::{CoreSlot, Platform};
+//! # use trapline::platform::{CoreSlot, Interrupts, Platform};
 //! # use trapline::{Runtime, stackful, time};
 //! # const CORES: usize = 4;
 //! # struct MyKernel;
@@ -34,6 +34,7 @@
 //! #     fn mask_interrupts(&self) -> usize { 0 }
 //! #     unsafe fn restore_interrupts(&self, _state: usize) {}
 //! #     unsafe fn enable_interrupts(&self) {}
+//! #     fn interrupts(&self) -> Interrupts { Interrupts::Enabled }
 //! # }
 //! # fn acknowledge() {}
 //! # async fn long_computation() -> u32 { 0 }

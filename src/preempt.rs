@@ -165,14 +165,16 @@ impl Gate {
 ///
 /// # Safety
 ///
-/// - Called on a core, in the handler of its alarm, as the last thing that it does but return, after
-///   the interrupt has been acknowledged, with interrupts masked.
+/// - Called on a core, in the handler of its alarm or of its periodic tick, as the last thing that it does but
+///   return, after the interrupt has been acknowledged, with interrupts masked.
 /// - All registers of the interrupted code are restored when this returns. Those that a callee preserves may
 ///   be left to the handler's callees, and to the switch. What the vector itself saves lies on the
-///   interrupted stack, which is also the one that this is called on.
+///   interrupted stack, which is also the one that this is called on: another task's trap comes before this
+///   returns, so a place that the core has once, or a copy that a context switch of the kernel's would take
+///   from there, is not enough.
 /// - The handler interrupted task context, not another handler: one that enables interrupts holds an
 ///   [`InterruptGuard`].
-/// - The handler holds no lock and no guard.
+/// - The handler holds no lock. With a guard, or preemption disabled, nothing is left here: it is owed.
 pub unsafe fn on_timer() {
     let Some(runtime) = bound::slot().runtime() else { return };
     let alarm = runtime.alarm();
