@@ -334,9 +334,14 @@ async fn hold_locks() -> bool {
                 LOCKS.store(0, Relaxed);
                 preempt::point();
                 let ticks = TICKS.load(Relaxed);
-                while RUNTIME.stats().preemptions == before {
-                    // The alarm that the point has set.
-                    if TICKS.load(Relaxed) > ticks + 1 {
+                loop {
+                    // In this order: others may have the core in between.
+                    let seen = TICKS.load(Relaxed);
+                    if RUNTIME.stats().preemptions != before {
+                        break;
+                    }
+                    // The alarm that the point has set came, and did not preempt it.
+                    if seen > ticks + 1 {
                         return false;
                     }
                 }
