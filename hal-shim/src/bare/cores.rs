@@ -178,7 +178,7 @@ fn init() {
         fail(format_args!("a boot stack at address 0"))
     };
     let emergency_stack = NonNull::slice_from_raw_parts(emergency_stack, BOOT_STACK);
-    // SAFETY: the machines boot into the mode that the entry is for. Stacks have an unmapped page below.
+    // SAFETY: the machines boot into the mode that the entry is for. Stacks have a guard below.
     // The boot stack has been left for ever, and is this core's. `on_trap` returns with interrupts masked.
     unsafe { install_trap_entry(&core.trap, emergency_stack, on_trap) };
     // An IPI from before we came means nothing to anybody.

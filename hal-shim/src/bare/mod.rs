@@ -1,10 +1,11 @@
 //! What the machines without an operating system have in common.
 //!
-//! [`mod@cores`] starts cores and handles their traps, [`memory`] is the heap, and this file the console
+//! [`mod@cores`] starts cores and handles their traps, [`memory`] is the heap, [`windows`] says where stacks lie, and this file the console
 //! and the end. A machine's own module has the rest: how it boots, its registers and its devices.
 
 mod cores;
 mod memory;
+mod windows;
 
 use core::fmt::{self, Write as _};
 use core::ops::Range;
@@ -17,6 +18,7 @@ use uart_16550::Config;
 
 pub(crate) use self::cores::{CORES, Core, cores, main, main_other, set_cores, start_core};
 pub(crate) use self::memory::HEAP;
+pub(crate) use self::windows::Windows;
 use crate::machine::{self, Machine, Uart};
 
 // SAFETY: only here, under the lock.

@@ -23,6 +23,7 @@ unsafe extern "C" {
         old_bottom: *mut *const c_void,
         old_size: *mut usize,
     );
+    fn __asan_unpoison_memory_region(start: *const c_void, size: usize);
 }
 
 /// The native backend, announced.
@@ -53,6 +54,12 @@ thread_local! {
 /// A stack that will be prepared next.
 pub(crate) fn allocated(base: NonNull<u8>, size: usize) {
     NEWEST.set((base.as_ptr().cast(), size));
+}
+
+/// A stack that will be unmapped. What comes to lie there next is not to be taken for its last frames' variables.
+pub(crate) fn freed(base: NonNull<u8>, size: usize) {
+    // SAFETY: it is still mapped, and nobody uses it.
+    unsafe { __asan_unpoison_memory_region(base.as_ptr().cast(), size) };
 }
 
 // SAFETY: as `Native`, of which it uses `size_of::<First>()` bytes less of the stack. `switch` writes

@@ -41,11 +41,15 @@ fn no_core() -> &'static CoreSlot {
     NO_CORE.with(|slot| unsafe { &*ptr::from_ref(slot) })
 }
 
-/// How much memory a stack of `size` bytes takes, with its guard page, and how large that is.
+/// How large a guard is at least, in bytes.
+const GUARD: usize = 64 * 1024;
+
+/// How much of the address space a stack of `size` bytes takes, with its guard, and how large that is.
 fn extent(size: usize) -> Option<(usize, usize)> {
     // SAFETY: sysconf has no conditions.
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
-    Some((size.checked_next_multiple_of(page)?.checked_add(page)?, page))
+    let guard = GUARD.checked_next_multiple_of(page)?;
+    Some((size.checked_next_multiple_of(page)?.checked_add(guard)?, guard))
 }
 
 /// The addresses below a stack of `allocate_stack`'s that belong to it and are its guard.
@@ -170,7 +174,7 @@ unsafe impl Platform for Machine {
     }
 
     fn allocate_stack(&self, size: usize) -> Option<NonNull<u8>> {
-        let (total, page) = extent(size)?;
+        let (total, guard) = extent(size)?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK | libc::MAP_NORESERVE;
         // SAFETY: a new mapping, wherever there is room.
@@ -178,9 +182,9 @@ unsafe impl Platform for Machine {
         if memory == libc::MAP_FAILED {
             return None;
         }
-        // The guard: stacks grow downwards.
-        // SAFETY: the mapping's first page; nobody uses it yet.
-        if unsafe { libc::mprotect(memory, page, libc::PROT_NONE) } != 0 {
+        // Stacks grow downwards.
+        // SAFETY: the mapping's first pages; nobody uses them yet.
+        if unsafe { libc::mprotect(memory, guard, libc::PROT_NONE) } != 0 {
             // SAFETY: as it was mapped; nobody uses it.
             unsafe { libc::munmap(memory, total) };
             return None;
@@ -194,6 +198,8 @@ unsafe impl Platform for Machine {
 
     unsafe fn free_stack(&self, base: NonNull<u8>, size: usize) {
         let Some((total, _)) = extent(size) else { return };
+        #[cfg(address_sanitizer)]
+        super::fibers::freed(base, size);
         // SAFETY: the caller gives back what `allocate_stack` mapped and then moved forward by so
         // much.
         unsafe { libc::munmap(base.as_ptr().byte_sub(total - size).cast(), total) };

@@ -124,7 +124,7 @@ extern "C" fn boot() -> ! {
         fail(format_args!("the kernel does not lie in memory that the machine tells of"))
     };
     // SAFETY: once, and the linker script puts nothing from there on.
-    unsafe { HEAP.add(start..CACHED | end) };
+    unsafe { HEAP.add(start..CACHED | end.min(space::RAM_END)) };
     WORDS.call_once(|| String::from_utf8_lossy(&fw_cfg::words()).into_owned());
     space::init_core();
     bare::main()

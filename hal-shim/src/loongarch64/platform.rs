@@ -85,7 +85,7 @@ pub(crate) const IE: usize = 1 << 2;
 //   that has left its stack.
 // - interrupts: IE, which the processor clears for a trap.
 // - may_preempt, may_end: always; a panic ends the machine with interrupts masked.
-// - Stacks are from the heap, mapped a second time, where the page below is not mapped.
+// - Stacks are from the heap, mapped a second time, where 64 KiB below are not mapped.
 // - There is no other per-core data than this crate's own, which it touches with interrupts masked
 //   or by single loads and stores.
 // - A handler enables interrupts by leaving its stack or in `interrupt::nested`, with the guard.

@@ -1,17 +1,14 @@
-//! Paging: the kernel's stacks with guard pages, and address spaces for user programs.
+//! Paging: the kernel's stacks with their guards, and address spaces for user programs.
 //!
 //! ```text
 //!   0x0000_0000_0000_0000   a user program's; what PGDL leads to
 //!   0x8000_0000_0000_0000   all memory, uncached        the two windows of the kernel, which
 //!   0x9000_0000_0000_0000   all memory, cached          need no tables
-//!   0xffff_8000_0000_0000   RAM once more, of which only the pages of stacks are mapped; what PGDH
-//!                           leads to
+//!   0xffff_8000_0000_0000   stacks, in 9 windows; what PGDH leads to
 //! ```
 //!
-//! A stack is used at its address in the last part, where the page below it is never mapped. An address
-//! there always means the same memory. So a core that has an old entry in its TLB errs only in
-//! that it may reach a stack that has been freed, and no core needs to be told. (An old entry that says
-//! that there is no stack is forgotten by [`is_mapped`].)
+//! A stack is used at its address in a [window](Windows), where 64 KiB below it are not mapped. (An old entry
+//! of a TLB's that says that there is no stack is forgotten by [`is_mapped`].)
 //!
 //! Tables have three levels, of one page of 2048 entries each. What is in the last is what the TLB wants, and in
 //! the others the physical address of the next; 0 is nothing in all of them. [`refill`] walks them.
@@ -25,7 +22,7 @@ use core::ptr::{NonNull, with_exposed_provenance_mut};
 use spin::mutex::SpinMutex;
 
 use super::{CACHED, csr, physical};
-use crate::bare::exclusively;
+use crate::bare::{Windows, exclusively};
 use crate::user::{MapError, Rights};
 
 /// What addresses say: where in a page of 16 KiB, and eleven bits each for the tables' indices.
@@ -36,8 +33,10 @@ const ENTRIES: usize = 1 << INDEX_WIDTH;
 /// Where an address has the index of the middle and of the highest level.
 const MIDDLE_SHIFT: usize = PAGE_SHIFT + INDEX_WIDTH;
 const HIGHEST_SHIFT: usize = MIDDLE_SHIFT + INDEX_WIDTH;
-/// Where RAM lies once more, for stacks.
-const STACKS: usize = 0xffff_8000 << 32;
+/// Where stacks are. The least one has one page, so at most four lie within a guard's reach on either side.
+const STACKS: Windows = Windows { start: 0xffff_8000 << 32, size: 1 << 34, number: 9, page: PAGE };
+/// What RAM there is beyond is not used.
+pub(super) const RAM_END: usize = STACKS.size - (1 << 30);
 /// Where the users' part begins, so that null pointers lead nowhere, and where it ends.
 const USER: Range<usize> = 0x1_0000..1 << (HIGHEST_SHIFT + INDEX_WIDTH);
 
@@ -194,26 +193,33 @@ fn forget_users() {
     unsafe { asm!("dbar 0", "invtlb 3, $zero, $zero", options(nostack)) };
 }
 
-/// Memory for a stack of `size` bytes, with a page below it that is mapped nowhere.
+/// Memory for a stack of `size` bytes, with a guard below it.
 pub(super) fn allocate_stack(size: usize) -> Option<NonNull<u8>> {
     let layout = stack_layout(size)?;
     // SAFETY: its size is not zero.
     let memory = NonNull::new(unsafe { alloc::alloc::alloc(layout) })?;
     let start = physical(memory.as_ptr().expose_provenance());
-    let mapped = with_kernel(|kernel| {
-        (start + PAGE..start + layout.size()).step_by(PAGE).try_for_each(|page| {
-            *kernel.find(STACKS + page, true)? = page | VALID | WRITE | COHERENT | GLOBAL;
-            Some(())
-        })
+    let place = with_kernel(|kernel| {
+        let memory = start..start + layout.size();
+        let place = STACKS
+            .place(&memory, |page| kernel.find(page, false).is_some_and(|entry| *entry != 0))?;
+        for page in memory.step_by(PAGE) {
+            let Some(entry) = kernel.find(place + (page - start), true) else {
+                unmap(kernel, place..place + layout.size());
+                return None;
+            };
+            *entry = page | VALID | WRITE | COHERENT | GLOBAL;
+        }
+        Some(place)
     });
     forget_all();
-    // The stack ends where its last page does.
-    let base = STACKS + start + layout.size() - size;
-    if mapped.is_none() {
+    let Some(place) = place else {
         // SAFETY: as it was allocated, and nobody has it.
-        unsafe { free_stack_at(start, layout) };
+        unsafe { alloc::alloc::dealloc(memory.as_ptr(), layout) };
         return None;
-    }
+    };
+    // The stack ends where its last page does.
+    let base = place + layout.size() - size;
     NonNull::new(with_exposed_provenance_mut(base))
 }
 
@@ -222,30 +228,27 @@ pub(super) fn allocate_stack(size: usize) -> Option<NonNull<u8>> {
 /// `base` and `size` are of one `allocate_stack`, and nobody uses the stack.
 pub(super) unsafe fn free_stack(base: NonNull<u8>, size: usize) {
     let Some(layout) = stack_layout(size) else { unreachable!("it was allocated with this size") };
-    let start = base.as_ptr().addr() + size - layout.size() - STACKS;
-    // SAFETY: the caller's promise.
-    unsafe { free_stack_at(start, layout) };
+    let end = base.as_ptr().addr() + size;
+    let place = end - layout.size();
+    with_kernel(|kernel| unmap(kernel, place..end));
+    forget_all();
+    let memory = with_exposed_provenance_mut(CACHED | STACKS.physical(place));
+    // SAFETY: the caller's promise: it was allocated so.
+    unsafe { alloc::alloc::dealloc(memory, layout) };
 }
 
-/// # Safety
-///
-/// A stack's memory, that nobody uses.
-unsafe fn free_stack_at(start: usize, layout: Layout) {
-    with_kernel(|kernel| {
-        for page in (start + PAGE..start + layout.size()).step_by(PAGE) {
-            if let Some(entry) = kernel.find(STACKS + page, false) {
-                *entry = 0;
-            }
+/// Takes a stack's pages out of the map.
+fn unmap(kernel: &mut Table, pages: Range<usize>) {
+    for page in pages.step_by(PAGE) {
+        if let Some(entry) = kernel.find(page, false) {
+            *entry = 0;
         }
-    });
-    forget_all();
-    // SAFETY: the caller's promise.
-    unsafe { alloc::alloc::dealloc(with_exposed_provenance_mut(CACHED | start), layout) };
+    }
 }
 
 /// Whether there is a stack at `address`. If so, this core forgets that there was none.
 pub(super) fn is_mapped(address: usize) -> bool {
-    let is_stack = address >= STACKS
+    let is_stack = address >= STACKS.start
         && with_kernel(|kernel| kernel.find(address, false).is_some_and(|entry| *entry != 0));
     if is_stack {
         forget_all();
@@ -253,10 +256,9 @@ pub(super) fn is_mapped(address: usize) -> bool {
     is_stack
 }
 
-/// The guard and the stack.
+/// A stack's pages.
 fn stack_layout(size: usize) -> Option<Layout> {
-    let size = size.checked_next_multiple_of(PAGE)?.checked_add(PAGE)?;
-    Layout::from_size_align(size, PAGE).ok()
+    Layout::from_size_align(size.checked_next_multiple_of(PAGE)?, PAGE).ok()
 }
 
 /// See [`crate::user::Space`].

@@ -136,10 +136,10 @@ extern "C" fn boot(hart: usize, device_tree: *mut u8) -> ! {
     let Some(cpu) = tree.cpus().next() else { fail(format_args!("the device tree has no cpu")) };
     set_clock(cpu.timebase_frequency() as u64, has_sstc(cpu));
     let start = (&raw const __heap_start).addr();
-    let end = end_of_memory(&tree, start);
+    let end = end_of_memory(&tree, start).min(space::RAM_END);
     // SAFETY: once, and the linker script puts nothing from there on.
     unsafe { HEAP.add(start..end) };
-    if space::init(end).is_none() {
+    if space::init(start..end).is_none() {
         fail(format_args!("no memory for page tables"));
     }
     space::load_kernel();

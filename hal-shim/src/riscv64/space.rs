@@ -1,15 +1,12 @@
-//! Paging (Sv39): the kernel's map, its stacks with guard pages, and address spaces for user programs.
+//! Paging (Sv39): the kernel's map, its stacks with their guards, and address spaces for user programs.
 //!
 //! ```text
-//!    0 GiB  devices and RAM where they are     supervisor only, the same in all spaces
-//!   32 GiB  RAM once more, of which only the   supervisor only, the same in all spaces
-//!           pages of stacks are mapped
-//!   64 GiB  a user program's                   up to 256 GiB
+//!      0 GiB  devices and RAM where they are   supervisor only, the same in all spaces
+//!     64 GiB  a user program's                 up to 256 GiB
+//!   -256 GiB  stacks, in 17 windows            supervisor only, the same in all spaces
 //! ```
 //!
-//! A stack is used at its address in the second part, where the page below it is never mapped. An address
-//! there always means the same memory. So a core that has an old entry in its TLB errs only in
-//! that it may reach a stack that has been freed, and no core needs to be told.
+//! A stack is used at its address in a [window](Windows), where 64 KiB below it are not mapped.
 
 use core::alloc::Layout;
 use core::cell::UnsafeCell;
@@ -20,13 +17,18 @@ use riscv::asm::sfence_vma_all;
 use riscv::register::satp::{self, Mode};
 use spin::mutex::SpinMutex;
 
-use crate::bare::exclusively;
+use crate::bare::{Windows, exclusively};
 use crate::user::{MapError, Rights};
 
 const PAGE: usize = 4096;
 const GIB: usize = 1 << 30;
-/// Where RAM lies once more, for stacks.
-const STACKS: usize = 32 * GIB;
+/// How much of the address space is RAM's and the devices', where they are.
+const LOW: usize = 32 * GIB;
+/// Where stacks are. The least one has two pages, so at most eight lie within a guard's reach on either side.
+const STACKS: Windows =
+    Windows { start: (256 * GIB).wrapping_neg(), size: 15 * GIB, number: 17, page: PAGE };
+/// What RAM there is beyond is not used.
+pub(super) const RAM_END: usize = STACKS.size - GIB;
 /// Where the users' part begins and ends.
 const USER: Range<usize> = 64 * GIB..256 * GIB;
 
@@ -124,16 +126,19 @@ fn with_kernel<R>(f: impl FnOnce(&mut Table) -> R) -> R {
     exclusively(&LOCK, |()| f(unsafe { &mut *KERNEL.0.get() }))
 }
 
-/// Makes the kernel's map, for RAM that ends at `end`. Once, on core 0, when the heap is there. `None`
+/// Makes the kernel's map, for stacks in this part of RAM. Once, on core 0, when the heap is there. `None`
 /// if there is no memory for it.
-pub(super) fn init(end: usize) -> Option<()> {
+pub(super) fn init(ram: Range<usize>) -> Option<()> {
     with_kernel(|kernel| {
-        for gib in 0..STACKS / GIB {
+        for gib in 0..LOW / GIB {
             kernel.0[gib] = entry_of(gib * GIB) | VALID | ANY_RIGHT | GLOBAL | USED;
         }
         // All of them now, as spaces copy the root's entries.
-        for gib in 0..end.div_ceil(GIB) {
-            *kernel.0.get_mut(STACKS / GIB + gib)? = entry_of(zeroed_page()?) | VALID;
+        for window in 0..STACKS.number {
+            let start = STACKS.start + window * STACKS.size;
+            for gib in ram.start / GIB..ram.end.div_ceil(GIB) {
+                kernel.0[index(start + gib * GIB, 2)] = entry_of(zeroed_page()?) | VALID;
+            }
         }
         Some(())
     })
@@ -156,28 +161,44 @@ pub(super) fn load_kernel() {
     unsafe { load(KERNEL.0.get()) };
 }
 
-/// Memory for a stack of `size` bytes, with a page below it that is mapped nowhere.
+/// Memory for a stack of `size` bytes, with a guard below it.
 pub(super) fn allocate_stack(size: usize) -> Option<NonNull<u8>> {
     let layout = stack_layout(size)?;
     // SAFETY: its size is not zero.
     let memory = NonNull::new(unsafe { alloc::alloc::alloc(layout) })?;
     let start = memory.as_ptr().expose_provenance();
-    let mapped = with_kernel(|kernel| {
-        (start + PAGE..start + layout.size()).step_by(PAGE).try_for_each(|page| {
-            *kernel.find(STACKS + page, true)? =
-                entry_of(page) | VALID | READ | WRITE | GLOBAL | USED;
-            Some(())
-        })
+    let place = with_kernel(|kernel| {
+        let memory = start..start + layout.size();
+        let place = STACKS.place(&memory, |page| {
+            kernel.find(page, false).is_some_and(|entry| *entry & VALID != 0)
+        })?;
+        for page in memory.step_by(PAGE) {
+            let Some(entry) = kernel.find(place + (page - start), true) else {
+                unmap(kernel, place..place + layout.size());
+                return None;
+            };
+            *entry = entry_of(page) | VALID | READ | WRITE | GLOBAL | USED;
+        }
+        Some(place)
     });
     sfence_vma_all();
-    // The stack ends where its last page does.
-    let base = STACKS + start + layout.size() - size;
-    if mapped.is_none() {
+    let Some(place) = place else {
         // SAFETY: as it was allocated, and nobody has it.
-        unsafe { free_stack_at(start, layout) };
+        unsafe { alloc::alloc::dealloc(memory.as_ptr(), layout) };
         return None;
-    }
+    };
+    // The stack ends where its last page does.
+    let base = place + layout.size() - size;
     NonNull::new(core::ptr::with_exposed_provenance_mut(base))
+}
+
+/// Takes a stack's pages out of the map.
+fn unmap(kernel: &mut Table, pages: Range<usize>) {
+    for page in pages.step_by(PAGE) {
+        if let Some(entry) = kernel.find(page, false) {
+            *entry = 0;
+        }
+    }
 }
 
 /// # Safety
@@ -185,30 +206,18 @@ pub(super) fn allocate_stack(size: usize) -> Option<NonNull<u8>> {
 /// `base` and `size` are of one `allocate_stack`, and nobody uses the stack.
 pub(super) unsafe fn free_stack(base: NonNull<u8>, size: usize) {
     let Some(layout) = stack_layout(size) else { unreachable!("it was allocated with this size") };
-    let start = base.as_ptr().addr() + size - layout.size() - STACKS;
-    // SAFETY: the caller's promise.
-    unsafe { free_stack_at(start, layout) };
-}
-
-/// # Safety
-///
-/// A stack's memory, that nobody uses.
-unsafe fn free_stack_at(start: usize, layout: Layout) {
-    with_kernel(|kernel| {
-        for page in (start + PAGE..start + layout.size()).step_by(PAGE) {
-            if let Some(entry) = kernel.find(STACKS + page, false) {
-                *entry = 0;
-            }
-        }
-    });
+    let end = base.as_ptr().addr() + size;
+    let place = end - layout.size();
+    with_kernel(|kernel| unmap(kernel, place..end));
     sfence_vma_all();
-    // SAFETY: the caller's promise.
-    unsafe { alloc::alloc::dealloc(core::ptr::with_exposed_provenance_mut(start), layout) };
+    let memory = core::ptr::with_exposed_provenance_mut(STACKS.physical(place));
+    // SAFETY: the caller's promise: it was allocated so.
+    unsafe { alloc::alloc::dealloc(memory, layout) };
 }
 
 /// Whether there is a stack at `address`. If so, this core forgets that there was none.
 pub(super) fn is_mapped(address: usize) -> bool {
-    let is_stack = (STACKS..USER.start).contains(&address)
+    let is_stack = address >= STACKS.start
         && with_kernel(|kernel| {
             kernel.find(address, false).is_some_and(|entry| *entry & VALID != 0)
         });
@@ -218,10 +227,9 @@ pub(super) fn is_mapped(address: usize) -> bool {
     is_stack
 }
 
-/// The guard and the stack.
+/// A stack's pages.
 fn stack_layout(size: usize) -> Option<Layout> {
-    let size = size.checked_next_multiple_of(PAGE)?.checked_add(PAGE)?;
-    Layout::from_size_align(size, PAGE).ok()
+    Layout::from_size_align(size.checked_next_multiple_of(PAGE)?, PAGE).ok()
 }
 
 /// See [`crate::user::Space`].
@@ -243,10 +251,11 @@ impl Space {
         let root: *mut Table = core::ptr::with_exposed_provenance_mut(zeroed_page()?);
         let root = NonNull::new(root)?;
         with_kernel(|kernel| {
-            let kernels = USER.start / GIB;
             // SAFETY: a page of zeroes, which is a table, and nobody else has it.
             let entries = unsafe { &mut (&mut *root.as_ptr()).0 };
-            entries[..kernels].copy_from_slice(&kernel.0[..kernels]);
+            for kernels in [0..index(USER.start, 2), index(STACKS.start, 2)..entries.len()] {
+                entries[kernels.clone()].copy_from_slice(&kernel.0[kernels]);
+            }
         });
         Some(Self { root })
     }

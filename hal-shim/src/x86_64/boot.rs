@@ -353,13 +353,13 @@ fn init_memory(info: &StartInfo) {
         // SAFETY: once, and the linker script puts nothing there.
         unsafe { HEAP.add(region) };
     }
-    let Some(end) = memory(info, start..space::STACKS).map(|region| region.end).max() else {
+    let Some(end) = memory(info, start..space::RAM_END).map(|region| region.end).max() else {
         fail(format_args!("the loader's memory map has no memory beyond the kernel"))
     };
     if space::init(end).is_none() {
         fail(format_args!("no memory for page tables"));
     }
-    for region in memory(info, BOOT_MAP..space::STACKS) {
+    for region in memory(info, BOOT_MAP..space::RAM_END) {
         // SAFETY: once, and it is mapped now.
         unsafe { HEAP.add(region) };
     }

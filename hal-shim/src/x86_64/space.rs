@@ -1,17 +1,15 @@
-//! Paging: the kernel's map, its stacks with guard pages, and address spaces for user programs.
+//! Paging: the kernel's map, its stacks with their guards, and address spaces for user programs.
 //!
 //! ```text
-//!    0 GiB  devices and RAM where they are     supervisor only, the same in all spaces
-//!   32 GiB  RAM once more, of which only the   supervisor only, the same in all spaces
-//!           pages of stacks are mapped
-//!   64 GiB  a user program's                   up to 256 GiB
+//!      0 GiB  devices and RAM where they are   supervisor only, the same in all spaces
+//!     64 GiB  a user program's                 up to 256 GiB
+//!   -128 TiB  stacks, in 17 windows            supervisor only, the same in all spaces
 //! ```
 //!
-//! All of it is below the first entry of the highest table, the root. The next one has an entry for each GiB.
+//! The first two are below the first entry of the highest table, the root, and the third below the one in the
+//! middle. The next tables have an entry for each GiB.
 //!
-//! A stack is used at its address in the second part, where the page below it is never mapped. An address
-//! there always means the same memory. So a core that has an old entry in its TLB errs only in
-//! that it may reach a stack that has been freed, and no core needs to be told.
+//! A stack is used at its address in a [window](Windows), where 64 KiB below it are not mapped.
 
 use core::alloc::Layout;
 use core::cell::UnsafeCell;
@@ -25,14 +23,19 @@ use x86::instructions::tlb;
 use x86::registers::control::{Cr3, Cr3Flags};
 use x86::structures::paging::{PhysFrame, Size4KiB};
 
-use crate::bare::exclusively;
+use crate::bare::{Windows, exclusively};
 use crate::user::{MapError, Rights};
 
 const PAGE: usize = 4096;
 const LARGE_PAGE: usize = 1 << 21;
 const GIB: usize = 1 << 30;
-/// Where RAM lies once more, for stacks. What there is beyond is not used.
-pub(super) const STACKS: usize = 32 * GIB;
+/// Where stacks are. The least one has two pages, so at most eight lie within a guard's reach on either side.
+const STACKS: Windows =
+    Windows { start: 0xffff_8000_0000_0000, size: 16 * GIB, number: 17, page: PAGE };
+/// The root's entry for them.
+const STACKS_ENTRY: usize = 256;
+/// What RAM there is beyond is not used.
+pub(super) const RAM_END: usize = STACKS.size - GIB;
 /// Where the users' part begins and ends.
 const USER: Range<usize> = 64 * GIB..256 * GIB;
 /// How much the boot code maps: what every loader leaves us in, and the devices.
@@ -66,6 +69,7 @@ const LAYOUT: Layout = Layout::new::<Table>();
 pub(super) struct Tables {
     pub(super) root: Table,
     pub(super) gibs: Table,
+    stacks: Table,
     /// What maps RAM and devices, in large pages.
     pub(super) low: [Table; BOOT_GIBS],
 }
@@ -74,8 +78,12 @@ pub(super) struct Kernel(UnsafeCell<Tables>);
 // SAFETY: changed only under `LOCK`; `Space::new` reads under it what changes no more.
 unsafe impl Sync for Kernel {}
 
-pub(super) static KERNEL: Kernel =
-    Kernel(UnsafeCell::new(Tables { root: EMPTY, gibs: EMPTY, low: [EMPTY; BOOT_GIBS] }));
+pub(super) static KERNEL: Kernel = Kernel(UnsafeCell::new(Tables {
+    root: EMPTY,
+    gibs: EMPTY,
+    stacks: EMPTY,
+    low: [EMPTY; BOOT_GIBS],
+}));
 /// The right to change the kernel's tables.
 static LOCK: SpinMutex<()> = SpinMutex::new(());
 
@@ -151,10 +159,8 @@ pub(super) fn init(end: usize) -> Option<()> {
             }
             kernel.gibs.0[gib] = table;
         }
-        // All of them now, as spaces copy these entries.
-        for gib in 0..end.div_ceil(GIB) {
-            kernel.gibs.0[STACKS / GIB + gib] = zeroed_page()? | TABLE;
-        }
+        // Now, as spaces copy this entry.
+        kernel.root.0[STACKS_ENTRY] = (&raw const kernel.stacks).expose_provenance() | TABLE;
         Some(())
     })
 }
@@ -187,27 +193,34 @@ unsafe fn load(root: *const Table) {
     unsafe { Cr3::write(frame, Cr3Flags::empty()) };
 }
 
-/// Memory for a stack of `size` bytes, with a page below it that is mapped nowhere.
+/// Memory for a stack of `size` bytes, with a guard below it.
 pub(super) fn allocate_stack(size: usize) -> Option<NonNull<u8>> {
     let layout = stack_layout(size)?;
     // SAFETY: its size is not zero.
     let memory = NonNull::new(unsafe { alloc::alloc::alloc(layout) })?;
     let start = memory.as_ptr().expose_provenance();
-    let mapped = with_kernel(|kernel| {
-        (start + PAGE..start + layout.size()).step_by(PAGE).try_for_each(|page| {
+    let place = with_kernel(|Tables { stacks, .. }| {
+        let memory = start..start + layout.size();
+        let place = STACKS.place(&memory, |page| {
+            stacks.find(page, false).is_some_and(|entry| *entry & PRESENT != 0)
+        })?;
+        for page in memory.step_by(PAGE) {
+            let Some(entry) = stacks.find(place + (page - start), true) else {
+                unmap(stacks, place..place + layout.size());
+                return None;
+            };
             // What was not present is in no TLB.
-            *kernel.gibs.find(STACKS + page, true)? =
-                page | PRESENT | WRITE | GLOBAL | USED | NO_EXECUTE;
-            Some(())
-        })
+            *entry = page | PRESENT | WRITE | GLOBAL | USED | NO_EXECUTE;
+        }
+        Some(place)
     });
-    // The stack ends where its last page does.
-    let base = STACKS + start + layout.size() - size;
-    if mapped.is_none() {
+    let Some(place) = place else {
         // SAFETY: as it was allocated, and nobody has it.
-        unsafe { free_stack_at(start, layout) };
+        unsafe { alloc::alloc::dealloc(memory.as_ptr(), layout) };
         return None;
-    }
+    };
+    // The stack ends where its last page does.
+    let base = place + layout.size() - size;
     NonNull::new(core::ptr::with_exposed_provenance_mut(base))
 }
 
@@ -216,37 +229,33 @@ pub(super) fn allocate_stack(size: usize) -> Option<NonNull<u8>> {
 /// `base` and `size` are of one `allocate_stack`, and nobody uses the stack.
 pub(super) unsafe fn free_stack(base: NonNull<u8>, size: usize) {
     let Some(layout) = stack_layout(size) else { unreachable!("it was allocated with this size") };
-    let start = base.as_ptr().addr() + size - layout.size() - STACKS;
-    // SAFETY: the caller's promise.
-    unsafe { free_stack_at(start, layout) };
+    let end = base.as_ptr().addr() + size;
+    let place = end - layout.size();
+    with_kernel(|kernel| unmap(&mut kernel.stacks, place..end));
+    let memory = core::ptr::with_exposed_provenance_mut(STACKS.physical(place));
+    // SAFETY: the caller's promise: it was allocated so.
+    unsafe { alloc::alloc::dealloc(memory, layout) };
 }
 
-/// # Safety
-///
-/// A stack's memory, that nobody uses.
-unsafe fn free_stack_at(start: usize, layout: Layout) {
-    with_kernel(|kernel| {
-        for page in (start + PAGE..start + layout.size()).step_by(PAGE) {
-            if let Some(entry) = kernel.gibs.find(STACKS + page, false) {
-                *entry = 0;
-                tlb::flush(VirtAddr::new_truncate((STACKS + page) as u64));
-            }
+/// Takes a stack's pages out of the map.
+fn unmap(stacks: &mut Table, pages: Range<usize>) {
+    for page in pages.step_by(PAGE) {
+        if let Some(entry) = stacks.find(page, false) {
+            *entry = 0;
+            tlb::flush(VirtAddr::new_truncate(page as u64));
         }
-    });
-    // SAFETY: the caller's promise.
-    unsafe { alloc::alloc::dealloc(core::ptr::with_exposed_provenance_mut(start), layout) };
+    }
 }
 
-/// The guard and the stack.
+/// A stack's pages.
 fn stack_layout(size: usize) -> Option<Layout> {
-    let size = size.checked_next_multiple_of(PAGE)?.checked_add(PAGE)?;
-    Layout::from_size_align(size, PAGE).ok()
+    Layout::from_size_align(size.checked_next_multiple_of(PAGE)?, PAGE).ok()
 }
 
 /// See [`crate::user::Space`].
 #[derive(Debug)]
 pub(crate) struct Space {
-    /// Has one entry, which points to `gibs`.
+    /// Has two entries: one points to `gibs`, the other to what is the kernel's.
     root: NonNull<Table>,
     gibs: NonNull<Table>,
 }
@@ -273,6 +282,7 @@ impl Space {
         with_kernel(|kernel| {
             let kernels = USER.start / GIB;
             gibs.0[..kernels].copy_from_slice(&kernel.gibs.0[..kernels]);
+            root.0[STACKS_ENTRY] = kernel.root.0[STACKS_ENTRY];
         });
         Some(Self { root: root.into(), gibs: gibs.into() })
     }
