@@ -99,13 +99,19 @@ impl Arena {
 
     /// Gives all back to the allocator, and keeps nothing from now on.
     pub(crate) fn close(&self) {
+        self.trim();
         self.room.set(0);
+    }
+
+    /// Gives all back to the allocator.
+    pub(crate) fn trim(&self) {
         for (index, list) in self.lists.iter().enumerate() {
             while let Some(kept) = list.get() {
                 // SAFETY: what is in a list is a `Kept`, in memory of the list's size and of no other
                 // alignment, by `list`.
                 unsafe {
                     list.set(kept.as_ref().next);
+                    self.room.set(self.room.get() + index * GRAIN);
                     let layout = Layout::from_size_align_unchecked(index * GRAIN, GRAIN);
                     dealloc(kept.as_ptr().cast(), layout);
                 }

@@ -9,6 +9,9 @@ use crate::stackful::{self, Stall};
 /// The shortest slice. In a shorter one a task might not get beyond the way into it.
 pub const LEAST_SLICE: Duration = Duration::from_micros(10);
 
+/// For so many slices nothing is heard of a stall after [`Config::on_stall`] was called.
+pub const STALL_SLICES: u32 = 32;
+
 /// What can be chosen for a [`Runtime`](crate::Runtime).
 ///
 /// Checked when the runtime is entered, since what a stack must hold is known only to the
@@ -25,11 +28,18 @@ pub struct Config {
     /// How many stacks there may be; a stackful task for which there is none waits its turn.
     /// Default: as many as memory allows.
     pub stacks: usize,
+    /// How many stacks are kept that no task holds; what is given back beyond that is freed. At least 1: the
+    /// one that tasks use by turns. Default: 16 on a target without an operating system, 64 hosted. See also
+    /// [`Runtime::trim`](crate::Runtime::trim).
+    pub idle_stacks: usize,
     /// How many bytes of the memory of finished tasks are kept for new ones, which then need no call of the
     /// allocator. Default: 64 KiB on a target without an operating system, 16 MiB hosted.
     pub task_memory: usize,
-    /// Called before the core parks while tasks wait for a stack: all are held by tasks that wait for
-    /// something themselves. In task context of the core; it must not block. Default: nothing.
+    /// Called when a task's turn has come and there is no stack for it (all that there may be are held, or
+    /// there is no memory for another), and from then on as long as tasks wait for one: every
+    /// [`STALL_SLICES`] slices, and not more often. The holders may compute, or may wait for something
+    /// themselves; [`Stall`] says who they are. In task context of the core, between two polls; it must not block. A
+    /// panic of it is caught. Default: nothing.
     pub on_stall: Option<fn(&Stall<'_>)>,
     /// Called for a panic that was caught and that nobody gets. See [`TaskPanic`]. Default: nothing.
     pub on_panic: Option<fn(&TaskPanic<'_>)>,
@@ -42,6 +52,7 @@ impl Config {
             slice: Duration::from_millis(1),
             stack_size: if cfg!(target_os = "none") { 16 * 1024 } else { 64 * 1024 },
             stacks: usize::MAX,
+            idle_stacks: if cfg!(target_os = "none") { 16 } else { 64 },
             task_memory: if cfg!(target_os = "none") { 64 * 1024 } else { 16 * 1024 * 1024 },
             on_stall: None,
             on_panic: None,

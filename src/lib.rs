@@ -113,7 +113,7 @@ pub mod time;
 pub mod trap;
 mod yield_now;
 
-pub use config::{Config, ConfigError, LEAST_SLICE};
+pub use config::{Config, ConfigError, LEAST_SLICE, STALL_SLICES};
 pub use contexted::{Contexted, Hooks, contexted};
 pub use runtime::{
     Current, EnterError, LocalSpawner, Runtime, Shutdown, SpawnError, SpawnErrorReason, Stats,

@@ -289,15 +289,29 @@ pub unsafe trait Platform: Sync + 'static {
     }
 
     /// Memory for a stack of `size` bytes (a multiple of 16), aligned to 16; `None` if there is
-    /// none. A kernel that can, puts a guard page below. The default takes it from the global
-    /// allocator.
+    /// none: then tasks wait, and [`Config::on_stall`](crate::Config::on_stall) is called. The default takes it
+    /// from the global allocator.
+    ///
+    /// A kernel that can, puts a guard below: addresses that are mapped nowhere, so that a task which
+    /// overflows its stack faults. **One page is not enough.** A function with a large frame lowers the stack
+    /// pointer by all of it at once, and where the compiler does not touch each page on the way (Rust's bare
+    /// riscv64 and loongarch64 targets have no stack probes), the first access may lie anywhere in the frame: a
+    /// frame that is larger than the guard reaches over it into what lies below, which is probably another
+    /// stack. So a guard is at least as large as the largest frame in the kernel; 64 KiB is a good size, and takes
+    /// address space only, no memory. On x86_64, whose targets probe, it need not be larger than a page.
+    ///
+    /// With a guard or without, the runtime keeps a word at `base` and looks at it whenever the stack is left: if it
+    /// was overwritten, the program ends with a message that names the task.
+    ///
+    /// Called in task context of the core that will use the stack, with preemption off; in
+    /// [`leave_boot_stack`](crate::stackful::leave_boot_stack) outside of a runtime.
     fn allocate_stack(&self, size: usize) -> Option<NonNull<u8>> {
         let layout = core::alloc::Layout::from_size_align(size, 16).ok()?;
         // SAFETY: `Config` refuses a stack size of zero before anything is allocated.
         NonNull::new(unsafe { alloc::alloc::alloc(layout) })
     }
 
-    /// Takes back a stack.
+    /// Takes back a stack. Called in task context of the core that used it, with preemption off.
     ///
     /// # Safety
     ///

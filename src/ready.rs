@@ -81,6 +81,16 @@ impl Fifo {
         Some(task)
     }
 
+    /// Calls `f` for each task, first to last. It puts none in and takes none out.
+    pub(crate) fn each(&self, mut f: impl FnMut(NonNull<Header>)) {
+        let mut rest = self.head.get();
+        while let Some(task) = rest {
+            f(task);
+            // SAFETY: a task in the FIFO is alive, and its link is ours.
+            rest = unsafe { next(task) };
+        }
+    }
+
     /// Appends a chain of tasks of which the last was pushed first.
     ///
     /// # Safety
@@ -179,6 +189,11 @@ impl PatientFifo {
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.fifo.is_empty()
+    }
+
+    /// As [`Fifo::each`].
+    pub(crate) fn each(&self, f: impl FnMut(NonNull<Header>)) {
+        self.fifo.each(f);
     }
 }
 

@@ -145,8 +145,9 @@ pub struct Riscv64;
 impl Riscv64 {
     /// A handler's frames down to the switch, in a build without optimization.
     const HANDLER: usize = 2048;
-    /// What the task itself has on its stack at least: the frames of the runtime's poll loop.
-    const POLL: usize = 1024;
+    /// What the task itself has on its stack at least: the frames of the runtime's poll loop (1.9 KiB in a
+    /// build without optimization), and a little of its own.
+    const POLL: usize = 3072;
 }
 
 // SAFETY: `prepare` writes one `Frame` below `top`, less than LEAST_STACK. `switch` saves and loads

@@ -22,7 +22,7 @@ use crate::TaskPanic;
 use crate::arena::Arena;
 use crate::config::Config;
 use crate::contexted::ScopeLink;
-use crate::platform::{Interrupts, bound};
+use crate::platform::{InInterrupt, Interrupts, bound};
 use crate::preempt::Gate;
 use crate::ready::{self, Fifo, Inbox};
 use crate::stackful::Stacks;
@@ -80,6 +80,8 @@ struct Own {
     yielded: local::AtomicBool,
     /// How many polls there had been after the last that was on a stack.
     stack_polls: Cell<u64>,
+    /// [`trim`](Runtime::trim) is at work.
+    is_trimming: Cell<bool>,
     closed: Cell<bool>,
     /// What `run_until` has the loop poll until it says that its future is done: a closure in the
     /// frame of `run_until`, whose lifetime is that frame's.
@@ -109,6 +111,11 @@ pub struct Stats {
     pub aborted_in_poll: u64,
     /// How many stacks there are.
     pub stacks: u64,
+    /// How many tasks wait for a stack now.
+    pub waiting: u64,
+    /// How often a task found no stack when its turn came, and began to wait: [`Config::stacks`] were held, or
+    /// there was no memory for another.
+    pub failed_growths: u64,
     /// How many tasks were ended by [`preempt::end_task`](crate::preempt::end_task). Their stacks and
     /// futures are leaked.
     pub ended: u64,
@@ -169,6 +176,7 @@ impl Runtime {
                     inside_of_hooks: Cell::new(None),
                     yielded: local::AtomicBool::new(false),
                     stack_polls: Cell::new(0),
+                    is_trimming: Cell::new(false),
                     closed: Cell::new(false),
                     root: Cell::new(None),
                 },
@@ -192,8 +200,45 @@ impl Runtime {
             parks: get(&self.counters.parks),
             aborted_in_poll: get(&self.counters.aborted_in_poll),
             stacks: self.own.stacks.pool.total() as u64,
+            waiting: self.own.stacks.waiting(),
+            failed_growths: self.own.stacks.failed_growths(),
             ended: get(&self.counters.ended),
         }
+    }
+
+    /// Frees the stacks that are idle, and the memory that is kept of finished tasks. Returns how many stacks
+    /// those were.
+    ///
+    /// On the owning core, in task context: in a plain task, or outside of [`enter`](Self::enter).
+    /// Elsewhere it does nothing and returns 0. It calls
+    /// [`Platform::free_stack`](crate::platform::Platform::free_stack) and the allocator. See also
+    /// [`Config::idle_stacks`].
+    pub fn trim(&self) -> usize {
+        let is_inside = bound::slot().runtime().is_some_and(|own| core::ptr::eq(own, self));
+        // Relaxed: a core finds its own number only after it has stored it.
+        let is_owner = bound::core().checked_add(1) == Some(self.owner.load(Ordering::Relaxed));
+        // In a poll the loop is at no work of its own; in an interrupt of one it isn't either, but this
+        // function may be.
+        let is_polled = self.current_task().is_some() && !self.is_on_stack();
+        if !is_owner || (is_inside && !is_polled) || self.own.is_trimming.replace(true) {
+            return 0;
+        }
+        if bound::in_interrupt() == InInterrupt::No {
+            self.own.arena.trim();
+        }
+        let freed = self.own.stacks.pool.trim();
+        self.own.is_trimming.set(false);
+        freed
+    }
+
+    /// How many idle stacks are kept.
+    pub(crate) fn idle_stacks(&self) -> usize {
+        self.config.idle_stacks
+    }
+
+    /// Whether it is memory that sets the limit to the stacks there are.
+    pub(crate) fn may_have_more_stacks(&self) -> bool {
+        self.own.stacks.pool.total() < self.config.stacks
     }
 
     #[inline]

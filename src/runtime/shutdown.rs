@@ -35,7 +35,7 @@ impl Runtime {
             self.inbox.close(&self.own.ready);
             let queued = (self.own.ready.pop())
                 .or_else(|| self.own.stacks.ready.pop(self.polls()))
-                .or_else(|| self.own.stacks.waiting.pop());
+                .or_else(|| self.own.stacks.pop_waiting());
             if let Some(task) = queued {
                 report.dropped += usize::from(self.shut_down_queued(task));
             } else if let Some(task) = self.first_without_frames() {

@@ -17,8 +17,8 @@ use core::task::{Context, Poll};
 
 use super::finish::Output;
 use super::{Runtime, count};
+use crate::config::STALL_SLICES;
 use crate::platform::{PanicPayload, bound};
-use crate::ready::Fifo;
 use crate::stackful::{Reason, Stack, Stall};
 use crate::sync::atomic::Ordering;
 use crate::task::Header;
@@ -140,7 +140,7 @@ impl Runtime {
             // The only one there is: it would come out of its queue at once.
             if self.own.ready.is_empty()
                 && stacks.ready.is_empty()
-                && stacks.waiting.is_empty()
+                && !stacks.are_awaited()
                 && stacks.preempted.is_empty()
                 && let Some(stack) = header.stack.get().or_else(|| stacks.pool.take())
             {
@@ -184,7 +184,7 @@ impl Runtime {
         if stacks.preempted.is_empty() {
             stacks.preempted.rest();
         }
-        if stacks.ready.is_empty() && stacks.waiting.is_empty() {
+        if stacks.ready.is_empty() && !stacks.are_awaited() {
             stacks.ready.rest();
         }
         stacks.note_patience();
@@ -202,20 +202,18 @@ impl Runtime {
     fn choose_stackful(&'static self, polls: u64) -> Option<Next> {
         let stacks = &self.own.stacks;
         // Before those that are queued, from among which they were taken.
-        if !stacks.waiting.is_empty()
+        if stacks.are_awaited()
             && let Some(next) = self.choose_waiting()
         {
             return Some(next);
         }
-        while let Some(task) = stacks.ready.pop(polls) {
-            // SAFETY: as in `choose`.
-            let held = unsafe { task.as_ref() }.stack.get();
-            if let Some(stack) = held.or_else(|| self.take_stack()) {
-                return Some(Next::Stackful(task, stack));
-            }
-            self.put_off_start(task);
+        let task = stacks.ready.pop(polls)?;
+        // SAFETY: as in `choose`.
+        let held = unsafe { task.as_ref() }.stack.get();
+        match held.or_else(|| self.take_stack()) {
+            Some(stack) => Some(Next::Stackful(task, stack)),
+            None => self.put_off_starts(task),
         }
-        None
     }
 
     /// The first of those that wait for a stack, if there is one now.
@@ -226,10 +224,15 @@ impl Runtime {
         if self.aborted_in_queue.swap(false, Ordering::Acquire) {
             self.stop_waiting();
         }
-        let stack = self.take_stack()?;
+        let Some(stack) = self.take_stack() else {
+            if stacks.are_awaited() {
+                self.report_stall();
+            }
+            return None;
+        };
         stacks.ready.wait_again(self.polls());
         stacks.note_patience();
-        let task = stacks.waiting.pop();
+        let task = stacks.pop_waiting();
         if task.is_none() {
             // SAFETY: taken above, and not entered.
             unsafe { stacks.pool.give(stack) };
@@ -237,20 +240,47 @@ impl Runtime {
         task.map(|task| Next::Stackful(task, stack))
     }
 
-    /// A stackful task whose turn has come, and there is no stack for it.
+    /// A stackful task whose turn has come, and there is no stack for it, nor for those after it. The first of
+    /// these that has one comes back.
     #[cold]
     #[inline(never)]
-    fn put_off_start(&'static self, task: NonNull<Header>) {
-        // SAFETY: as in `choose`.
-        let state = unsafe { &task.as_ref().state };
-        if state.is_done() || state.is_aborted() {
-            // One that was aborted has its future dropped here, by the loop: it may be long before there is a
-            // stack for that.
-            let _never_run = self.start(task, None);
-        } else {
-            // SAFETY: not DONE, hence alive, and in no queue now.
-            unsafe { self.own.stacks.waiting.push_back(task) };
+    fn put_off_starts(&'static self, task: NonNull<Header>) -> Option<Next> {
+        let stacks = &self.own.stacks;
+        let mut next = Some(task);
+        while let Some(task) = next {
+            // SAFETY: as in `choose`.
+            let header = unsafe { task.as_ref() };
+            if let Some(stack) = header.stack.get() {
+                return Some(Next::Stackful(task, stack));
+            }
+            if header.state.is_done() || header.state.is_aborted() {
+                // One that was aborted has its future dropped here, by the loop: it may be long before there is
+                // a stack for that.
+                let _never_run = self.start(task, None);
+            } else {
+                // SAFETY: not DONE, hence alive, and in no queue now.
+                unsafe { stacks.push_waiting(task) };
+            }
+            next = stacks.ready.pop(self.polls());
         }
+        if stacks.are_awaited() {
+            self.report_stall();
+        }
+        None
+    }
+
+    /// Tells the hook that tasks wait for a stack, unless it was told a moment ago. Returns when to look again.
+    fn report_stall(&'static self) -> u64 {
+        let next_report = &self.own.stacks.next_report;
+        let now = bound::now();
+        if now >= next_report.get() {
+            let pause = self.slice.saturating_mul(STALL_SLICES.into());
+            next_report.set(now.saturating_add(pause));
+            if let Some(on_stall) = self.config.on_stall {
+                self.guarded_alone(|| on_stall(&Stall { runtime: self }));
+            }
+        }
+        next_report.get()
     }
 
     /// Makes a task that was in a queue RUNNING. `false`: it isn't to be polled any more, and has been dealt
@@ -363,23 +393,18 @@ impl Runtime {
 
     /// Moves the aborted among those that wait for a stack to the others: they need none.
     fn stop_waiting(&'static self) {
-        let waiting = Fifo::new();
-        while let Some(task) = self.own.stacks.waiting.pop() {
+        let stacks = &self.own.stacks;
+        stacks.retain_waiting(|task| {
             // SAFETY: not DONE, hence alive, and in no queue now.
             unsafe {
                 let aborted = task.as_ref().state.is_aborted();
                 if aborted {
-                    self.own.stacks.ready.push_back(task, self.polls());
-                    self.own.stacks.note_patience();
-                } else {
-                    waiting.push_back(task);
+                    stacks.ready.push_back(task, self.polls());
+                    stacks.note_patience();
                 }
+                !aborted
             }
-        }
-        while let Some(task) = waiting.pop() {
-            // SAFETY: as above.
-            unsafe { self.own.stacks.waiting.push_back(task) };
-        }
+        });
     }
 
     /// An idle stack, or a new one if there may be more.
@@ -397,10 +422,12 @@ impl Runtime {
 
     #[inline(never)]
     fn park(&'static self) {
-        if !self.own.stacks.waiting.is_empty()
-            && let Some(on_stall) = self.config.on_stall
-        {
-            self.guarded_alone(|| on_stall(&Stall { runtime: self }));
+        if self.own.stacks.are_awaited() {
+            // Memory may come back, and the hook is told again, although nothing else happens here.
+            let next_look = self.report_stall();
+            if self.config.on_stall.is_some() || self.may_have_more_stacks() {
+                self.alarm.set_by(next_look);
+            }
         }
         self.alarm.set_by(self.timers.next());
         let interrupts = bound::mask_interrupts();

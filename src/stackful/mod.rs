@@ -46,9 +46,9 @@ use core::task::Poll;
 use crate::contexted::{self, Hooks, Scope, Surroundings};
 use crate::platform::{Interrupts, PanicPayload, bound};
 use crate::ready::{Fifo, PatientFifo};
-use crate::sync::local::{AtomicPtr, Ordering};
+use crate::sync::local::{AtomicPtr, AtomicU64, Ordering};
 use crate::task::join::{JoinError, JoinHandle, panic_message};
-use crate::task::{Header, panic};
+use crate::task::{Header, Label, Link, panic};
 use crate::time::SliceLeft;
 use crate::{Runtime, TaskId};
 
@@ -326,12 +326,29 @@ impl Runtime {
     #[inline(always)]
     pub(crate) fn put_back(&self, task: NonNull<Header>, stack: NonNull<Stack>) {
         // SAFETY: the task is RUNNING, hence alive, and this is its core (rule 4); the stack is this
-        // runtime's, and idle.
+        // runtime's, and idle. If the task doesn't hold it, it had the core without a break.
         unsafe {
-            task.as_ref().stack.set(None);
             stack.as_ref().task.set(None);
             stack.as_ref().lost_child.set(false);
-            self.stacks().pool.give(stack);
+            if task.as_ref().stack.get().is_some() {
+                self.put_held_back(task, stack);
+            } else {
+                self.stacks().pool.give(stack);
+            }
+        }
+    }
+
+    /// Takes a stack back that its task has held.
+    ///
+    /// # Safety
+    ///
+    /// In `put_back`.
+    #[inline(never)]
+    unsafe fn put_held_back(&self, task: NonNull<Header>, stack: NonNull<Stack>) {
+        // SAFETY: as in `put_back`.
+        unsafe {
+            task.as_ref().stack.set(None);
+            self.stacks().pool.give_held(stack, self.idle_stacks());
         }
     }
 
@@ -617,6 +634,7 @@ impl Runtime {
     /// Leaves an idle stack; returns when the loop brings the next task.
     #[inline]
     fn finish_poll(&'static self, stack: &Stack, reason: Reason) {
+        stack.check_canary();
         self.stacks().reason.set(reason);
         // SAFETY: as in `yield_core`. No frame of a task's is left below `stack_main`.
         unsafe { Context::switch(stack.context.as_ptr(), self.stacks().loop_context.get()) };
@@ -629,7 +647,13 @@ pub(crate) struct Stacks {
     /// Tasks that were in the runtime's FIFO.
     pub(crate) ready: PatientFifo,
     /// Those of them for which no stack was left when their turn came. They go before the others.
-    pub(crate) waiting: Fifo,
+    waiting: Fifo,
+    /// How many they are. Anyone may ask.
+    waiting_now: AtomicU64,
+    /// How often one came there. Anyone may ask.
+    failed_growths: AtomicU64,
+    /// When [`Config::on_stall`](crate::Config::on_stall) may be called again.
+    pub(crate) next_report: Cell<u64>,
     /// Tasks that were preempted, in the order in which they will go on.
     pub(crate) preempted: PatientFifo,
     /// When the first of the two has waited for too long, or earlier.
@@ -648,6 +672,9 @@ impl Stacks {
             pool: Pool::new(),
             ready: PatientFifo::new(),
             waiting: Fifo::new(),
+            waiting_now: AtomicU64::new(0),
+            failed_growths: AtomicU64::new(0),
+            next_report: Cell::new(0),
             preempted: PatientFifo::new(),
             patient_until: Cell::new(u64::MAX),
             loop_context: Cell::new(Context::NONE),
@@ -668,6 +695,57 @@ impl Stacks {
         self.patient_until.set(self.ready.patient_until().min(self.preempted.patient_until()));
     }
 
+    /// Whether tasks wait for a stack.
+    #[inline]
+    pub(crate) fn are_awaited(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// How many tasks wait for a stack.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.waiting_now.load(Ordering::Relaxed)
+    }
+
+    /// How often a task found no stack when its turn came.
+    pub(crate) fn failed_growths(&self) -> u64 {
+        self.failed_growths.load(Ordering::Relaxed)
+    }
+
+    /// Lets a task wait for whose turn there was no stack. Loop only.
+    ///
+    /// # Safety
+    ///
+    /// As [`Fifo::push_back`].
+    pub(crate) unsafe fn push_waiting(&self, task: NonNull<Header>) {
+        self.waiting_now.store(self.waiting() + 1, Ordering::Relaxed);
+        self.failed_growths.store(self.failed_growths() + 1, Ordering::Relaxed);
+        // SAFETY: passed on.
+        unsafe { self.waiting.push_back(task) };
+    }
+
+    /// The first of those that wait. Loop only.
+    pub(crate) fn pop_waiting(&self) -> Link {
+        let task = self.waiting.pop()?;
+        self.waiting_now.store(self.waiting() - 1, Ordering::Relaxed);
+        Some(task)
+    }
+
+    /// Takes those out for whom `f` says `false`, which has them then. Loop only.
+    pub(crate) fn retain_waiting(&self, mut f: impl FnMut(NonNull<Header>) -> bool) {
+        let kept = Fifo::new();
+        while let Some(task) = self.pop_waiting() {
+            if f(task) {
+                // SAFETY: it was in a queue, and is in none now.
+                unsafe { kept.push_back(task) };
+            }
+        }
+        while let Some(task) = kept.pop() {
+            self.waiting_now.store(self.waiting() + 1, Ordering::Relaxed);
+            // SAFETY: as above.
+            unsafe { self.waiting.push_back(task) };
+        }
+    }
+
     /// The stack that has the core.
     #[inline]
     pub(crate) fn running(&self) -> Option<NonNull<Stack>> {
@@ -681,9 +759,10 @@ impl Stacks {
     }
 }
 
-/// All stacks of a core are held, tasks wait for one, and nothing can run before a wake comes from
-/// outside. Handed to [`Config::on_stall`](crate::Config::on_stall).
-#[derive(Debug)]
+/// Tasks wait for a stack, and there is none: [`Config::stacks`](crate::Config::stacks) are held, or there is no
+/// memory for another. Handed to [`Config::on_stall`](crate::Config::on_stall).
+///
+/// Displayed, it says all of it in a line.
 pub struct Stall<'a> {
     pub(crate) runtime: &'a Runtime,
 }
@@ -691,15 +770,120 @@ pub struct Stall<'a> {
 impl Stall<'_> {
     /// Calls `f` for each task that holds a stack.
     pub fn holders(&self, mut f: impl FnMut(TaskId)) {
-        self.runtime.stacks().pool.each(|stack| {
-            if let Some(task) = stack.task.get() {
-                f(TaskId::of(task));
+        self.each_holder(|task, _| f(task.id()));
+    }
+
+    /// Calls `f` for each task that holds a stack, with the reason.
+    pub fn each_holder(&self, mut f: impl FnMut(StalledTask, Holds)) {
+        let stacks = self.runtime.stacks();
+        stacks.pool.each(|stack| stack.mark.set(false));
+        stacks.preempted.each(|task| {
+            // SAFETY: preempted tasks are RUNNING, hence alive, and this is their core (rule 4).
+            if let Some(stack) = unsafe { task.as_ref() }.stack.get() {
+                // SAFETY: the stack of a task that holds frames is alive.
+                unsafe { stack.as_ref() }.mark.set(true);
             }
         });
+        stacks.pool.each(|stack| {
+            let Some(task) = stack.task.get() else { return };
+            // SAFETY: a task of which a stack holds frames is alive; one that was ended is so for ever.
+            let (label, state) = unsafe { (Label::of(task), &task.as_ref().state) };
+            let holds = match stack.mark.get() {
+                true => Holds::Preempted,
+                false if state.is_done() => Holds::Ended,
+                false => Holds::Suspended,
+            };
+            f(StalledTask { label }, holds);
+        });
+    }
+
+    /// Calls `f` for each task that waits for a stack, in the order in which they will get one.
+    pub fn each_waiter(&self, mut f: impl FnMut(StalledTask)) {
+        self.runtime.stacks().waiting.each(|task| {
+            // SAFETY: tasks in a queue are alive.
+            f(StalledTask { label: unsafe { Label::of(task) } });
+        });
+    }
+
+    /// How many tasks wait for a stack.
+    pub fn waiting(&self) -> usize {
+        self.runtime.stacks().waiting() as usize
     }
 
     /// How many stacks there are.
     pub fn stacks(&self) -> usize {
         self.runtime.stacks().pool.total()
+    }
+
+    /// Whether it is memory that is lacking: there may be more stacks.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.runtime.may_have_more_stacks()
+    }
+}
+
+impl fmt::Display for Stall<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let why = if self.is_out_of_memory() { "no memory for more" } else { "all there may be" };
+        write!(f, "{} stacks, {why}; {} tasks wait:", self.stacks(), self.waiting())?;
+        let mut result = Ok(());
+        self.each_waiter(|task| result = result.and_then(|()| write!(f, " {task}")));
+        result?;
+        f.write_str("; held by")?;
+        self.each_holder(|task, holds| {
+            result = result.and_then(|()| write!(f, " {task} ({holds})"))
+        });
+        result
+    }
+}
+
+impl fmt::Debug for Stall<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A task that a [`Stall`] tells of. Displayed: its id, and its name if it has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StalledTask {
+    label: Label,
+}
+
+impl StalledTask {
+    /// Which task.
+    pub fn id(&self) -> TaskId {
+        self.label.id
+    }
+
+    /// What it is called, if it was given a name.
+    pub fn name(&self) -> Option<&'static str> {
+        self.label.name
+    }
+}
+
+impl fmt::Display for StalledTask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.label.fmt(f)
+    }
+}
+
+/// Why a task holds a stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Holds {
+    /// It computes: it was preempted and will go on by itself.
+    Preempted,
+    /// It waits in [`block_on()`].
+    Suspended,
+    /// It was ended by a fault, and will hold it for ever.
+    Ended,
+}
+
+impl fmt::Display for Holds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Preempted => "preempted",
+            Self::Suspended => "in block_on",
+            Self::Ended => "ended by a fault",
+        })
     }
 }

@@ -10,7 +10,7 @@ use crate::contexted::ScopeLink;
 use crate::fatal::fatal;
 use crate::platform::bound;
 use crate::sync::local::{AtomicUsize, Ordering};
-use crate::task::Link;
+use crate::task::{Label, Link};
 
 /// A stack's own account, which lies on top of its memory: the code's frames grow down below it.
 #[repr(C, align(16))]
@@ -30,11 +30,20 @@ pub(crate) struct Stack {
     pub(crate) lost_child: Cell<bool>,
     /// The hooks that its code is inside of, while it is off the core.
     pub(super) scopes: Cell<ScopeLink>,
+    /// Where its memory begins, with the [canary](Stack::check_canary).
     base: NonNull<u8>,
     size: usize,
-    next_idle: Cell<Option<NonNull<Stack>>>,
-    next: Cell<Option<NonNull<Stack>>>,
+    next_idle: Cell<StackLink>,
+    /// While it is idle, and while it is on loan from the idle ones to a task that doesn't hold it: how many of
+    /// them it and those after it are.
+    idle_from_here: Cell<usize>,
+    previous: Cell<StackLink>,
+    next: Cell<StackLink>,
+    /// For a walk over all stacks.
+    pub(super) mark: Cell<bool>,
 }
+
+type StackLink = Option<NonNull<Stack>>;
 
 impl Stack {
     /// What the platform gave for it.
@@ -56,20 +65,56 @@ impl Stack {
         self.left.set(left);
     }
 
-    /// Whether the code that calls has run out of its stack. By then something has been
-    /// overwritten, unless a guard page caught it earlier; to go on would only hide where.
-    #[inline]
+    /// Ends the program if code on this stack has run out of it: by then something else has been
+    /// overwritten, unless a guard caught it earlier, and to go on would only hide where. To be called whenever
+    /// the stack is left; also finds what came back up since.
+    #[inline(always)]
+    pub(super) fn check_canary(&self) {
+        // SAFETY: `Pool::grow` wrote it at the base of the stack's memory, which is aligned to 16. Volatile,
+        // since what would change it is no write of the program's that the compiler knows.
+        let canary = unsafe { self.base.cast::<usize>().read_volatile() };
+        if canary != canary_at(self.base) {
+            self.overflowed();
+        }
+    }
+
+    /// As [`check_canary`](Self::check_canary), and also finds code that is too deep now, and has jumped over the
+    /// canary with a large frame.
+    #[inline(always)]
     pub(super) fn check_depth(&self) {
+        self.check_canary();
         let here = 0u8;
         if (&raw const here).addr() <= self.base.as_ptr().addr() {
-            fatal("trapline: a stackful task overflowed its stack: set Config::stack_size higher");
+            self.overflowed();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn overflowed(&self) -> ! {
+        // SAFETY: a stack that is left is its task's, of which the loop has not released its reference yet.
+        match self.task.get().map(|task| unsafe { Label::of(task) }) {
+            Some(task) => fatal(format_args!(
+                "trapline: {task} overflowed its stack: set Config::stack_size higher"
+            )),
+            None => unreachable!("a stack without a task was left"),
         }
     }
 }
 
-/// The least size of a stack in bytes, with its account.
+/// What a stack that begins there has in its first word. Its own address: that takes no instruction to make, is
+/// not zero, and is not what a neighbour has.
+#[inline(always)]
+fn canary_at(base: NonNull<u8>) -> usize {
+    base.addr().get()
+}
+
+/// What the canary takes of a stack, whose alignment is kept.
+const CANARY: usize = 16;
+
+/// The least size of a stack in bytes, with its account and its canary.
 pub(crate) fn least_size() -> usize {
-    bound::least_stack() + size_of::<Stack>()
+    bound::least_stack() + size_of::<Stack>() + CANARY
 }
 
 /// How many bytes at the upper end of the stack with this number are left out. Stacks that all ended at
@@ -87,8 +132,8 @@ fn colour(number: usize, size: usize) -> usize {
 /// The stacks that exist, and of them the idle ones, hottest first.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    all: Cell<Option<NonNull<Stack>>>,
-    idle: Cell<Option<NonNull<Stack>>>,
+    all: Cell<StackLink>,
+    idle: Cell<StackLink>,
     /// Anyone may ask.
     total: AtomicUsize,
 }
@@ -123,9 +168,10 @@ impl Pool {
         }
         let base = bound::allocate_stack(size)?;
         // SAFETY: the platform gave `size` bytes, aligned to 16, and `Config::check` demanded that
-        // `Stack` and the backend's least fit, of which `colour` leaves as much. So the account and a
+        // `Stack`, the canary and the backend's least fit, of which `colour` leaves as much. So these and a
         // prepared context have room, and nobody else uses it.
         let stack = unsafe {
+            base.cast::<usize>().write(canary_at(base));
             let top = base.add(size - colour(self.total(), size) - size_of::<Stack>());
             let stack = top.cast::<Stack>();
             let context = Context::prepare(top, stack_main, stack.as_ptr().cast());
@@ -141,22 +187,78 @@ impl Pool {
                 base,
                 size,
                 next_idle: Cell::new(None),
+                // It is asked for when none is idle.
+                idle_from_here: Cell::new(1),
+                previous: Cell::new(None),
                 next: Cell::new(self.all.get()),
+                mark: Cell::new(false),
             });
             stack
         };
-        self.all.set(Some(stack));
+        if let Some(second) = self.all.replace(Some(stack)) {
+            // SAFETY: stacks in the list are alive.
+            unsafe { second.as_ref() }.previous.set(Some(stack));
+        }
         self.total.store(self.total() + 1, Ordering::Relaxed);
         Some(stack)
     }
 
+    /// Takes a stack back that was on loan. Nothing else was done with the pool meanwhile, so it takes no counting.
+    ///
     /// # Safety
     ///
-    /// `stack` was taken from this pool and holds no frames.
+    /// `stack` was taken from this pool last and has not been held by a task since: it holds no frames.
     #[inline]
     pub(crate) unsafe fn give(&self, stack: NonNull<Stack>) {
-        // SAFETY: a stack lives until `free_idle`.
+        // SAFETY: it is alive: only idle stacks are freed.
         unsafe { stack.as_ref() }.next_idle.set(self.idle.replace(Some(stack)));
+    }
+
+    /// Takes a stack back that was held by a task, and frees it if `most` others, or the only one, are idle.
+    ///
+    /// # Safety
+    ///
+    /// `stack` was taken from this pool and holds no frames any more.
+    pub(crate) unsafe fn give_held(&self, stack: NonNull<Stack>, most: usize) {
+        // SAFETY: idle stacks are alive, and this one is the caller's.
+        unsafe {
+            let others = self.idle.get().map_or(0, |first| first.as_ref().idle_from_here.get());
+            if others >= most.max(1) {
+                self.free(stack);
+            } else {
+                stack.as_ref().idle_from_here.set(others + 1);
+                self.give(stack);
+            }
+        }
+    }
+
+    /// Frees the idle stacks. Returns how many they were.
+    pub(crate) fn trim(&self) -> usize {
+        core::iter::from_fn(|| self.take())
+            // SAFETY: it was idle, and is in that list no more.
+            .map(|stack| unsafe { self.free(stack) })
+            .count()
+    }
+
+    /// # Safety
+    ///
+    /// `stack` is of this pool, holds no frames, is not in the idle list, and nobody uses it again.
+    #[cold]
+    unsafe fn free(&self, stack: NonNull<Stack>) {
+        // SAFETY: the caller's; stacks in the list are alive. Base and size are what the platform was asked for.
+        unsafe {
+            let Stack { base, size, .. } = *stack.as_ref();
+            let (previous, next) = (stack.as_ref().previous.get(), stack.as_ref().next.get());
+            match previous {
+                Some(previous) => previous.as_ref().next.set(next),
+                None => self.all.set(next),
+            }
+            if let Some(next) = next {
+                next.as_ref().previous.set(previous);
+            }
+            self.total.store(self.total() - 1, Ordering::Relaxed);
+            bound::free_stack(base, size);
+        }
     }
 
     /// Frees the idle stacks and forgets the others, which hold frames that will never run again.
