@@ -1776,3 +1776,70 @@ fn a_task_that_panics_is_not_ended() {
         assert_eq!(runtime.stats().ended, 0);
     });
 }
+
+/// Where no guard catches it (here something writes over the lowest word of a stack by hand), the program ends
+/// when the stack is left, however that happens, and says whose it is.
+#[test]
+fn a_broken_canary_names_the_task() {
+    const CHILD: &str = "TRAPLINE_TEST_CANARY";
+    const NAME: &str = "a_broken_canary_names_the_task";
+    /// Where the mapping begins that the caller's stack lies in.
+    fn lowest_word() -> *mut usize {
+        let local = 0_u8;
+        let here = (&raw const local).addr();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let start = maps.lines().find_map(|line| {
+            let (start, rest) = line.split_once('-')?;
+            let (end, _) = rest.split_once(' ')?;
+            let [start, end] = [start, end].map(|at| usize::from_str_radix(at, 16).unwrap());
+            (start..end).contains(&here).then_some(start)
+        });
+        std::ptr::with_exposed_provenance_mut(start.unwrap())
+    }
+    let Some(how) = std::env::var_os(CHILD) else {
+        for how in ["ends", "awaits", "suspends", "preempted", "intact"] {
+            let child = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", NAME, "--nocapture"])
+                .env(CHILD, how)
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&child.stderr);
+            assert_eq!(child.status.success(), how == "intact", "{how}: {said}");
+            let names = said.contains("\"culprit\" overflowed its stack: set Config::stack_size");
+            assert_eq!(names, how != "intact", "{how}: {said}");
+            assert!(!said.contains("it went on"), "{how}: {said}");
+        }
+        return;
+    };
+    let how = how.into_string().unwrap();
+    with_runtime(move |runtime| {
+        let culprit = async move {
+            let word = {
+                let _guard = PreemptGuard::new();
+                lowest_word()
+            };
+            if how != "intact" {
+                // SAFETY: none: this is what the canary is there for.
+                unsafe { word.write(0) };
+            }
+            match how.as_str() {
+                "ends" | "intact" => {}
+                "awaits" => yield_now().await,
+                "suspends" => block_on(sleep(Duration::from_millis(1))),
+                _ => compute_for(Duration::from_millis(100)),
+            }
+        };
+        runtime
+            .run_until(async move {
+                let culprit =
+                    TaskBuilder::new().name("culprit").spawn(stackful(culprit)).expect("memory");
+                let neighbour = spawn(stackful(async { compute_for(Duration::from_millis(5)) }));
+                let is_intact = culprit.await.is_ok();
+                neighbour.await.unwrap();
+                if std::env::var_os(CHILD).unwrap() != "intact" {
+                    eprintln!("it went on: {is_intact}");
+                }
+            })
+            .unwrap();
+    });
+}

@@ -1,5 +1,6 @@
 //! What a caller can do wrong: a clear error, or defined behaviour, and nothing lost.
 
+use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
 
 use hal_shim::heap;
@@ -125,6 +126,25 @@ pub fn memory_out_for_a_stack_waits() {
         stackful.abort();
         assert_eq!(spawn(async { 4 }).await.unwrap(), 4, "the others run");
         assert!(matches!(stackful.await, Err(JoinError::Aborted)));
+    });
+}
+
+pub fn memory_out_for_a_stack_is_told() {
+    static TOLD: spin::Mutex<Vec<(usize, usize, bool)>> = spin::Mutex::new(Vec::new());
+    TOLD.lock().clear();
+    let runtime = configured(Config {
+        stack_size: isize::MAX as usize & !15,
+        on_stall: Some(|stall| {
+            TOLD.lock().push((stall.stacks(), stall.waiting(), stall.is_out_of_memory()));
+        }),
+        ..Config::new()
+    });
+    run_on(runtime, async {
+        let tasks = [spawn(stackful(async {})), spawn(stackful(async {}))];
+        turns(100).await;
+        assert_eq!(*TOLD.lock(), [(0, 2, true)]);
+        assert_eq!((runtime.stats().waiting, runtime.stats().failed_growths), (2, 2));
+        drop(tasks);
     });
 }
 

@@ -8,10 +8,14 @@ use core::pin::pin;
 use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use core::task::Poll;
 
-use hal_shim::interrupt;
+use hal_shim::{heap, interrupt};
 use trapline::preempt::PreemptGuard;
+use trapline::stackful::{Holds, Stall};
 use trapline::time::{Elapsed, now, sleep, timeout};
-use trapline::{Config, JoinError, LEAST_SLICE, TaskId, block_on, spawn, stackful, yield_now};
+use trapline::{
+    Config, ConfigError, EnterError, JoinError, LEAST_SLICE, Runtime, STALL_SLICES, TaskBuilder,
+    TaskId, block_on, spawn, stackful, yield_now,
+};
 
 use crate::support::*;
 
@@ -370,6 +374,267 @@ pub fn exhausted_pool_makes_tasks_wait_and_reports() {
     reported.sort();
     ids.sort();
     assert_eq!(reported, ids);
+}
+
+/// What a stall's report said.
+#[derive(Clone, Debug, PartialEq)]
+struct Report {
+    holders: Vec<(Option<&'static str>, Holds)>,
+    waiters: Vec<Option<&'static str>>,
+    is_out_of_memory: bool,
+}
+
+impl Report {
+    fn of(stall: &Stall<'_>) -> Self {
+        let mut report =
+            Self { holders: vec![], waiters: vec![], is_out_of_memory: stall.is_out_of_memory() };
+        stall.each_holder(|task, holds| report.holders.push((task.name(), holds)));
+        stall.each_waiter(|task| report.waiters.push(task.name()));
+        assert_eq!(report.waiters.len(), stall.waiting());
+        // The stacks are in no order.
+        report.holders.sort_by_key(|(name, _)| *name);
+        report
+    }
+}
+
+fn named(name: &'static str) -> TaskBuilder {
+    TaskBuilder::new().name(name)
+}
+
+pub fn tasks_that_compute_stall_others_and_it_is_told() {
+    static TOLD: spin::Mutex<Vec<Report>> = spin::Mutex::new(Vec::new());
+    static STOP: Event = Event::constant();
+    TOLD.lock().clear();
+    STOP.clear();
+    let runtime = configured(Config {
+        stacks: 3,
+        on_stall: Some(|stall| {
+            TOLD.lock().push(Report::of(stall));
+            STOP.set();
+        }),
+        ..Config::new()
+    });
+    let trace = Trace::new();
+    run_on(runtime, async {
+        let waiting = named("a").spawn(stackful(async { block_on(STOP.wait()) })).unwrap();
+        let is_parked = || runtime.stats().stacks == 1 && runtime.stats().parks > 3;
+        while !is_parked() {
+            sleep(ms(1)).await;
+        }
+        let held = Count::new();
+        let computing: Vec<_> = ["b", "c"]
+            .into_iter()
+            .map(|name| {
+                let held = held.clone();
+                let hog = stackful(async move {
+                    held.add();
+                    while !STOP.is_set() {}
+                });
+                named(name).spawn(hog).unwrap()
+            })
+            .collect();
+        // All three hold their stacks.
+        while runtime.stats().preemptions < 4 || held.get() < 2 {
+            sleep(ms(1)).await;
+        }
+        assert_eq!((runtime.stats().stacks, runtime.stats().failed_growths), (3, 0));
+        let late: Vec<_> = ["d", "e"]
+            .into_iter()
+            .map(|name| {
+                let trace = trace.clone();
+                named(name).spawn(stackful(async move { trace.note(name) })).unwrap()
+            })
+            .collect();
+        // The core never parks, and the two run nevertheless, since the report ends the others.
+        for task in late.into_iter().chain(computing).chain([waiting]) {
+            task.await.unwrap();
+        }
+    });
+    assert_eq!(trace.events(), ["d", "e"]);
+    let holders = vec![
+        (Some("a"), Holds::Suspended),
+        (Some("b"), Holds::Preempted),
+        (Some("c"), Holds::Preempted),
+    ];
+    let waiters = vec![Some("d"), Some("e")];
+    assert_eq!(*TOLD.lock(), [Report { holders, waiters, is_out_of_memory: false }]);
+    assert_eq!((runtime.stats().waiting, runtime.stats().failed_growths), (0, 2));
+}
+
+pub fn a_stall_is_told_again_and_not_too_often() {
+    static TOLD: AtomicUsize = AtomicUsize::new(0);
+    static ENOUGH: Event = Event::constant();
+    const SLICE: core::time::Duration = core::time::Duration::from_micros(200);
+    const REPORTS: usize = 5;
+    // The holder computes, so that the core turns all the time; or waits, so that it parks.
+    for computes in [true, false] {
+        TOLD.store(0, SeqCst);
+        ENOUGH.clear();
+        let runtime = configured(Config {
+            slice: SLICE,
+            stacks: 1,
+            on_stall: Some(|stall| {
+                assert_eq!((stall.stacks(), stall.waiting()), (1, 1));
+                if TOLD.fetch_add(1, SeqCst) + 1 == REPORTS {
+                    ENOUGH.set();
+                }
+            }),
+            ..Config::new()
+        });
+        run_on(runtime, async {
+            let (stop, started) = (Event::new(), Count::new());
+            let (sees, starts) = (stop.clone(), started.clone());
+            let holder = spawn(stackful(async move {
+                starts.add();
+                if computes {
+                    while !sees.is_set() {}
+                } else {
+                    block_on(sees.wait());
+                }
+            }));
+            started.reaches(1).await;
+            let began = now();
+            let waiter = spawn(stackful(async {}));
+            // Without a timer: nothing but the stall turns the loop of a core that would be parked.
+            ENOUGH.wait().await;
+            let took = now().saturating_since(began);
+            assert!(took >= SLICE * STALL_SLICES * (REPORTS as u32 - 1), "{computes} {took:?}");
+            assert_eq!((runtime.stats().waiting, runtime.stats().failed_growths), (1, 1));
+            stop.set();
+            waiter.await.unwrap();
+            holder.await.unwrap();
+            // Nobody waits, so nothing is told.
+            let told = TOLD.load(SeqCst);
+            sleep(SLICE * STALL_SLICES * 2).await;
+            assert_eq!((TOLD.load(SeqCst), runtime.stats().waiting), (told, 0));
+        });
+    }
+}
+
+pub fn a_waiter_that_is_aborted_is_counted_no_more() {
+    let runtime = configured(Config { stacks: 1, ..Config::new() });
+    run_on(runtime, async {
+        let event = Event::new();
+        let waits = event.clone();
+        let holder = spawn(stackful(async move { block_on(waits.wait()) }));
+        let mut waiters: Vec<_> = (0..3).map(|n| spawn(stackful(async move { n }))).collect();
+        while runtime.stats().waiting < 3 {
+            sleep(ms(1)).await;
+        }
+        let aborted = waiters.remove(1);
+        aborted.abort();
+        assert!(matches!(aborted.await, Err(JoinError::Aborted)));
+        assert_eq!((runtime.stats().waiting, runtime.stats().failed_growths), (2, 3));
+        event.set();
+        holder.await.unwrap();
+        for (waiter, expected) in waiters.into_iter().zip([0, 2]) {
+            assert_eq!(waiter.await.unwrap(), expected);
+        }
+        assert_eq!(runtime.stats().waiting, 0);
+    });
+}
+
+/// Has `tasks` of them hold a stack each at the same time, and then give it back.
+async fn burst(runtime: &'static Runtime, tasks: usize) {
+    let (started, events) = (Count::new(), (0..tasks).map(|_| Event::new()).collect::<Vec<_>>());
+    let handles: Vec<_> = events
+        .iter()
+        .map(|event| {
+            let (event, starts) = (event.clone(), started.clone());
+            spawn(stackful(async move {
+                starts.add();
+                block_on(event.wait());
+            }))
+        })
+        .collect();
+    started.reaches(tasks).await;
+    assert!(runtime.stats().stacks >= tasks as u64);
+    for event in events {
+        event.set();
+    }
+    for handle in handles {
+        handle.await.unwrap();
+    }
+}
+
+pub fn idle_stacks_beyond_the_limit_are_freed() {
+    for (limit, kept) in [(8, 8), (1, 1), (0, 1)] {
+        let runtime = configured(Config { idle_stacks: limit, ..Config::new() });
+        run_on(runtime, async {
+            for tasks in [40, 3, 25] {
+                burst(runtime, tasks).await;
+                // What is held last comes back last.
+                assert!(runtime.stats().stacks <= kept, "{limit} {:?}", runtime.stats());
+            }
+            // Of those that are kept, as many as may be: none was freed that a burst had room for.
+            assert_eq!(runtime.stats().stacks, kept);
+            // One after the other, they use one.
+            for n in 0..10 {
+                assert_eq!(spawn(stackful(async move { n })).await.unwrap(), n);
+            }
+            assert_eq!(runtime.stats().stacks, kept);
+        });
+    }
+}
+
+pub fn trim_frees_what_is_idle() {
+    let runtime = runtime();
+    assert_eq!(runtime.trim(), 0, "not entered yet");
+    run_on(runtime, async {
+        burst(runtime, 10).await;
+        assert_eq!(runtime.stats().stacks, 10);
+        let event = Event::new();
+        let waits = event.clone();
+        let started = Count::new();
+        let starts = started.clone();
+        let holder = spawn(stackful(async move {
+            starts.add();
+            block_on(waits.wait())
+        }));
+        started.reaches(1).await;
+        // Not where others have the loop's queues in their hands.
+        assert_eq!(spawn(stackful(async { runtime.trim() })).await.unwrap(), 0);
+        let live = heap::counts().bytes_live;
+        assert_eq!((runtime.trim(), runtime.stats().stacks), (9, 1));
+        assert!(heap::counts().bytes_live < live, "the tasks' memory");
+        assert_eq!(runtime.trim(), 0);
+        // The one that is held has all that it needs, and the others come anew.
+        event.set();
+        holder.await.unwrap();
+        burst(runtime, 4).await;
+        assert_eq!(runtime.stats().stacks, 4);
+    });
+    assert_eq!((runtime.trim(), runtime.stats().stacks), (4, 0), "outside");
+    run_on(runtime, burst(runtime, 2));
+    runtime.shutdown().unwrap();
+    assert_eq!((runtime.trim(), runtime.stats().stacks), (0, 0));
+}
+
+/// In builds without optimization too. A stack that is too small ends its task, or the program.
+pub fn the_least_stack_is_enough() {
+    let too_small = configured(Config { stack_size: 16, ..Config::new() }).run_until(async {});
+    let Err(EnterError::Config(ConfigError::StackTooSmall { least })) = too_small else {
+        panic!("{too_small:?}");
+    };
+    let slice = core::time::Duration::from_micros(200);
+    let runtime = configured(Config { stack_size: least, slice, ..Config::new() });
+    run_on(runtime, async {
+        let stop = Event::new();
+        let tasks: Vec<_> = (0..2)
+            .map(|_| {
+                let stop = stop.clone();
+                spawn(stackful(async move { while !stop.is_set() {} }))
+            })
+            .collect();
+        while runtime.stats().preemptions < 50 {
+            sleep(ms(1)).await;
+        }
+        stop.set();
+        for task in tasks {
+            task.await.unwrap();
+        }
+    });
+    assert_eq!(runtime.stats().ended, 0);
 }
 
 pub fn preempted_task_gets_its_turn_among_busy_ones() {

@@ -6,11 +6,13 @@ use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use core::time::Duration;
 
 use hal_shim::user::{MapError, Rights, Space};
-use hal_shim::{interrupt, trap};
+use hal_shim::{heap, interrupt, trap};
 use trapline::arch::TrapContext;
 use trapline::time::sleep;
 use trapline::trap::{Access, Trap};
-use trapline::{Config, Hooks, JoinError, Runtime, contexted, preempt, spawn, stackful, yield_now};
+use trapline::{
+    Config, Hooks, JoinError, Runtime, block_on, contexted, preempt, spawn, stackful, yield_now,
+};
 
 use crate::support::*;
 
@@ -794,4 +796,121 @@ pub fn cores_have_left_their_boot_stacks() {
         core::hint::spin_loop();
     }
     assert_eq!(OUTSIDE.load(SeqCst), hal_shim::cores());
+}
+
+/// Has values on its stack over a wait, and returns how many of them are others then.
+#[inline(never)]
+fn keeps_values() -> usize {
+    let mut values = [7_u64; 1024];
+    core::hint::black_box(&mut values);
+    block_on(sleep(ms(10)));
+    core::hint::black_box(&mut values);
+    values.iter().filter(|&&value| value != 7).count()
+}
+
+/// Has a frame of `N` bytes, of which the lowest are written first.
+#[inline(never)]
+fn has_a_large_frame<const N: usize>() -> u8 {
+    let mut buffer = [0_u8; N];
+    core::hint::black_box(&mut buffer);
+    buffer[N / 2]
+}
+
+pub fn a_large_frame_ends_its_task_only() {
+    FAULTS.store(0, SeqCst);
+    trap::on_fault(end);
+    let runtime = configured(Config { stack_size: 16 * 1024, ..Config::new() });
+    run_on(runtime, async {
+        let neighbours: [_; 8] =
+            core::array::from_fn(|_| spawn(stackful(async { keeps_values() })));
+        sleep(ms(3)).await;
+        // The frames are larger than the stack, and end somewhere in the guard.
+        let large = [
+            spawn(stackful(async { has_a_large_frame::<17_000>() })),
+            spawn(stackful(async { has_a_large_frame::<20_000>() })),
+            spawn(stackful(async { has_a_large_frame::<30_000>() })),
+            spawn(stackful(async { has_a_large_frame::<40_000>() })),
+            spawn(stackful(async { has_a_large_frame::<70_000>() })),
+        ];
+        for task in large {
+            assert!(matches!(task.await, Err(JoinError::Abandoned)));
+        }
+        for neighbour in neighbours {
+            assert_eq!(neighbour.await.unwrap(), 0, "values on a neighbour's stack were changed");
+        }
+    });
+    trap::reset();
+    assert_eq!((FAULTS.load(SeqCst), runtime.stats().ended), (5, 5));
+}
+
+/// What `probe` returns where nothing is mapped: no byte.
+const UNMAPPED: usize = 1 << 8;
+
+/// How many bytes below the caller's stack are mapped nowhere, as far as there may be a guard.
+fn guard_below() -> usize {
+    fn answer(context: &mut TrapContext) -> bool {
+        arch::skip_probe(context, UNMAPPED);
+        true
+    }
+    const STEP: usize = 4096;
+    trap::on_fault(answer);
+    // SAFETY: `answer` answers the fault.
+    let is_mapped = |address| unsafe { arch::probe(address) } != UNMAPPED;
+    let mut page = arch::stack_pointer() & !(STEP - 1);
+    while is_mapped(page) {
+        page -= STEP;
+    }
+    let guard = (0..).take_while(|n| n * STEP < 64 * 1024 && !is_mapped(page - n * STEP)).count();
+    trap::reset();
+    guard * STEP
+}
+
+pub fn a_wide_guard_is_below_each_stack() {
+    assert_eq!(guard_below(), 64 * 1024, "the core's own");
+    // Many side by side in memory, of several sizes.
+    for stack_size in [12 * 1024, 16 * 1024, 40 * 1024] {
+        let runtime = configured(Config { stack_size, ..Config::new() });
+        run_on(runtime, async {
+            let event = Arc::new(AtomicUsize::new(0));
+            let tasks: Vec<_> = (0..50)
+                .map(|_| {
+                    let all = event.clone();
+                    spawn(stackful(async move {
+                        // All of them hold a stack at the same time.
+                        all.fetch_add(1, SeqCst);
+                        while all.load(SeqCst) < 50 {
+                            block_on(sleep(ms(1)));
+                        }
+                        let _guard = preempt::PreemptGuard::new();
+                        guard_below()
+                    }))
+                })
+                .collect();
+            for task in tasks {
+                assert_eq!(task.await.unwrap(), 64 * 1024);
+            }
+        });
+    }
+}
+
+pub fn memory_that_comes_back_ends_a_stall() {
+    static TOLD: AtomicUsize = AtomicUsize::new(0);
+    TOLD.store(0, SeqCst);
+    let runtime = configured(Config {
+        slice: Duration::from_micros(100),
+        on_stall: Some(|stall| {
+            assert!(stall.is_out_of_memory());
+            if TOLD.fetch_add(1, SeqCst) == 2 {
+                heap::fail_after(None);
+            }
+        }),
+        ..Config::new()
+    });
+    run_on(runtime, async {
+        let task = spawn(stackful(async { 9 }));
+        heap::fail_after(Some(0));
+        // Nothing else happens on the core.
+        assert_eq!(task.await.unwrap(), 9);
+    });
+    assert_eq!((TOLD.load(SeqCst), runtime.stats().failed_growths), (3, 1));
 }
