@@ -18,8 +18,10 @@ pub const STALL_SLICES: u32 = 32;
 /// platform.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// How long a stackful task keeps the core while others want it (if something urgent comes in the
-    /// last eighth, a little less), at least [`LEAST_SLICE`].
+    /// How long a stackful task keeps the core while other stackful ones want it, at least [`LEAST_SLICE`]: if
+    /// something urgent comes in the last eighth, a little less, and if it begins under the alarm of one
+    /// that has left early, up to two slices. What is woken by a timer, an interrupt or another core takes the
+    /// core earlier; what the task wakes itself has it when the task leaves, or at the next interrupt.
     /// Default: 1 ms.
     pub slice: Duration,
     /// The size of a stack in bytes; it is rounded up to a multiple of 16. Default: 16 KiB on a

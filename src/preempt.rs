@@ -185,13 +185,21 @@ pub unsafe fn on_timer() {
         runtime.gate().owe();
         return;
     }
+    if alarm.protects() && alarm.stays(now) {
+        // Should the task leave by itself before its time, the loop looks at the timers then.
+        alarm.set_due(now);
+        runtime.gate().call();
+        return;
+    }
     let left = match alarm.look(now, runtime.slice(), runtime.timers().next()) {
         Some(left) => {
             alarm.set_due(now);
             runtime.gate().call();
             left
         }
-        None if runtime.is_wanted() => alarm.slice_left(runtime.slice()),
+        None if runtime.is_wanted() || alarm.take_put_off() => {
+            alarm.slice_left(now, runtime.slice())
+        }
         None => return,
     };
     if !bound::may_preempt() {
@@ -201,7 +209,7 @@ pub unsafe fn on_timer() {
         return;
     }
     // SAFETY: the gate is open, so this is a stackful task's stack, which the caller promises.
-    unsafe { runtime.leave_preempted(left, Reason::Interrupted) };
+    unsafe { runtime.leave_preempted(left, now, Reason::Interrupted) };
 }
 
 /// Ends any other interrupt: preempts the running stackful task if somebody was woken meanwhile.
@@ -223,9 +231,13 @@ pub unsafe fn on_interrupt() {
     } else if !bound::may_preempt() {
         runtime.put_off(false);
     } else {
-        let left = runtime.alarm().slice_left(runtime.slice());
+        let (alarm, now) = (runtime.alarm(), bound::now());
+        if alarm.protects() && alarm.stays(now) {
+            return;
+        }
+        let left = alarm.slice_left(now, runtime.slice());
         // SAFETY: the gate is open, so this is a stackful task's stack, which the caller promises.
-        unsafe { runtime.leave_preempted(left, Reason::Interrupted) };
+        unsafe { runtime.leave_preempted(left, now, Reason::Interrupted) };
     }
 }
 

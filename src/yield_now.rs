@@ -6,7 +6,12 @@ use core::task::{Context, Poll};
 
 use crate::task::waker::running_in;
 
-/// Lets every other task that is ready have its turn first. Cancel-safe.
+/// Lets others have the core first. Cancel-safe.
+///
+/// A plain task goes behind all plain tasks that are ready by now, those whose timers are due among
+/// them; stackful ones run as well only if they are owed something. A stackful task goes behind the plain
+/// ones, behind stackful ones that were woken, and behind those that have used up a slice or have yielded
+/// before it.
 pub fn yield_now() -> YieldNow {
     YieldNow { yielded: false }
 }
@@ -27,11 +32,17 @@ impl Future for YieldNow {
             return Poll::Ready(());
         }
         self.yielded = true;
-        // The running task doesn't have to be woken to be polled again: its runtime still has it.
-        match running_in(context.waker()) {
-            Some(runtime) => runtime.yield_current(),
-            None => context.waker().wake_by_ref(),
-        }
+        yield_in(context);
         Poll::Pending
+    }
+}
+
+/// Sees to it that the task that is polled is polled again, after the others.
+#[inline]
+pub(crate) fn yield_in(context: &Context<'_>) {
+    // The running task doesn't have to be woken to be polled again: its runtime still has it.
+    match running_in(context.waker()) {
+        Some(runtime) => runtime.yield_current(),
+        None => context.waker().wake_by_ref(),
     }
 }

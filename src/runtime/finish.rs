@@ -10,6 +10,15 @@ use crate::task::join::{JoinError, take_waker};
 use crate::task::state::{Pending, Start};
 use crate::task::{Header, panic, waker};
 
+/// Where a task is polled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// A plain one.
+    Loop,
+    /// A stackful one.
+    Stack,
+}
+
 /// What is stored where a finished task's future was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Output {
@@ -22,17 +31,18 @@ pub(crate) enum Output {
 }
 
 impl Runtime {
-    /// A task whose poll returned `Pending`, or that waits in `block_on`.
+    /// A task whose poll returned `Pending`, or that waits in `block_on`. What was woken meanwhile has been
+    /// queued, as it was ready before this one.
     #[inline(always)]
-    pub(super) fn wait(&'static self, task: NonNull<Header>) {
+    pub(super) fn wait(&'static self, task: NonNull<Header>, place: Place) {
         self.link(task);
         if self.take_yield() {
-            // What was woken meanwhile was ready before it.
-            if !self.inbox.is_empty() {
-                self.inbox.take(&self.own.ready, false);
+            match place {
+                // SAFETY: RUNNING, so nobody else pushes it.
+                Place::Loop => unsafe { self.own.ready.push_back(task) },
+                // SAFETY: as above.
+                Place::Stack => unsafe { self.own.stacks.turns.push_back(task) },
             }
-            // SAFETY: RUNNING, so nobody else pushes it.
-            unsafe { self.own.ready.push_back(task) };
             return;
         }
         // SAFETY: the task is RUNNING, hence alive.
@@ -52,17 +62,20 @@ impl Runtime {
         count(&self.counters.preemptions);
         self.link(task);
         // SAFETY: the stack is alive.
-        unsafe { stack.as_ref() }.yielded.set(self.take_yield());
-        let queue = &self.own.stacks.preempted;
-        // SAFETY: RUNNING tasks are in no queue, and this one is until it goes on. Its stack is alive.
+        let stack = unsafe { stack.as_ref() };
+        stack.yielded.set(self.take_yield());
+        stack.set_preempted();
+        let stacks = &self.own.stacks;
+        // SAFETY: RUNNING tasks are in no queue, and this one is until it goes on.
         unsafe {
-            if stack.as_ref().has_left() {
-                queue.push_front(task, self.polls());
+            if !stack.has_left() {
+                stacks.turns.push_back(task);
+            } else if stacks.in_turn.get() {
+                stacks.turns.push_front(task);
             } else {
-                queue.push_back(task, self.polls());
+                stacks.ready.push_front(task);
             }
         }
-        self.own.stacks.note_patience();
     }
 
     /// A task that is not to have the core again.

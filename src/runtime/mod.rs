@@ -78,8 +78,6 @@ struct Own {
     inside_of_hooks: Cell<Option<Typed>>,
     /// The task that is polled wants to be polled again, or to go on, after the others.
     yielded: local::AtomicBool,
-    /// How many polls there had been after the last that was on a stack.
-    stack_polls: Cell<u64>,
     /// [`trim`](Runtime::trim) is at work.
     is_trimming: Cell<bool>,
     closed: Cell<bool>,
@@ -175,7 +173,6 @@ impl Runtime {
                     scopes: Cell::new(None),
                     inside_of_hooks: Cell::new(None),
                     yielded: local::AtomicBool::new(false),
-                    stack_polls: Cell::new(0),
                     is_trimming: Cell::new(false),
                     closed: Cell::new(false),
                     root: Cell::new(None),
@@ -335,6 +332,15 @@ impl Runtime {
     #[inline]
     pub(crate) fn yield_current(&self) {
         self.own.yielded.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether this is the code of `task`, on a stack, and certainly no interrupt of it. With preemption off.
+    #[inline]
+    pub(crate) fn is_running_here(&self, task: NonNull<Header>) -> bool {
+        bound::slot().runtime().is_some_and(|here| core::ptr::eq(here, self))
+            && self.is_on_stack()
+            && self.current_task() == Some(task)
+            && bound::in_interrupt() == InInterrupt::No
     }
 
     /// Whether the task that has just left the core asked for that. The loop, and that task itself.

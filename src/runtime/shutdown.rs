@@ -34,7 +34,8 @@ impl Runtime {
         loop {
             self.inbox.close(&self.own.ready);
             let queued = (self.own.ready.pop())
-                .or_else(|| self.own.stacks.ready.pop(self.polls()))
+                .or_else(|| self.own.stacks.ready.pop())
+                .or_else(|| self.own.stacks.turns.pop())
                 .or_else(|| self.own.stacks.pop_waiting());
             if let Some(task) = queued {
                 report.dropped += usize::from(self.shut_down_queued(task));
@@ -51,7 +52,6 @@ impl Runtime {
         while let Some(task) = self.own.tasks.get() {
             self.abandon(task);
         }
-        while self.own.stacks.preempted.pop(self.polls()).is_some() {}
         // Timers of futures that others have by now.
         self.timers.close(self);
         self.own.arena.close();

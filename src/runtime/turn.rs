@@ -1,21 +1,26 @@
 //! The loop: who gets the core next.
 //!
-//! # One turn of the loop
+//! # The order
 //!
-//! 1. If it was called: wake the timers that are due, if the alarm fired, and set it for the next.
-//! 2. One relaxed look at the inbox: move what was pushed there to the end of the FIFO.
-//! 3. Poll the first plain task of the FIFO.
-//! 4. If there is none: give a stack to the first stackful task that was in the FIFO.
-//! 5. If there is none: let the first preempted task go on.
-//! 6. If there is none: park the core.
+//! 1. Between two polls the loop admits what has become ready: timers that are due, if the alarm fired,
+//!    and the inbox. The task that was polled is queued after them, if it yielded or woke itself.
+//! 2. Plain tasks are polled first, in the order in which they became ready.
+//! 3. Then stackful tasks that were woken get a slice each, in that order; then those that have used
+//!    up a slice or have yielded, by turns. One that is preempted for something that was woken keeps its
+//!    place and what is left of its slice.
+//! 4. What goes last is owed something: while plain tasks keep the core, the stackful get it after each
+//!    [`PATIENCE`] for an [`OWED`]th of the time that they have waited; and while stackful tasks are woken
+//!    all the time, one that takes turns gets it after a slice of waiting.
+//! 5. A task that has a stack is preempted as soon as something is woken, unless its last stretch was
+//!    shorter than [`LEAST_STRETCH`](crate::time::LEAST_STRETCH): then it has that first.
 //!
-//! So a task that was woken never waits for those that compute. Those do not wait for ever either:
-//! after [`PATIENCE`](crate::ready::PATIENCE) polls of others, 4 or 5 comes before 3.
+//! All this is counted in time, which is the alarm's business: the loop looks at no clock but where
+//! the others have waited for [`ASK_STACKFUL_AFTER`] polls.
 
 use core::ptr::NonNull;
 use core::task::{Context, Poll};
 
-use super::finish::Output;
+use super::finish::{Output, Place};
 use super::{Runtime, count};
 use crate::config::STALL_SLICES;
 use crate::platform::{PanicPayload, bound};
@@ -24,6 +29,28 @@ use crate::sync::atomic::Ordering;
 use crate::task::Header;
 use crate::task::join::JoinError;
 use crate::task::state::{Pending, Start};
+use crate::time::NEVER;
+
+/// So many nanoseconds stackful tasks wait for plain ones before they are owed the core. (And until then
+/// the polls of [`ASK_STACKFUL_AFTER`], if those take longer.)
+const PATIENCE: u64 = 250_000;
+
+/// That part of the time which they have waited is what they are owed. So among plain tasks that never let
+/// go, they have a twelfth of the core.
+const OWED: u64 = 11;
+
+/// After so many polls of plain tasks the loop looks at the clock for the stackful.
+const ASK_STACKFUL_AFTER: u64 = 8;
+
+/// And after at most so many if nothing was owed, whatever became of the alarm.
+const ASK_STACKFUL_AGAIN_AFTER: u64 = 1024;
+
+/// After so many polls of woken stackful tasks it looks at the clock for those that take turns; then after
+/// as many again as there were.
+const ASK_TURNS_AFTER: u64 = 2;
+
+/// And after at most so many.
+const ASK_TURNS_AGAIN_AFTER: u64 = 64;
 
 /// Who gets the core next. Taken from the queue that it was in.
 enum Next {
@@ -38,6 +65,24 @@ enum Next {
     Nobody,
 }
 
+/// A stackful task that gets the core, and the stack that it is to be polled on; without one, it was
+/// preempted, and goes on.
+#[derive(Clone, Copy)]
+struct Chosen {
+    task: NonNull<Header>,
+    stack: Option<NonNull<Stack>>,
+}
+
+impl From<Chosen> for Next {
+    #[inline(always)]
+    fn from(Chosen { task, stack }: Chosen) -> Self {
+        match stack {
+            Some(stack) => Self::Stackful(task, stack),
+            None => Self::Preempted(task),
+        }
+    }
+}
+
 // What is rare is in functions of its own that aren't inlined, so that all the rest of a turn is one
 // stretch of code which keeps what it needs in registers.
 impl Runtime {
@@ -45,6 +90,7 @@ impl Runtime {
     pub(super) fn run(&'static self) -> Result<(), PanicPayload> {
         loop {
             let caught = bound::catch_unwind(&mut || {
+                self.look_out_of_line();
                 while self.turn() {}
             });
             let Err(payload) = caught else { return Ok(()) };
@@ -66,29 +112,58 @@ impl Runtime {
         }
     }
 
-    /// Returns whether to go on.
+    /// Admits what has become ready. To be called between a poll and the queueing of its task.
     #[inline(always)]
-    fn turn(&'static self) -> bool {
+    fn look(&'static self) {
         if self.gate.is_called() {
             // In this order: what is owed after this comes with a reason that is seen below, or it makes
             // the next stackful task leave at once.
             self.gate.answer();
+            let patience = &self.own.stacks.patience;
             if self.alarm.is_due() {
                 let now = self.alarm.take_due();
                 self.alarm.forget();
+                if now >= patience.until() {
+                    patience.ask_at(0);
+                    patience.wait_until(NEVER);
+                }
                 // SAFETY: this is the loop.
                 unsafe { self.timers.fire(self, now) };
             }
-            self.alarm.set_by(self.timers.next());
+            self.alarm.set_by(self.timers.next().min(patience.until()));
         }
         if !self.inbox.is_empty() {
             self.inbox.take(&self.own.ready, false);
         }
+    }
+
+    /// The same.
+    #[cold]
+    #[inline(never)]
+    fn look_out_of_line(&'static self) {
+        self.look();
+    }
+
+    /// The same where little is to be seen as a rule.
+    #[inline(always)]
+    fn glance(&'static self) {
+        if self.gate.is_called() || !self.inbox.is_empty() {
+            self.look_out_of_line();
+        }
+    }
+
+    /// Returns whether to go on.
+    #[inline(always)]
+    fn turn(&'static self) -> bool {
         let (task, stack) = match self.choose() {
             Next::Plain(task) => return self.poll(task),
-            Next::DealtWith => return true,
+            Next::DealtWith => {
+                self.look_out_of_line();
+                return true;
+            }
             Next::Stackful(task, stack) => {
                 if !self.start(task, Some(stack)) {
+                    self.look_out_of_line();
                     return true;
                 }
                 self.grant_slice(stack);
@@ -112,6 +187,7 @@ impl Runtime {
             }
             Next::Nobody => {
                 self.park();
+                self.look_out_of_line();
                 return true;
             }
         };
@@ -123,10 +199,10 @@ impl Runtime {
     fn choose(&'static self) -> Next {
         let stacks = &self.own.stacks;
         let polls = self.polls();
-        if stacks.may_be_impatient(polls)
-            && let Some(next) = self.choose_impatient()
+        if stacks.patience.is_to_be_asked(polls)
+            && let Some(chosen) = self.choose_owed()
         {
-            return next;
+            return chosen.into();
         }
         while let Some(task) = self.own.ready.pop() {
             // SAFETY: a task in the FIFO is alive: it is not DONE, or it is ours to bury.
@@ -139,25 +215,15 @@ impl Runtime {
             }
             // The only one there is: it would come out of its queue at once.
             if self.own.ready.is_empty()
-                && stacks.ready.is_empty()
-                && !stacks.are_awaited()
-                && stacks.preempted.is_empty()
+                && stacks.are_idle()
                 && let Some(stack) = header.stack.get().or_else(|| stacks.pool.take())
             {
+                stacks.in_turn.set(false);
                 return Next::Stackful(task, stack);
             }
             self.queue_stackful(task);
         }
-        // Without this, stackful tasks that only yield would keep a preempted one waiting.
-        if stacks.preempted.is_impatient(polls)
-            && let Some(task) = stacks.preempted.pop(polls)
-        {
-            return Next::Preempted(task);
-        }
-        if let Some(next) = self.choose_stackful(polls) {
-            return next;
-        }
-        stacks.preempted.pop(polls).map_or(Next::Nobody, Next::Preempted)
+        self.choose_stackful(polls).map_or(Next::Nobody, Next::from)
     }
 
     /// A stackful task from the FIFO.
@@ -169,37 +235,81 @@ impl Runtime {
             let _never_run = self.start(task, None);
             return;
         }
-        // SAFETY: as above, and in no queue now.
-        unsafe { self.own.stacks.ready.push_back(task, self.polls()) };
-        self.own.stacks.note_patience();
+        let stacks = &self.own.stacks;
+        if stacks.are_idle() {
+            // Now the waiting begins, whenever that is.
+            stacks.patience.forget();
+            stacks.patience.ask_at(self.polls() + ASK_STACKFUL_AFTER);
+        }
+        // SAFETY: alive, as in `choose`, and in no queue now.
+        unsafe { stacks.ready.push_back(task) };
     }
 
-    /// Somebody has waited for too many polls and goes first, but not twice running: a stack was
-    /// perhaps left for somebody in the FIFO.
+    /// A stackful task, if plain ones have kept the core for too long.
     #[cold]
     #[inline(never)]
-    fn choose_impatient(&'static self) -> Option<Next> {
+    fn choose_owed(&'static self) -> Option<Chosen> {
         let stacks = &self.own.stacks;
-        let polls = self.polls();
-        if stacks.preempted.is_empty() {
-            stacks.preempted.rest();
-        }
-        if stacks.ready.is_empty() && !stacks.are_awaited() {
-            stacks.ready.rest();
-        }
-        stacks.note_patience();
-        if self.own.stack_polls.get() == polls {
+        let (patience, polls) = (&stacks.patience, self.polls());
+        patience.wait_until(NEVER);
+        if stacks.are_idle() {
+            patience.ask_at(u64::MAX);
             return None;
         }
-        if stacks.preempted.is_impatient(polls) {
-            return stacks.preempted.pop(polls).map(Next::Preempted);
+        patience.ask_at(polls + ASK_STACKFUL_AGAIN_AFTER);
+        if self.own.ready.is_empty() {
+            return None;
         }
-        if stacks.ready.is_impatient(polls) { self.choose_stackful(polls) } else { None }
+        let now = bound::now();
+        // None of them has had the core since.
+        let since = patience.since(now).max(self.alarm.seen());
+        let until = since.saturating_add(PATIENCE);
+        if now < until {
+            patience.wait_until(until);
+            self.alarm.set_by(until);
+            return None;
+        }
+        let next = self.choose_stackful(polls)?;
+        Some(self.grant_only(next, (now - since) / OWED))
     }
 
-    /// The first stackful task from the FIFO that can have a stack, or has one.
+    /// Lets those that take turns have one, if woken stackful tasks have kept the core for too long.
+    #[cold]
+    #[inline(never)]
+    fn choose_owed_turn(&'static self) -> Option<Chosen> {
+        let stacks = &self.own.stacks;
+        let (now, polls) = (bound::now(), self.polls());
+        let (since, polls) = stacks.turn_patience.wait_on(now, polls, ASK_TURNS_AGAIN_AFTER);
+        let waited = now.saturating_sub(since);
+        if stacks.turns.is_empty() || waited < self.slice {
+            return None;
+        }
+        let next = self.choose_turn(self.polls())?;
+        // For tasks that keep the core for long, it waits no longer than for its equals. Those that are
+        // gone soon go on before it is through.
+        let are_long = waited / polls >= self.slice / 8;
+        Some(if are_long { next } else { self.grant_only(next, waited / OWED) })
+    }
+
+    /// Grants what was chosen no more than so many nanoseconds.
+    fn grant_only(&'static self, chosen: Chosen, grant: u64) -> Chosen {
+        match chosen.stack {
+            Some(_) => self.alarm.grant(grant),
+            None => {
+                // SAFETY: preempted tasks are RUNNING, hence alive, and so is the stack of a task that holds
+                // frames.
+                if let Some(stack) = unsafe { chosen.task.as_ref() }.stack.get() {
+                    // SAFETY: as above.
+                    unsafe { stack.as_ref() }.grant(grant);
+                }
+            }
+        }
+        chosen
+    }
+
+    /// The first stackful task that can have a stack, or has one.
     #[inline(always)]
-    fn choose_stackful(&'static self, polls: u64) -> Option<Next> {
+    fn choose_stackful(&'static self, polls: u64) -> Option<Chosen> {
         let stacks = &self.own.stacks;
         // Before those that are queued, from among which they were taken.
         if stacks.are_awaited()
@@ -207,66 +317,93 @@ impl Runtime {
         {
             return Some(next);
         }
-        let task = stacks.ready.pop(polls)?;
+        if !stacks.ready.is_empty() {
+            if stacks.turn_patience.is_to_be_asked(polls)
+                && let Some(next) = self.choose_owed_turn()
+            {
+                return Some(next);
+            }
+            while let Some(task) = stacks.ready.pop() {
+                if let Some(next) = self.with_stack(task) {
+                    stacks.in_turn.set(false);
+                    return Some(next);
+                }
+            }
+        }
+        let next = self.choose_turn(polls);
+        if next.is_none() && stacks.are_awaited() {
+            self.report_stall();
+        }
+        next
+    }
+
+    /// The first of those that take turns.
+    #[inline(always)]
+    fn choose_turn(&'static self, polls: u64) -> Option<Chosen> {
+        let stacks = &self.own.stacks;
+        while let Some(task) = stacks.turns.pop() {
+            if let Some(next) = self.with_stack(task) {
+                stacks.in_turn.set(true);
+                stacks.turn_patience.ask_at(polls + ASK_TURNS_AFTER);
+                return Some(next);
+            }
+        }
+        None
+    }
+
+    /// A stackful task from a queue, with the stack that it has, or a free one. `None`: it waits for one.
+    #[inline(always)]
+    fn with_stack(&'static self, task: NonNull<Header>) -> Option<Chosen> {
         // SAFETY: as in `choose`.
         let held = unsafe { task.as_ref() }.stack.get();
-        match held.or_else(|| self.take_stack()) {
-            Some(stack) => Some(Next::Stackful(task, stack)),
-            None => self.put_off_starts(task),
+        // SAFETY: the stack of a task that holds frames is alive.
+        if held.is_some_and(|stack| unsafe { stack.as_ref() }.take_preempted()) {
+            return Some(Chosen { task, stack: None });
         }
+        let stack = held.or_else(|| self.take_stack());
+        if stack.is_none() {
+            self.put_off_start(task);
+        }
+        stack.map(|stack| Chosen { task, stack: Some(stack) })
     }
 
     /// The first of those that wait for a stack, if there is one now.
     #[cold]
     #[inline(never)]
-    fn choose_waiting(&'static self) -> Option<Next> {
+    fn choose_waiting(&'static self) -> Option<Chosen> {
         let stacks = &self.own.stacks;
         if self.aborted_in_queue.swap(false, Ordering::Acquire) {
             self.stop_waiting();
         }
-        let Some(stack) = self.take_stack() else {
+        let Some(stack) = stacks.pool.take().or_else(|| self.grow()) else {
             if stacks.are_awaited() {
                 self.report_stall();
             }
             return None;
         };
-        stacks.ready.wait_again(self.polls());
-        stacks.note_patience();
-        let task = stacks.pop_waiting();
-        if task.is_none() {
+        let Some(task) = stacks.pop_waiting() else {
             // SAFETY: taken above, and not entered.
             unsafe { stacks.pool.give(stack) };
-        }
-        task.map(|task| Next::Stackful(task, stack))
+            return None;
+        };
+        stacks.in_turn.set(false);
+        Some(Chosen { task, stack: Some(stack) })
     }
 
-    /// A stackful task whose turn has come, and there is no stack for it, nor for those after it. The first of
-    /// these that has one comes back.
+    /// A stackful task whose turn has come, and there is no stack for it.
     #[cold]
     #[inline(never)]
-    fn put_off_starts(&'static self, task: NonNull<Header>) -> Option<Next> {
-        let stacks = &self.own.stacks;
-        let mut next = Some(task);
-        while let Some(task) = next {
-            // SAFETY: as in `choose`.
-            let header = unsafe { task.as_ref() };
-            if let Some(stack) = header.stack.get() {
-                return Some(Next::Stackful(task, stack));
-            }
-            if header.state.is_done() || header.state.is_aborted() {
-                // One that was aborted has its future dropped here, by the loop: it may be long before there is
-                // a stack for that.
-                let _never_run = self.start(task, None);
-            } else {
-                // SAFETY: not DONE, hence alive, and in no queue now.
-                unsafe { stacks.push_waiting(task) };
-            }
-            next = stacks.ready.pop(self.polls());
+    fn put_off_start(&'static self, task: NonNull<Header>) {
+        // SAFETY: as in `choose`.
+        let state = unsafe { &task.as_ref().state };
+        if state.is_done() || state.is_aborted() {
+            // One that was aborted has its future dropped here, by the loop: it may be long before there is
+            // a stack for that.
+            let _never_run = self.start(task, None);
+            return;
         }
-        if stacks.are_awaited() {
-            self.report_stall();
-        }
-        None
+        // SAFETY: not DONE, hence alive, and in no queue now.
+        unsafe { self.own.stacks.push_waiting(task) };
     }
 
     /// Tells the hook that tasks wait for a stack, unless it was told a moment ago. Returns when to look again.
@@ -330,14 +467,15 @@ impl Runtime {
         let poll = unsafe { Header::poll(task) };
         self.check_guards(1, task, poll);
         self.set_current(None);
+        self.look();
         match poll {
             Poll::Pending => {
-                self.wait(task);
+                self.wait(task, Place::Loop);
                 true
             }
             Poll::Ready(()) if task == NonNull::from(&self.root) => {
                 // Another `run_until` may come.
-                self.wait(task);
+                self.wait(task, Place::Loop);
                 false
             }
             Poll::Ready(()) => {
@@ -355,13 +493,14 @@ impl Runtime {
             self.inbox.take(&self.own.ready, false);
             self.gate.owe();
         }
-        self.own.stack_polls.set(count(&self.counters.polls));
+        self.own.stacks.patience.ask_at(count(&self.counters.polls) + ASK_STACKFUL_AFTER);
         // SAFETY: RUNNING, hence alive, unless it is done below; and this is its core (rule 4).
         let held = unsafe { &task.as_ref().stack };
         match self.run_on_stack(task, stack) {
             Reason::Suspended => {
                 held.set(Some(stack));
-                self.wait(task);
+                self.glance();
+                self.wait(task, Place::Stack);
             }
             reason @ (Reason::Interrupted | Reason::Preempted) => {
                 if reason == Reason::Interrupted {
@@ -370,12 +509,17 @@ impl Runtime {
                 }
                 held.set(Some(stack));
                 self.preempted(task, stack);
+                self.look();
             }
             Reason::Pending => {
                 self.put_back(task, stack);
-                self.wait(task);
+                self.glance();
+                self.wait(task, Place::Stack);
             }
-            ended => self.ended(task, stack, ended),
+            ended => {
+                self.ended(task, stack, ended);
+                self.glance();
+            }
         }
     }
 
@@ -399,8 +543,7 @@ impl Runtime {
             unsafe {
                 let aborted = task.as_ref().state.is_aborted();
                 if aborted {
-                    stacks.ready.push_back(task, self.polls());
-                    stacks.note_patience();
+                    stacks.ready.push_back(task);
                 }
                 !aborted
             }
@@ -416,6 +559,13 @@ impl Runtime {
     #[cold]
     #[inline(never)]
     fn new_stack(&'static self) -> Option<NonNull<Stack>> {
+        // Those that wait for one have just been looked at, so there is none for others.
+        if self.own.stacks.are_awaited() { None } else { self.grow() }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn grow(&'static self) -> Option<NonNull<Stack>> {
         let size = self.config.rounded_stack_size()?;
         self.own.stacks.pool.grow(self, size, self.config.stacks)
     }

@@ -25,11 +25,13 @@
 mod backend;
 mod block_on;
 mod boot;
+mod patience;
 mod pool;
 
 pub use backend::{Context, StackMain, StackfulBackend};
 pub use block_on::block_on;
 pub use boot::{BootStackError, leave_boot_stack};
+pub(crate) use patience::Patience;
 pub(crate) use pool::{Pool, Stack, least_size as least_stack_size};
 
 use alloc::string::String;
@@ -45,11 +47,11 @@ use core::task::Poll;
 
 use crate::contexted::{self, Hooks, Scope, Surroundings};
 use crate::platform::{Interrupts, PanicPayload, bound};
-use crate::ready::{Fifo, PatientFifo};
+use crate::ready::Fifo;
 use crate::sync::local::{AtomicPtr, AtomicU64, Ordering};
 use crate::task::join::{JoinError, JoinHandle, panic_message};
 use crate::task::{Header, Label, Link, panic};
-use crate::time::SliceLeft;
+use crate::time::{LEAST_STRETCH, SliceLeft};
 use crate::{Runtime, TaskId};
 
 /// Why a stack's code gave the core to the loop.
@@ -271,8 +273,15 @@ impl Runtime {
     #[inline(always)]
     pub(crate) fn grant_rest(&self, stack: NonNull<Stack>) {
         // SAFETY: as in `grant_slice`.
-        let left = unsafe { stack.as_ref() }.left.get();
-        self.alarm().resume_slice(left, self.timers().next());
+        let stack = unsafe { stack.as_ref() };
+        let (left, next_timer) = (stack.left.get(), self.timers().next());
+        match stack.protected.get() {
+            0 => self.alarm().resume_slice(left, next_timer),
+            least => {
+                stack.protected.set(0);
+                self.alarm().resume_protected(left, least, next_timer);
+            }
+        }
     }
 
     /// Polls a stackful task, or lets it go on, on `stack`. Loop only; the task is RUNNING.
@@ -358,10 +367,17 @@ impl Runtime {
     ///
     /// As [`leave_stack`](Self::leave_stack).
     #[inline]
-    pub(crate) unsafe fn leave_preempted(&'static self, left: SliceLeft, reason: Reason) {
+    pub(crate) unsafe fn leave_preempted(&'static self, left: SliceLeft, now: u64, reason: Reason) {
         let stack = self.running_stack();
+        let is_short = self.alarm().is_short(now);
+        self.alarm().end_stretch(now);
         stack.set_left(match left {
-            SliceLeft::Nanoseconds(left) => (true, left),
+            SliceLeft::Nanoseconds(left) => {
+                if is_short {
+                    stack.protected.set(LEAST_STRETCH);
+                }
+                (true, left)
+            }
             SliceLeft::Nothing => (false, self.slice()),
         });
         // SAFETY: passed on.
@@ -393,9 +409,22 @@ impl Runtime {
     #[inline(never)]
     unsafe fn leave_again(&'static self, interrupt: bool) {
         let reason = if interrupt { Reason::Interrupted } else { Reason::Preempted };
+        let (alarm, mut least) = (self.alarm(), LEAST_STRETCH);
         loop {
-            let stack = self.running_stack();
-            stack.set_left(match self.alarm().slice_left(self.slice()) {
+            let (stack, now) = (self.running_stack(), bound::now());
+            if alarm.protects() {
+                // The least stretch begins here. If the alarm comes on the way again, it's longer next time.
+                alarm.protect(now, least);
+                least = least.saturating_mul(2);
+                if self.stay(now) {
+                    return;
+                }
+                continue;
+            }
+            // It has had nothing of this stretch.
+            stack.protected.set(LEAST_STRETCH);
+            alarm.end_stretch(now);
+            stack.set_left(match alarm.slice_left(now, self.slice()) {
                 SliceLeft::Nanoseconds(left) => (true, left),
                 SliceLeft::Nothing if self.gate().is_open() => (false, self.slice()),
                 // A slice shorter than the way into it: double it until it isn't.
@@ -461,6 +490,21 @@ impl Runtime {
         self.gate().owes()
     }
 
+    /// Leaves it at what is owed until the running task has had its least stretch, if it has not, and opens
+    /// the gate for its code. `false`: something is owed all the same. Its core, in task context or masked.
+    #[cold]
+    #[inline(never)]
+    fn stay(&self, now: u64) -> bool {
+        // An alarm that comes while it is set finds the gate shut.
+        self.gate().set_depth(1);
+        self.gate().settle();
+        if !self.alarm().stays(now) {
+            self.gate().owe();
+            return false;
+        }
+        !self.open_gate()
+    }
+
     /// The core must not be taken though the gate is open, or about to be: what is owed stays owed, and an alarm
     /// comes back to it: after a while, or if `may_preempt`, as soon as interrupts are enabled. Its core, on a
     /// stack, with interrupts masked.
@@ -488,9 +532,15 @@ impl Runtime {
     fn pay(&'static self) {
         let may_preempt = bound::may_preempt();
         if may_preempt && bound::interrupts() == Interrupts::Enabled {
-            let left = self.alarm().slice_left(self.slice());
+            let (alarm, now) = (self.alarm(), bound::now());
+            if alarm.protects() && self.stay(now) {
+                return;
+            }
+            let left = alarm.slice_left(now, self.slice());
             // SAFETY: the running task's own code, on its stack, and in task context, since interrupts are enabled.
-            bound::preserving(&mut || unsafe { self.leave_preempted(left, Reason::Preempted) });
+            bound::preserving(&mut || unsafe {
+                self.leave_preempted(left, now, Reason::Preempted)
+            });
             return;
         }
         // Masked, so that the alarm finds the gate open.
@@ -644,8 +694,9 @@ impl Runtime {
 /// The stacks of one core, and what goes back and forth between them and the loop. Owning core only.
 pub(crate) struct Stacks {
     pub(crate) pool: Pool,
-    /// Tasks that were in the runtime's FIFO.
-    pub(crate) ready: PatientFifo,
+    /// Those that were woken, and of these the preempted that have something left of their slices, which
+    /// go on first.
+    pub(crate) ready: Fifo,
     /// Those of them for which no stack was left when their turn came. They go before the others.
     waiting: Fifo,
     /// How many they are. Anyone may ask.
@@ -654,10 +705,14 @@ pub(crate) struct Stacks {
     failed_growths: AtomicU64,
     /// When [`Config::on_stall`](crate::Config::on_stall) may be called again.
     pub(crate) next_report: Cell<u64>,
-    /// Tasks that were preempted, in the order in which they will go on.
-    pub(crate) preempted: PatientFifo,
-    /// When the first of the two has waited for too long, or earlier.
-    patient_until: Cell<u64>,
+    /// Those that have used up a slice or have yielded, by turns.
+    pub(crate) turns: Fifo,
+    /// The task on a stack had its turn, or goes on in it.
+    pub(crate) in_turn: Cell<bool>,
+    /// How long they all have waited for plain tasks.
+    pub(crate) patience: Patience,
+    /// How long those that take turns have waited for those that were woken.
+    pub(crate) turn_patience: Patience,
     /// The loop, while a stack has the core.
     loop_context: Cell<Context>,
     /// The stack that has the core. Interrupts look at it.
@@ -670,29 +725,25 @@ impl Stacks {
     pub(crate) const fn new() -> Self {
         Self {
             pool: Pool::new(),
-            ready: PatientFifo::new(),
+            ready: Fifo::new(),
             waiting: Fifo::new(),
             waiting_now: AtomicU64::new(0),
             failed_growths: AtomicU64::new(0),
             next_report: Cell::new(0),
-            preempted: PatientFifo::new(),
-            patient_until: Cell::new(u64::MAX),
+            turns: Fifo::new(),
+            in_turn: Cell::new(false),
+            patience: Patience::new(),
+            turn_patience: Patience::new(),
             loop_context: Cell::new(Context::NONE),
             running: AtomicPtr::new(core::ptr::null_mut()),
             reason: Cell::new(Reason::Pending),
         }
     }
 
-    /// Whether a queue has waited for too long; perhaps, if so.
+    /// Whether no task is queued here.
     #[inline]
-    pub(crate) fn may_be_impatient(&self, polls: u64) -> bool {
-        polls >= self.patient_until.get()
-    }
-
-    /// To be called when a queue may be impatient earlier than before.
-    #[inline]
-    pub(crate) fn note_patience(&self) {
-        self.patient_until.set(self.ready.patient_until().min(self.preempted.patient_until()));
+    pub(crate) fn are_idle(&self) -> bool {
+        self.ready.is_empty() && self.turns.is_empty() && self.waiting.is_empty()
     }
 
     /// Whether tasks wait for a stack.
@@ -776,19 +827,11 @@ impl Stall<'_> {
     /// Calls `f` for each task that holds a stack, with the reason.
     pub fn each_holder(&self, mut f: impl FnMut(StalledTask, Holds)) {
         let stacks = self.runtime.stacks();
-        stacks.pool.each(|stack| stack.mark.set(false));
-        stacks.preempted.each(|task| {
-            // SAFETY: preempted tasks are RUNNING, hence alive, and this is their core (rule 4).
-            if let Some(stack) = unsafe { task.as_ref() }.stack.get() {
-                // SAFETY: the stack of a task that holds frames is alive.
-                unsafe { stack.as_ref() }.mark.set(true);
-            }
-        });
         stacks.pool.each(|stack| {
             let Some(task) = stack.task.get() else { return };
             // SAFETY: a task of which a stack holds frames is alive; one that was ended is so for ever.
             let (label, state) = unsafe { (Label::of(task), &task.as_ref().state) };
-            let holds = match stack.mark.get() {
+            let holds = match stack.is_preempted() {
                 true => Holds::Preempted,
                 false if state.is_done() => Holds::Ended,
                 false => Holds::Suspended,

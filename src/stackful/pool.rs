@@ -11,6 +11,7 @@ use crate::fatal::fatal;
 use crate::platform::bound;
 use crate::sync::local::{AtomicUsize, Ordering};
 use crate::task::{Label, Link};
+use crate::time::protection;
 
 /// A stack's own account, which lies on top of its memory: the code's frames grow down below it.
 #[repr(C, align(16))]
@@ -22,8 +23,13 @@ pub(crate) struct Stack {
     pub(super) task: Cell<Link>,
     /// What a preempted task gets when it goes on, in nanoseconds. 0: it began with a slice like all.
     pub(super) left: Cell<u64>,
-    /// That was left of its slice, so it goes before the others.
+    /// Whether the task was preempted, and has not gone on since. The loop's: where the stack leaves, an interrupt
+    /// may come between that and the leave, and leave first.
+    preempted: Cell<bool>,
+    /// Something was left of the slice of a preempted task, so it goes on before others of its kind.
     has_left: Cell<bool>,
+    /// For so many nanoseconds it goes on whatever comes: its last stretch was too short, or it is owed them.
+    pub(crate) protected: Cell<u64>,
     /// A preempted poll had asked to be polled again, or to go on, after the others.
     pub(crate) yielded: Cell<bool>,
     /// The poll that runs on it was told that a child of its was ended by a fault.
@@ -39,12 +45,9 @@ pub(crate) struct Stack {
     idle_from_here: Cell<usize>,
     previous: Cell<StackLink>,
     next: Cell<StackLink>,
-    /// For a walk over all stacks.
-    pub(super) mark: Cell<bool>,
 }
 
 type StackLink = Option<NonNull<Stack>>;
-
 impl Stack {
     /// What the platform gave for it.
     pub(super) fn memory(&self) -> core::ops::Range<usize> {
@@ -52,10 +55,33 @@ impl Stack {
         base..base + self.size
     }
 
+    /// Notes that the task was preempted. Loop only.
+    #[inline]
+    pub(crate) fn set_preempted(&self) {
+        self.preempted.set(true);
+    }
+
+    /// Whether the task was preempted and has not gone on since; it does now. Loop only.
+    #[inline]
+    pub(crate) fn take_preempted(&self) -> bool {
+        self.preempted.replace(false)
+    }
+
+    /// Whether the task was preempted and has not gone on since.
+    pub(super) fn is_preempted(&self) -> bool {
+        self.preempted.get()
+    }
+
     /// Whether a preempted task had something left of its slice.
     #[inline]
     pub(crate) fn has_left(&self) -> bool {
         self.has_left.get()
+    }
+
+    /// Gives it no more than `most` when it goes on, and that for sure.
+    pub(crate) fn grant(&self, most: u64) {
+        self.left.set(self.left.get().min(most));
+        self.protected.set(protection(most));
     }
 
     /// Notes that, and what it gets when it goes on.
@@ -180,7 +206,9 @@ impl Pool {
                 runtime,
                 task: Cell::new(None),
                 left: Cell::new(0),
+                preempted: Cell::new(false),
                 has_left: Cell::new(false),
+                protected: Cell::new(0),
                 yielded: Cell::new(false),
                 lost_child: Cell::new(false),
                 scopes: Cell::new(None),
@@ -191,7 +219,6 @@ impl Pool {
                 idle_from_here: Cell::new(1),
                 previous: Cell::new(None),
                 next: Cell::new(self.all.get()),
-                mark: Cell::new(false),
             });
             stack
         };

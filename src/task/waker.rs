@@ -99,6 +99,9 @@ unsafe fn wake_the_long_way(runtime: &Runtime, task: NonNull<Header>) {
     if unsafe { task.as_ref() }.state.wake() == Wake::Push {
         // SAFETY: the state word said so.
         unsafe { ready::push(runtime, task) };
+    } else if runtime.is_running_here(task) {
+        // So it yields: it was not woken by something that it waited for.
+        runtime.yield_current();
     }
 }
 

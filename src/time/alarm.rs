@@ -8,6 +8,12 @@ use crate::sync::local::{AtomicBool, AtomicU64, Ordering, compiler_fence};
 /// No time: an alarm that is not set, a queue without timers.
 pub(crate) const NEVER: u64 = u64::MAX;
 
+/// So many nanoseconds of the core a task has for sure, by its second stretch at the latest: one that was
+/// preempted earlier is not preempted again before it has had them. What is urgent is late by as much then.
+///
+/// Longer than the way onto a stack and off it: hosted, that is by system calls and signals.
+pub(crate) const LEAST_STRETCH: u64 = if cfg!(target_os = "none") { 5_000 } else { 50_000 };
+
 /// Stands for the end of a slice that nobody looked at the clock for.
 const UNKNOWN: u64 = 0;
 
@@ -28,8 +34,21 @@ pub(crate) struct Alarm {
     slice_end: AtomicU64,
     /// The alarm that is set fires within a slice from when it was set.
     covers_slice: AtomicBool,
+    /// What is granted instead of the next whole slice, or zero.
+    granted: AtomicU64,
     /// When it fired, if the loop has not looked at the timers since; else [`NEVER`].
     due: AtomicU64,
+    /// When a stretch on a stack began or ended, as of the last look at the clock there.
+    seen: AtomicU64,
+    /// Until when the running task is not preempted, if that is later than now.
+    protected_until: AtomicU64,
+    /// It would have been preempted but for that.
+    put_off: AtomicBool,
+}
+
+/// For how much of a stretch that it is owed a task is protected. What is urgent is late by as much.
+pub(crate) fn protection(owed: u64) -> u64 {
+    owed.clamp(LEAST_STRETCH, 5 * LEAST_STRETCH)
 }
 
 pub(crate) const fn nanoseconds(duration: Duration) -> u64 {
@@ -43,7 +62,11 @@ impl Alarm {
             at: AtomicU64::new(NEVER),
             slice_end: AtomicU64::new(UNKNOWN),
             covers_slice: AtomicBool::new(false),
+            granted: AtomicU64::new(0),
             due: AtomicU64::new(NEVER),
+            seen: AtomicU64::new(0),
+            protected_until: AtomicU64::new(0),
+            put_off: AtomicBool::new(false),
         }
     }
 
@@ -78,18 +101,102 @@ impl Alarm {
     pub(crate) fn begin_slice(&self, slice: u64, next_timer: u64) {
         if self.covers_slice.load(Ordering::Relaxed) {
             self.slice_end.store(UNKNOWN, Ordering::Relaxed);
+            self.protected_until.store(0, Ordering::Relaxed);
             self.set_by(next_timer);
         } else {
-            self.resume_slice(slice, next_timer);
+            self.begin_uncovered(slice, next_timer);
         }
+    }
+
+    #[inline(never)]
+    fn begin_uncovered(&self, slice: u64, next_timer: u64) {
+        match self.granted.swap(0, Ordering::Relaxed) {
+            0 => self.resume_slice(slice, next_timer),
+            grant => self.resume_protected(grant.min(slice), protection(grant), next_timer),
+        }
+    }
+
+    /// Makes the slice that begins next one of `grant`.
+    pub(crate) fn grant(&self, grant: u64) {
+        self.granted.store(grant, Ordering::Relaxed);
+        self.covers_slice.store(false, Ordering::Relaxed);
     }
 
     /// Starts what is left of a slice.
     pub(crate) fn resume_slice(&self, left: u64, next_timer: u64) {
-        let end = bound::now().saturating_add(left);
+        let now = bound::now();
+        self.seen.store(now, Ordering::Relaxed);
+        self.run_until(now.saturating_add(left), next_timer);
+    }
+
+    /// As [`resume_slice`](Self::resume_slice), and for the first `least` of it the task is not preempted.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn resume_protected(&self, left: u64, least: u64, next_timer: u64) {
+        let now = bound::now();
+        self.seen.store(now, Ordering::Relaxed);
+        self.put_off.store(false, Ordering::Relaxed);
+        self.protect(now, least);
+        let until = now.saturating_add(least);
+        self.run_until(now.saturating_add(left).max(until), next_timer.max(until));
+    }
+
+    #[inline]
+    fn run_until(&self, end: u64, next_timer: u64) {
         self.slice_end.store(end, Ordering::Relaxed);
         self.covers_slice.store(true, Ordering::Relaxed);
         self.set(end.min(next_timer));
+    }
+
+    /// From `now` on, for so long, the running task is not preempted.
+    pub(crate) fn protect(&self, now: u64, least: u64) {
+        self.protected_until.store(now.saturating_add(least), Ordering::Relaxed);
+    }
+
+    /// Whether the running stretch is, or was, one that is protected.
+    #[inline]
+    pub(crate) fn protects(&self) -> bool {
+        self.protected_until.load(Ordering::Relaxed) > self.seen.load(Ordering::Relaxed)
+    }
+
+    /// Whether the stretch that ends now was shorter than [`LEAST_STRETCH`]. One that began without a look at
+    /// the clock counts from the last one.
+    #[inline]
+    pub(crate) fn is_short(&self, now: u64) -> bool {
+        now.wrapping_sub(self.seen.load(Ordering::Relaxed)) < LEAST_STRETCH
+    }
+
+    /// Something wants the core, perhaps too early. If so, the alarm will fire when it is time.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn stays(&self, now: u64) -> bool {
+        let until = self.protected_until.load(Ordering::Relaxed);
+        if now >= until {
+            return false;
+        }
+        self.put_off.store(true, Ordering::Relaxed);
+        // What is set may have fired just now.
+        self.forget();
+        self.set(until);
+        true
+    }
+
+    /// Whether something wanted the core too early.
+    #[inline]
+    pub(crate) fn take_put_off(&self) -> bool {
+        self.put_off.swap(false, Ordering::Relaxed)
+    }
+
+    /// The stretch on the stack ends now.
+    #[inline]
+    pub(crate) fn end_stretch(&self, now: u64) {
+        self.seen.store(now, Ordering::Relaxed);
+    }
+
+    /// When a stack was last known to have the core.
+    #[inline]
+    pub(crate) fn seen(&self) -> u64 {
+        self.seen.load(Ordering::Relaxed)
     }
 
     /// In the alarm's interrupt, on a stack: is it time to leave? If so, what is left of the slice;
@@ -107,15 +214,17 @@ impl Alarm {
             return Some(SliceLeft::of(end - now, slice));
         }
         self.forget();
-        self.resume_slice(end - now, next_timer);
+        // It has been here for longer than the least stretch, or would have been told so before.
+        self.seen.store(now.saturating_sub(LEAST_STRETCH), Ordering::Relaxed);
+        self.run_until(end, next_timer);
         None
     }
 
     /// What is left of the slice of the task that runs now.
-    pub(crate) fn slice_left(&self, slice: u64) -> SliceLeft {
+    pub(crate) fn slice_left(&self, now: u64, slice: u64) -> SliceLeft {
         match self.slice_end.load(Ordering::Relaxed) {
             UNKNOWN => SliceLeft::Nanoseconds(slice),
-            end => SliceLeft::of(end.saturating_sub(bound::now()), slice),
+            end => SliceLeft::of(end.saturating_sub(now), slice),
         }
     }
 

@@ -7,7 +7,7 @@
 mod alarm;
 mod timers;
 
-pub(crate) use alarm::{Alarm, NEVER, SliceLeft, nanoseconds};
+pub(crate) use alarm::{Alarm, LEAST_STRETCH, NEVER, SliceLeft, nanoseconds, protection};
 pub(crate) use timers::Timers;
 pub use timers::{Sleep, sleep, sleep_until};
 
@@ -103,6 +103,6 @@ impl<F: Future> Future for Timeout<F> {
         if let Poll::Ready(output) = this.future.poll(context) {
             return Poll::Ready(Ok(output));
         }
-        this.sleep.poll(context).map(|()| Err(Elapsed))
+        this.sleep.poll_deadline(context).map(|()| Err(Elapsed))
     }
 }

@@ -16,6 +16,7 @@ use crate::Runtime;
 use crate::platform::bound;
 use crate::preempt::PreemptLock;
 use crate::task::waker;
+use crate::yield_now::yield_in;
 
 /// The timers of one core, first to fire first.
 ///
@@ -240,15 +241,18 @@ impl List {
     }
 }
 
-/// Waits until `duration` from now.
+/// Waits until `duration` from now. If that is no time, or over when it is first polled, it lets others
+/// have the core once, as [`yield_now`](crate::yield_now()) does.
 pub fn sleep(duration: Duration) -> Sleep {
     sleep_until(super::now() + duration)
 }
 
-/// Waits until `deadline`. Ready at once if that has passed.
+/// Waits until `deadline`. If that has passed when it is first polled, it lets others have the core once,
+/// as [`yield_now`](crate::yield_now()) does.
 pub fn sleep_until(deadline: Instant) -> Sleep {
     Sleep {
         deadline: deadline.0,
+        polled: false,
         runtime: None,
         node: UnsafeCell::new(Node {
             deadline: deadline.0,
@@ -279,6 +283,7 @@ pub fn sleep_until(deadline: Instant) -> Sleep {
 #[must_use = "futures do nothing unless awaited"]
 pub struct Sleep {
     deadline: u64,
+    polled: bool,
     /// Whose list the node is in or was in.
     runtime: Option<&'static Runtime>,
     node: UnsafeCell<Node>,
@@ -307,7 +312,23 @@ impl Sleep {
 impl Future for Sleep {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        // SAFETY: nothing is moved out.
+        let polled =
+            core::mem::replace(unsafe { &mut self.as_mut().get_unchecked_mut().polled }, true);
+        let poll = self.poll_deadline(context);
+        if poll.is_ready() && !polled {
+            // A loop around it would keep the core for itself.
+            yield_in(context);
+            return Poll::Pending;
+        }
+        poll
+    }
+}
+
+impl Sleep {
+    /// Ready as soon as the deadline has passed.
+    pub(super) fn poll_deadline(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         // SAFETY: nothing is moved out.
         let this = unsafe { self.get_unchecked_mut() };
         if this.deadline <= bound::now() {
