@@ -177,8 +177,10 @@ pub(crate) fn on_timer() {
     unsafe { trapline::preempt::on_timer() }
 }
 
-/// The end of any other handler.
+/// The end of any other handler, when the running task has had its least stretch.
 pub(crate) fn on_interrupt() {
+    let core = Core::here();
+    core.now.set(core.now.get() + 100_000);
     // SAFETY: as above.
     unsafe { trapline::preempt::on_interrupt() }
 }
@@ -315,7 +317,7 @@ pub(crate) struct Expected;
 
 struct Model;
 
-// SAFETY: `slot` and `core` are a loom thread's own. `now` moves in the alarm's handler alone. Handlers are
+// SAFETY: `slot` and `core` are a loom thread's own. `now` moves in handlers alone. Handlers are
 // called by `take_interrupts` only, which the mask keeps from it. `bell` keeps a wake until the next
 // `park` and orders memory; the handlers that a wake causes elsewhere are those that a model arms.
 // "No" is said outside of handlers only. `interrupts` is the mask. Nothing that panics can be interrupted before that

@@ -141,7 +141,7 @@ pub fn memory_out_for_a_stack_is_told() {
     });
     run_on(runtime, async {
         let tasks = [spawn(stackful(async {})), spawn(stackful(async {}))];
-        turns(100).await;
+        sleep(ms(3)).await;
         assert_eq!(*TOLD.lock(), [(0, 2, true)]);
         assert_eq!((runtime.stats().waiting, runtime.stats().failed_growths), (2, 2));
         drop(tasks);

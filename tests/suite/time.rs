@@ -64,8 +64,33 @@ pub fn sleep_never_ends_early() {
             sleep(duration).await;
             assert!(now() >= deadline);
         }
-        // Long past, and ready at once.
+        // Long past.
         sleep_until(Instant::from_nanos(0)).await;
+    });
+}
+
+/// A loop around it would keep the core for itself. Not so in `timeout`, which is over at once.
+pub fn a_sleep_that_is_over_lets_others_run() {
+    run(async {
+        let others = Count::new();
+        let counts = others.clone();
+        let other = spawn(async move {
+            for _ in 0..3 {
+                counts.add();
+                yield_now().await;
+            }
+        });
+        for turn in 1..=3 {
+            if turn % 2 == 0 {
+                sleep(ms(0)).await;
+            } else {
+                sleep_until(Instant::from_nanos(0)).await;
+            }
+            assert_eq!(others.get(), turn);
+        }
+        assert_eq!(timeout(ms(0), never()).await, Err(Elapsed));
+        assert_eq!(others.get(), 3);
+        other.await.unwrap();
     });
 }
 
