@@ -109,7 +109,10 @@ pub mod stackful;
 mod sync;
 mod task;
 pub mod time;
-#[cfg(any(target_os = "none", doc))]
+#[cfg(all(
+    any(target_os = "none", doc),
+    any(target_arch = "riscv64", target_arch = "x86_64", target_arch = "loongarch64")
+))]
 pub mod trap;
 mod yield_now;
 

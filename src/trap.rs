@@ -28,7 +28,7 @@
 
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use crate::arch::TrapContext;
+use crate::arch::{self, TrapContext};
 use crate::config::LEAST_SLICE;
 use crate::platform::bound;
 use crate::time::nanoseconds;
@@ -132,6 +132,8 @@ impl TrapContext {
     pub unsafe fn run(&mut self) -> Trap {
         // What is owed is paid here rather than by an alarm in the middle of the program.
         crate::preempt::point();
+        // What interrupts the program is handled on this stack.
+        arch::touch_stack::<{ arch::HANDLER_STACK }>();
         let interrupts = bound::mask_interrupts();
         let trap = if begin_stay() {
             // SAFETY: interrupts are masked, and the caller promises the rest.

@@ -8,6 +8,8 @@ extern crate alloc;
 mod contexts;
 #[path = "suite/drops.rs"]
 mod drops;
+#[path = "suite/environment.rs"]
+mod environment;
 #[path = "suite/errors.rs"]
 mod errors;
 #[path = "suite/local_tasks.rs"]
@@ -190,6 +192,7 @@ fn program() {
         smp::wakes_back_and_forth,
         smp::wake_from_another_core_preempts_at_once,
         smp::parked_core_is_woken,
+        environment::what_a_preempted_task_has_set_is_nobody_elses,
         smp::two_cores_cannot_enter_one_runtime,
         smp::sleep_moved_to_another_core,
         smp::sleep_moved_to_another_core_needs_the_first_no_more,
@@ -211,6 +214,13 @@ fn program() {
     ];
     #[cfg(target_os = "none")]
     let here: &[hal_shim::test::Test] = tests![
+        environment::what_interrupted_code_has_set_is_not_the_handlers,
+        #[cfg(not(target_arch = "loongarch64"))]
+        environment::a_right_is_kept_by_the_task_that_leaves,
+        #[cfg(target_arch = "x86_64")]
+        environment::an_nmi_starts_clean_and_leaves_the_faulting_address,
+        #[cfg(target_arch = "loongarch64")]
+        environment::a_withdrawn_interrupt_is_nothing,
         users::first_entry_passes_arguments,
         users::faults_are_values,
         users::a_program_cannot_reach_the_kernel,
@@ -235,6 +245,9 @@ fn program() {
         users::floating_point_of_one_program_is_not_anothers,
         users::registers_of_programs_survive_preemption,
         users::an_overflowed_stack_ends_its_task_only,
+        users::an_interrupt_that_finds_little_stack_ends_its_task_only,
+        users::a_leave_that_finds_little_stack_ends_its_task_only,
+        users::programs_have_their_own_thread_pointers,
         users::who_waits_for_a_task_that_a_fault_ended_is_ended,
         users::cores_have_left_their_boot_stacks,
         users::a_large_frame_ends_its_task_only,

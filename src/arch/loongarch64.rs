@@ -11,9 +11,9 @@
 //!   |  the frame of whoever  |   with all that it needs of the other registers
 //!   |  switches              |
 //!   +------------------------+
-//!   |  fs0 ... fs7           |   only where the ABI has FP registers, and written only if `pc` is
-//!   |  fp ($r22), s8         |   where they are loaded
-//!   |  pc: where to go on    |
+//!   |  fs0 ... fs7           |   only where the ABI has FP registers, and written only if `pc` says so
+//!   |  fp ($r22), s8         |
+//!   |  pc: where to go on    |   bit 0: fs0 to fs7 are to be loaded first
 //!   +------------------------+ <- Context (= sp), a `Frame`
 //! ```
 //!
@@ -45,9 +45,9 @@
 //!
 //! ```text
 //!   |  frames                |
-//!   +------------------------+ <- the stack's end; unmapped below. `trap_entry`, or the code itself,
-//!   :  a push that faulted   :    stores here; so the entry is entered again, finds that the second
-//!   +------------------------+    fault's ERA is among its own pushes, and changes over to:
+//!   +------------------------+ <- the stack's end; unmapped below. `trap_entry` looks whether there is
+//!   :  what is too little    :    room for the context and the handler: its load or push faults, the
+//!   +------------------------+    entry is entered again, finds where that came from, and changes over to:
 //!
 //!   +------------------------+ <- the top of the core's emergency stack
 //!   |  TrapContext           |   sp and ERA are those of the code that overflowed
@@ -83,7 +83,8 @@
 //! EUEN tells. It touches neither `$r21` (the core's), nor `$tp`, nor `CRMD.IE`. `fcsr` isn't switched: Rust code
 //! may assume the rounding mode that it was started with, and flags are not preserved by calls. A trap
 //! falls between any two instructions, so `TrapContext` holds `fcsr` and the condition flags `fcc` too.
-//! Vector registers are not known here: EUEN keeps their units off.
+//! Vector registers are not known here: EUEN keeps their units off, and a kernel must not be compiled to use
+//! them. There is no right to access users' pages that kernel code would give itself.
 //!
 //! # Floating point, by `EUEN.FPE`
 //!
@@ -95,9 +96,9 @@
 //! - It is off when code starts. The first FP instruction traps, and [`on_trap`] has the return from that
 //!   trap turn FPE on, with registers that are zero: what nobody wrote, nobody wants.
 //! - `switch` away: if FPE is on, fs0 to fs7 go into the frame, and FPE goes off, or they would be
-//!   charged to whoever runs next. Whoever switches back goes on at `pc`, where FPE goes on and they
+//!   charged to whoever runs next. `pc` says so to the one who switches back: FPE goes on, and they
 //!   are loaded.
-//! - If FPE is off, `pc` is behind that.
+//! - If FPE is off, `pc` says nothing.
 //! - A trap: if FPE is on, all f registers go into the trap context before any Rust code runs, and FPE goes
 //!   off for the handler. The return loads them, and turns FPE on or off as it was.
 //!
@@ -110,8 +111,9 @@
 //! would trap for ever.
 //!
 //! A user program, under both, begins with FPE off. Its first FP instruction traps: it then gets f
-//! registers that are zero, and goes on. From then on they are loaded before it runs and saved after. So
-//! no program sees another's, and one that doesn't compute pays nothing. The kernel's rounding mode
+//! registers that are zero, and goes on. From then on they are loaded before it runs, and saved and set to
+//! zero after: with FPE off, a processor that speculates could let the next program see what the last one has
+//! left. So no program sees another's, and one that doesn't compute pays nothing. The kernel's rounding mode
 //! is the one that 0 in `fcsr` means: it is put back after traps that found FPE on.
 
 use core::arch::{asm, naked_asm};
@@ -125,6 +127,12 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use crate::fatal::fatal;
 use crate::stackful::{Context, StackMain, StackfulBackend};
 use crate::trap::{self, Access, Syscall, Trap, TrapHandler};
+
+#[cfg(all(target_os = "none", any(target_feature = "lsx", target_feature = "lasx")))]
+compile_error!(
+    "neither the trap entry nor the switch saves the kernel's own vector registers: build the kernel \
+     without the target features `lsx` and `lasx`"
+);
 
 /// What lies at a [`Context`].
 #[repr(C, align(16))]
@@ -172,13 +180,16 @@ const PIE: usize = 1 << 2;
 /// `fcsr0`: enables, rounding mode and flags. The rest is about the latest instruction only.
 const FCSR_KEPT: usize = 0x1f_031f;
 
+/// How many bytes a handler of an interrupt may use of the interrupted stack, with its call of
+/// [`preempt::on_timer`](crate::preempt::on_timer) and the switch, which need less than the half of it in a
+/// build without optimization. The trap entry sees to it that they are there.
+pub const HANDLER_STACK: usize = 2048;
+
 /// The switch of LoongArch with 64 bits.
 #[derive(Debug)]
 pub struct LoongArch64;
 
 impl LoongArch64 {
-    /// A handler's frames down to the switch, in a build without optimization.
-    const HANDLER: usize = 2048;
     /// What the task itself has on its stack at least: the frames of the runtime's poll loop (1.9 KiB in a
     /// build without optimization), and a little of its own.
     const POLL: usize = 3072;
@@ -190,7 +201,7 @@ impl LoongArch64 {
 // it touches the two stacks and `*save` only; and an `asm!` without `nomem` is a barrier.
 unsafe impl StackfulBackend for LoongArch64 {
     const LEAST_STACK: usize =
-        size_of::<Frame>() + size_of::<TrapContext>() + Self::HANDLER + Self::POLL;
+        size_of::<Frame>() + size_of::<TrapContext>() + HANDLER_STACK + Self::POLL;
 
     unsafe fn prepare(top: NonNull<u8>, main: StackMain, argument: *mut ()) -> Context {
         let frame = Frame {
@@ -213,54 +224,11 @@ unsafe impl StackfulBackend for LoongArch64 {
         // SAFETY: the caller's promise: what is at `to` was left by this very code or by `prepare`.
         unsafe {
             asm!(
-                // a0: where to store the context that is left; a1: the one to go on in.
-                "addi.d $sp, $sp, -{size}",
-                "st.d $fp, $sp, {fp}",
-                "st.d $s8, $sp, {s8}",
-                "la.pcrel $t0, 5f",
-                #[cfg(target_feature = "d")]
-                "csrrd $t1, {euen}
-                andi $t1, $t1, {fpe}
-                bnez $t1, 3f
-                2:",
-                "st.d $t0, $sp, {pc}",
-                "st.d $sp, $a0, 0",
-                // From here on the other stack.
-                "move $sp, $a1",
-                // Not ra: a jump by ra would be predicted to go where this function was called from.
-                "ld.d $t0, $sp, {pc}",
-                "jr $t0",
-                #[cfg(target_feature = "d")]
-                "3:
-                .irp n, 0,1,2,3,4,5,6,7
-                  fst.d $fs\\n, $sp, {fs} + 8*\\n
-                .endr
-                csrwr $zero, {euen}
-                la.pcrel $t0, 4f
-                b 2b",
-                // Somebody switched to what was saved at 3. sp: the `Frame`.
-                #[cfg(target_feature = "d")]
-                "4:
-                li.w $t1, {fpe}
-                csrwr $t1, {euen}
-                .irp n, 0,1,2,3,4,5,6,7
-                  fld.d $fs\\n, $sp, {fs} + 8*\\n
-                .endr",
-                // The same if FPE was off.
-                "5:",
-                "ld.d $fp, $sp, {fp}",
-                "ld.d $s8, $sp, {s8}",
-                "addi.d $sp, $sp, {size}",
-                pc = const offset_of!(Frame, pc),
-                fp = const offset_of!(Frame, fp),
-                s8 = const offset_of!(Frame, s8),
-                #[cfg(target_feature = "d")]
-                fs = const offset_of!(Frame, fs),
-                size = const size_of::<Frame>(),
-                #[cfg(target_feature = "d")]
-                euen = const csr::EUEN,
-                #[cfg(target_feature = "d")]
-                fpe = const FPE,
+                "la.pcrel $t0, 2f",
+                "b {exchange}",
+                // Somebody switched to what was saved there.
+                "2:",
+                exchange = sym exchange,
                 inout("$a0") save => _,
                 inout("$a1") to.0 => _,
                 out("$s0") _,
@@ -278,23 +246,127 @@ unsafe impl StackfulBackend for LoongArch64 {
     }
 }
 
-/// sp: the `Frame` that `prepare` made.
+/// a0: where to store the context that is left; a1: the one to go on in; t0: where the caller goes on.
+///
+/// A function of its own, since only so an unwinder can be told where all is after each instruction. It
+/// is told the same before and after the change of stacks, as both look the same.
+#[unsafe(naked)]
+unsafe extern "C" fn exchange() {
+    naked_asm!(
+        ".cfi_startproc",
+        ".cfi_register 1, 12",
+        "addi.d $sp, $sp, -{size}",
+        ".cfi_def_cfa_offset {size}",
+        "st.d $fp, $sp, {fp}",
+        ".cfi_rel_offset 22, {fp}",
+        "st.d $s8, $sp, {s8}",
+        ".cfi_rel_offset 31, {s8}",
+        #[cfg(target_feature = "d")]
+        "csrrd $t1, {euen}
+        andi $t1, $t1, {fpe}
+        bnez $t1, 3f
+        .cfi_remember_state
+        2:",
+        "st.d $t0, $sp, {pc}",
+        ".cfi_rel_offset 1, {pc}",
+        "st.d $sp, $a0, 0",
+        // From here on the other stack.
+        "move $sp, $a1",
+        "ld.d $t0, $sp, {pc}",
+        #[cfg(target_feature = "d")]
+        "andi $t1, $t0, 1
+        bnez $t1, 4f
+        .cfi_remember_state
+        5:",
+        "ld.d $fp, $sp, {fp}",
+        "ld.d $s8, $sp, {s8}",
+        "addi.d $sp, $sp, {size}",
+        ".cfi_def_cfa_offset 0",
+        ".cfi_same_value 22",
+        ".cfi_same_value 31",
+        ".cfi_register 1, 12",
+        // Not by ra: such a jump would be predicted to go where a function was called from.
+        "jr $t0",
+        // The f registers are wanted.
+        #[cfg(target_feature = "d")]
+        "4:
+        .cfi_restore_state
+        li.w $t1, {fpe}
+        csrwr $t1, {euen}
+        .irp n, 0,1,2,3,4,5,6,7
+          fld.d $fs\\n, $sp, {fs} + 8*\\n
+        .endr
+        addi.d $t0, $t0, -1
+        b 5b",
+        #[cfg(target_feature = "d")]
+        "3:
+        .cfi_restore_state
+        .irp n, 0,1,2,3,4,5,6,7
+          fst.d $fs\\n, $sp, {fs} + 8*\\n
+        .endr
+        csrwr $zero, {euen}
+        addi.d $t0, $t0, 1
+        b 2b",
+        ".cfi_endproc",
+        pc = const offset_of!(Frame, pc),
+        fp = const offset_of!(Frame, fp),
+        s8 = const offset_of!(Frame, s8),
+        #[cfg(target_feature = "d")]
+        fs = const offset_of!(Frame, fs),
+        size = const size_of::<Frame>(),
+        #[cfg(target_feature = "d")]
+        euen = const csr::EUEN,
+        #[cfg(target_feature = "d")]
+        fpe = const FPE,
+    )
+}
+
+/// fp: `main`; s8: its argument; sp: the stack's top. There is no caller and no frame pointer: an unwinder, a
+/// debugger and a walk along the frame pointers end here.
 #[unsafe(naked)]
 unsafe extern "C" fn start() -> ! {
     naked_asm!(
-        "ld.d $t0, $sp, {fp}",
-        "ld.d $a0, $sp, {s8}",
-        "addi.d $sp, $sp, {size}",
-        // t0: `main`; a0: its argument; sp: the stack's top. There is no caller and no frame pointer: an
-        // unwinder, a debugger and a walk along the frame pointers end here.
-        "move $ra, $zero",
+        ".cfi_startproc",
+        ".cfi_undefined 1",
+        "move $a0, $s8",
+        "move $t0, $fp",
         "move $fp, $zero",
-        "jr $t0",
-        fp = const offset_of!(Frame, fp),
-        s8 = const offset_of!(Frame, s8),
-        size = const size_of::<Frame>(),
+        "jirl $ra, $t0, 0",
+        "break 0",
+        ".cfi_endproc",
     )
 }
+
+/// How deep a task that leaves by itself goes, from where the core must not be taken any more.
+pub(crate) const LEAVE: usize = 1024;
+
+/// Touches the stack `DEPTH` bytes below. If it isn't there, that is the fault of the code that calls, which
+/// can be ended alone: a fault further down would come in the runtime's own code, or a handler's.
+#[inline(always)]
+pub(crate) fn touch_stack<const DEPTH: usize>() {
+    // SAFETY: reads what lies below the stack pointer, if anything does.
+    unsafe { asm!("ld.b {}, $sp, -{}", out(reg) _, const DEPTH, options(nostack, readonly)) };
+}
+
+/// Whether the running code has given itself a right that no other code is to have: there is none.
+#[inline(always)]
+pub(crate) fn has_rights() -> bool {
+    false
+}
+
+/// Gives up nothing.
+#[cold]
+pub(crate) fn drop_rights() -> usize {
+    0
+}
+
+/// Gives nothing back.
+///
+/// # Safety
+///
+/// None here: see the other architectures.
+#[cold]
+pub(crate) unsafe fn restore_rights(_: usize) {}
 
 /// What a trap interrupted: pushed by the entry on the interrupted kernel stack, or a user program's, which
 /// [`run`](TrapContext::run) takes to user mode and back.
@@ -527,6 +599,14 @@ impl TrapContext {
         self.estat >> EXCEPTION_SHIFT & EXCEPTION_MASK
     }
 
+    /// Whether it was an interrupt that was withdrawn before the entry has read which one. Handlers see
+    /// none: it is nothing, and what it interrupted goes on.
+    #[inline]
+    fn is_withdrawn(&self) -> bool {
+        let exceptions = EXCEPTION_MASK << EXCEPTION_SHIFT;
+        self.estat & (self.ecfg & LINES | exceptions) == 0
+    }
+
     /// What the trap was.
     #[inline]
     pub fn trap(&self) -> Trap {
@@ -632,6 +712,9 @@ impl TrapContext {
             // SAFETY: interrupts are masked, PRMD is that of user mode, `core` is this core's, and `fp` is
             // 1 only if there are f registers.
             unsafe { enter(self, core) };
+            if self.is_withdrawn() {
+                continue;
+            }
             if self.exception() != exception::FP_DISABLED || self.fp != 0 || !has_fp() {
                 break;
             }
@@ -677,6 +760,9 @@ fn has_fp() -> bool {
 
 /// A trap in kernel mode. On the interrupted stack, or on the emergency stack.
 extern "C" fn on_trap(context: &mut TrapContext) {
+    if context.is_withdrawn() {
+        return;
+    }
     if context.exception() != exception::INTERRUPT {
         #[cfg(target_feature = "d")]
         if context.exception() == exception::FP_DISABLED && context.fp == 0 {
@@ -786,18 +872,31 @@ unsafe extern "C" fn trap_entry() {
         "2:",
         "csrwr $t0, {save_era}",
         "csrrd $t0, {save_t0}",
-        // If one of the following stores faults, it is found at 40, with t0 as it was here.
+        // If one of the following loads and stores faults, it is found at 40, with t0 as it was here.
         "3:",
+        ".cfi_startproc",
+        ".cfi_signal_frame",
+        // ra is the interrupted code's, so where that goes on is called register 64.
+        ".cfi_return_column 64",
         "addi.d $sp, $sp, -{size}",
-        r".irp n, 1,2,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,22,23,24,25,26,27,28,29,30,31",
+        ".cfi_def_cfa_offset {size}",
+        "st.d $ra, $sp, {r} + 8*1",
+        ".cfi_rel_offset 1, {r} + 8*1",
+        // Is the stack there as deep as the handler may go? If not, that is found before anything is
+        // acknowledged or locked.
+        "ld.b $ra, $sp, -{handler}",
+        r".irp n, 2,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,22,23,24,25,26,27,28,29,30,31",
         r"  st.d $r\n, $sp, {r} + 8*\n",
+        r"  .cfi_rel_offset \n, {r} + 8*\n",
         r".endr",
         // All but sp may be used now.
         "4:",
         "addi.d $t0, $sp, {size}",
         "st.d $t0, $sp, {r} + 8*3",
+        ".cfi_rel_offset 3, {r} + 8*3",
         "csrrd $t0, {csr_era}",
         "st.d $t0, $sp, {era}",
+        ".cfi_rel_offset 64, {era}",
         "csrrd $t0, {csr_prmd}",
         "st.d $t0, $sp, {prmd}",
         "5:",
@@ -857,6 +956,7 @@ unsafe extern "C" fn trap_entry() {
         r".irp n, 1,2,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,22,23,24,25,26,27,28,29,30,31",
         r"  ld.d $r\n, $sp, {r} + 8*\n",
         r".endr",
+        ".cfi_endproc",
         "ld.d $sp, $sp, {r} + 8*3",
         // Ends also a reservation made by somebody who ran in between: an `sc` of the interrupted code must
         // not succeed by it.
@@ -876,8 +976,8 @@ unsafe extern "C" fn trap_entry() {
         "csrrd $t1, {save_t1}",
         "ori $t0, $t0, 1",
         "b 2b",
-        // One of the stores of another trap's context: the interrupted sp, less the context's size,
-        // leads nowhere. SAVE_ERA tells about that trap, SAVE_T0 and SAVE_T1 are still the registers at it.
+        // A load or store for another trap's context: below the interrupted sp, there is too little stack.
+        // SAVE_ERA tells about that trap, SAVE_T0 and SAVE_T1 are still the registers at it.
         "42:",
         "addi.d $sp, $sp, {size}",
         "csrrd $t0, {save_core}",
@@ -943,6 +1043,10 @@ unsafe extern "C" fn trap_entry() {
         movfcsr2gr $t0, $fcsr0
         st.d $t0, $a0, {fcsr}
         movgr2fcsr $fcsr0, $zero",
+        // No other program is to see them, not even speculatively.
+        ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
+          movgr2fr.d $f\\n, $zero
+        .endr",
         "csrwr $zero, {csr_euen}",
         // Nothing is the program's any more.
         "51:",
@@ -1008,6 +1112,7 @@ unsafe extern "C" fn trap_entry() {
         pplv = const PPLV,
         pie = const PIE,
         pie_shift = const PIE.trailing_zeros(),
+        handler = const HANDLER_STACK,
         #[cfg(target_feature = "d")]
         fpe = const FPE,
     )

@@ -25,5 +25,30 @@ pub use native::LoongArch64 as Native;
 pub use native::Riscv64 as Native;
 #[cfg(target_arch = "x86_64")]
 pub use native::X86_64 as Native;
-#[cfg(any(target_os = "none", doc))]
-pub use native::{LEAST_EMERGENCY_STACK, TrapContext, TrapCore, install_trap_entry};
+#[cfg(all(
+    any(target_os = "none", doc),
+    any(target_arch = "riscv64", target_arch = "x86_64", target_arch = "loongarch64")
+))]
+pub use native::{HANDLER_STACK, LEAST_EMERGENCY_STACK, TrapContext, TrapCore, install_trap_entry};
+pub(crate) use native::{LEAVE, drop_rights, has_rights, restore_rights, touch_stack};
+
+/// An architecture that is not here. A kernel brings its own backend, whose switch deals with what these would.
+#[cfg(not(any(target_arch = "riscv64", target_arch = "x86_64", target_arch = "loongarch64")))]
+mod native {
+    pub(crate) const LEAVE: usize = 0;
+
+    pub(crate) fn touch_stack<const DEPTH: usize>() {}
+
+    pub(crate) fn has_rights() -> bool {
+        false
+    }
+
+    pub(crate) fn drop_rights() -> usize {
+        0
+    }
+
+    /// # Safety
+    ///
+    /// None here.
+    pub(crate) unsafe fn restore_rights(_: usize) {}
+}

@@ -11,9 +11,9 @@
 //!   |  the frame of whoever  |   with all that it needs of the other registers
 //!   |  switches              |
 //!   +------------------------+
-//!   |  fs0 ... fs11          |   written only if `pc` is where they are loaded
+//!   |  fs0 ... fs11          |   written only if `pc` says so
 //!   |  s0, s1                |
-//!   |  pc: where to go on    |
+//!   |  pc: where to go on    |   bit 0: fs0 to fs11 are to be loaded first
 //!   +------------------------+ <- Context (= sp), a `Frame`
 //! ```
 //!
@@ -45,9 +45,9 @@
 //!
 //! ```text
 //!   |  frames                |
-//!   +------------------------+ <- the stack's end; unmapped below. `trap_entry`, or the code itself,
-//!   :  a push that faulted   :    stores here; so the entry is entered again, finds that the second
-//!   +------------------------+    fault's sepc is among its own pushes, and changes over to:
+//!   +------------------------+ <- the stack's end; unmapped below. `trap_entry` looks whether there is
+//!   :  what is too little    :    room for the context and the handler: its load or push faults, the
+//!   +------------------------+    entry is entered again, finds where that came from, and changes over to:
 //!
 //!   +------------------------+ <- the top of the core's emergency stack
 //!   |  TrapContext           |   sp and sepc are those of the code that overflowed
@@ -75,10 +75,12 @@
 //! `switch` is a piece of its caller's code that says which registers it overwrites, so the compiler saves
 //! those of them that hold something, with what it would save anyway. What it does not give away
 //! `switch` saves itself: s0, s1 and sp; and fs0 to fs11, since those are rarely in use, as the
-//! hardware knows. It touches neither `tp` (the core's), nor `gp` (the program's), nor `sstatus.SIE`. `fcsr`
-//! isn't switched: Rust code may assume the rounding mode that it was started with, and flags are
-//! not preserved by calls. A trap falls between any two instructions, so `TrapContext` holds
-//! `fcsr` too. Vector registers are not known here: a kernel is not compiled to use them.
+//! hardware knows. It touches neither `tp` (the core's), nor `gp` (the program's), nor `sstatus.SIE`. SUM and
+//! MXR, which kernel code may have set for an access to a user's page, are dealt with by the one who leaves
+//! ([`drop_rights`]). `fcsr` isn't switched: Rust code may assume the rounding mode that it was started
+//! with, and flags are not preserved by calls. A trap falls between any two instructions, so `TrapContext`
+//! holds `fcsr` too, and what runs next gets the 0 that Rust code starts with. Vector registers are not
+//! known here: a kernel must not be compiled to use them.
 //!
 //! # Floating point, by `sstatus.FS`
 //!
@@ -91,9 +93,10 @@
 //! - It holds when code starts: what nobody wrote, nobody wants.
 //! - Code that writes an f register makes FS Dirty, by hardware.
 //! - `switch` away: if FS is Dirty, fs0 to fs11 go into the frame, and FS becomes Clean, or it
-//!   would be charged to whoever runs next. Whoever switches back goes on at `pc`, where FS becomes
+//!   would be charged to whoever runs next. `pc` says so to the one who switches back: FS becomes
 //!   Dirty and they are loaded, so that the next switch saves them again.
-//! - If FS isn't Dirty, nothing there is wanted, and `pc` is behind that.
+//! - If FS isn't Dirty, nothing there is wanted, and `pc` says nothing.
+//! - A machine may know Off and Dirty only, and take Clean for Dirty. Then all is saved each time.
 //! - A trap: if FS is Dirty, all f registers go into the trap context before any Rust code runs.
 //!   Nothing of them is then wanted by the handler: FS becomes Clean, and a switch in the handler
 //!   saves them a second time only if the handler has computed in them. The return from the trap
@@ -105,8 +108,9 @@
 //!
 //! A user program begins with FS Off. If it computes, its first FP instruction is illegal: it then gets
 //! f registers that are zero, FS Clean, and goes on. From then on they are loaded before it runs, and
-//! saved after a trap that finds FS Dirty; `fcsr` always, because of said emulators. So no program
-//! sees another's, and one that doesn't compute pays nothing.
+//! saved after a trap that finds FS Dirty; `fcsr` always, because of said emulators. Then they are set to
+//! zero: with FS Off, a processor that speculates could let the next program see what the last one has left.
+//! So no program sees another's, and one that doesn't compute pays nothing.
 
 use core::arch::{asm, naked_asm};
 use core::mem::{MaybeUninit, offset_of, size_of};
@@ -117,6 +121,12 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use crate::fatal::fatal;
 use crate::stackful::{Context, StackMain, StackfulBackend};
 use crate::trap::{self, Access, Syscall, Trap, TrapHandler};
+
+#[cfg(all(target_os = "none", target_feature = "v"))]
+compile_error!(
+    "neither the trap entry nor the switch saves the kernel's own vector registers: build the kernel \
+     without the target feature `v`"
+);
 
 /// What lies at a [`Context`].
 #[repr(C, align(16))]
@@ -131,20 +141,21 @@ struct Frame {
 const FS_SHIFT: usize = 13;
 /// FS: two bits.
 const FS_MASK: usize = 0b11;
-/// FS: an f register or `fcsr` has been written. (0 is Off, 1 Initial, 2 Clean.)
+/// FS: an f register or `fcsr` has been written. (0 is Off, 1 Initial.)
 const FS_DIRTY: usize = 0b11;
-/// FS: they have been written by loading them.
-const FS_CLEAN: usize = 0b10;
-/// The bit that makes Dirty of Clean.
+/// The bit that makes Dirty of Clean, which is 2: they have been written by loading them.
 const FS_NOT_CLEAN: usize = 0b01;
+
+/// How many bytes a handler of an interrupt may use of the interrupted stack, with its call of
+/// [`preempt::on_timer`](crate::preempt::on_timer) and the switch, which need less than the half of it in a
+/// build without optimization. The trap entry sees to it that they are there.
+pub const HANDLER_STACK: usize = 2048;
 
 /// The switch of RISC-V with 64 bits.
 #[derive(Debug)]
 pub struct Riscv64;
 
 impl Riscv64 {
-    /// A handler's frames down to the switch, in a build without optimization.
-    const HANDLER: usize = 2048;
     /// What the task itself has on its stack at least: the frames of the runtime's poll loop (1.9 KiB in a
     /// build without optimization), and a little of its own.
     const POLL: usize = 3072;
@@ -156,7 +167,7 @@ impl Riscv64 {
 // it touches the two stacks and `*save` only; and an `asm!` without `nomem` is a barrier.
 unsafe impl StackfulBackend for Riscv64 {
     const LEAST_STACK: usize =
-        size_of::<Frame>() + size_of::<TrapContext>() + Self::HANDLER + Self::POLL;
+        size_of::<Frame>() + size_of::<TrapContext>() + HANDLER_STACK + Self::POLL;
 
     unsafe fn prepare(top: NonNull<u8>, main: StackMain, argument: *mut ()) -> Context {
         let frame = Frame {
@@ -178,61 +189,9 @@ unsafe impl StackfulBackend for Riscv64 {
         // SAFETY: the caller's promise: what is at `to` was left by this very code or by `prepare`.
         unsafe {
             asm!(
-                ".option push",
-                // What the assembler may use; whether there is an FPU is decided by FS, when it runs.
-                ".option arch, +d",
-                // a0: where to store the context that is left; a1: the one to go on in.
-                "addi sp, sp, -{size}",
-                "sd s0, {s0}(sp)",
-                "sd s1, {s1}(sp)",
-                "lla t1, 5f",
-                "csrr t2, sstatus",
-                // Its sign says that there is something Dirty.
-                "bltz t2, 3f",
-                "2:",
-                "sd t1, {pc}(sp)",
-                "sd sp, (a0)",
-                // From here on the other stack.
-                "mv sp, a1",
-                // Not ra or t0: a jump by them would be predicted to go where this function was called
-                // from.
-                "ld t1, {pc}(sp)",
-                "jr t1",
-                // t2: sstatus. It may be something else than FS that is Dirty.
-                "3:",
-                "srli t2, t2, {fs_shift}",
-                "andi t2, t2, {fs_mask}",
-                "addi t2, t2, -{fs_dirty}",
-                "bnez t2, 2b",
-                r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
-                r"  fsd fs\n, {fs} + 8*\n(sp)",
-                r".endr",
-                "li t2, {fs_not_clean} << {fs_shift}",
-                "csrc sstatus, t2",
-                "lla t1, 4f",
-                "j 2b",
-                // Somebody switched to what was saved at 3. sp: the `Frame`.
-                "4:",
-                "li t2, {fs_mask} << {fs_shift}",
-                "csrs sstatus, t2",
-                r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
-                r"  fld fs\n, {fs} + 8*\n(sp)",
-                r".endr",
-                // The same if FS was not Dirty.
-                "5:",
-                "ld s0, {s0}(sp)",
-                "ld s1, {s1}(sp)",
-                "addi sp, sp, {size}",
-                ".option pop",
-                pc = const offset_of!(Frame, pc),
-                s0 = const offset_of!(Frame, s0),
-                s1 = const offset_of!(Frame, s1),
-                fs = const offset_of!(Frame, fs),
-                size = const size_of::<Frame>(),
-                fs_shift = const FS_SHIFT,
-                fs_mask = const FS_MASK,
-                fs_dirty = const FS_DIRTY,
-                fs_not_clean = const FS_NOT_CLEAN,
+                // By t1, and not by ra or t0: a processor would expect a return.
+                "call t1, {exchange}",
+                exchange = sym exchange,
                 inout("a0") save => _,
                 inout("a1") to.0 => _,
                 out("s2") _,
@@ -252,22 +211,138 @@ unsafe impl StackfulBackend for Riscv64 {
     }
 }
 
-/// sp: the `Frame` that `prepare` made.
+/// a0: where to store the context that is left; a1: the one to go on in; t1: where the caller goes on.
+///
+/// A function of its own, since only so an unwinder can be told where all is after each instruction. It
+/// is told the same before and after the change of stacks, as both look the same.
+#[unsafe(naked)]
+unsafe extern "C" fn exchange() {
+    naked_asm!(
+        ".option push",
+        // What the assembler may use; whether there is an FPU is decided by FS, when it runs.
+        ".option arch, +d",
+        ".cfi_startproc",
+        ".cfi_register ra, t1",
+        "addi sp, sp, -{size}",
+        ".cfi_def_cfa_offset {size}",
+        "sd s0, {s0}(sp)",
+        ".cfi_rel_offset s0, {s0}",
+        "sd s1, {s1}(sp)",
+        ".cfi_rel_offset s1, {s1}",
+        "csrr t2, sstatus",
+        // Its sign says that there is something Dirty.
+        "bltz t2, 3f",
+        ".cfi_remember_state",
+        "2:",
+        "sd t1, {pc}(sp)",
+        ".cfi_rel_offset ra, {pc}",
+        "sd sp, (a0)",
+        // From here on the other stack.
+        "mv sp, a1",
+        "ld t1, {pc}(sp)",
+        "andi t2, t1, 1",
+        "bnez t2, 4f",
+        ".cfi_remember_state",
+        "5:",
+        "ld s0, {s0}(sp)",
+        "ld s1, {s1}(sp)",
+        "addi sp, sp, {size}",
+        ".cfi_def_cfa_offset 0",
+        ".cfi_same_value s0",
+        ".cfi_same_value s1",
+        ".cfi_register ra, t1",
+        // Bit 0 doesn't count. A jump by ra or t0 would be predicted to go where a function was called
+        // from.
+        "jr t1",
+        // The f registers are wanted.
+        "4:",
+        ".cfi_restore_state",
+        "li t2, {fs_mask} << {fs_shift}",
+        "csrs sstatus, t2",
+        r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
+        r"  fld fs\n, {fs} + 8*\n(sp)",
+        r".endr",
+        "j 5b",
+        // t2: sstatus. It may be something else than FS that is Dirty.
+        "3:",
+        ".cfi_restore_state",
+        "srli t2, t2, {fs_shift}",
+        "andi t2, t2, {fs_mask}",
+        "addi t2, t2, -{fs_dirty}",
+        "bnez t2, 2b",
+        r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
+        r"  fsd fs\n, {fs} + 8*\n(sp)",
+        r".endr",
+        "li t2, {fs_not_clean} << {fs_shift}",
+        "csrc sstatus, t2",
+        "ori t1, t1, 1",
+        "j 2b",
+        ".cfi_endproc",
+        ".option pop",
+        pc = const offset_of!(Frame, pc),
+        s0 = const offset_of!(Frame, s0),
+        s1 = const offset_of!(Frame, s1),
+        fs = const offset_of!(Frame, fs),
+        size = const size_of::<Frame>(),
+        fs_shift = const FS_SHIFT,
+        fs_mask = const FS_MASK,
+        fs_dirty = const FS_DIRTY,
+        fs_not_clean = const FS_NOT_CLEAN,
+    )
+}
+
+/// s0: `main`; s1: its argument; sp: the stack's top. There is no caller and no frame pointer: an unwinder, a
+/// debugger and a walk along the frame pointers end here.
 #[unsafe(naked)]
 unsafe extern "C" fn start() -> ! {
     naked_asm!(
-        "ld t1, {s0}(sp)",
-        "ld a0, {s1}(sp)",
-        "addi sp, sp, {size}",
-        // t1: `main`; a0: its argument; sp: the stack's top. There is no caller and no frame pointer: an
-        // unwinder, a debugger and a walk along the frame pointers end here.
-        "li ra, 0",
+        ".cfi_startproc",
+        ".cfi_undefined ra",
+        "mv a0, s1",
+        "mv t1, s0",
         "li s0, 0",
-        "jr t1",
-        s0 = const offset_of!(Frame, s0),
-        s1 = const offset_of!(Frame, s1),
-        size = const size_of::<Frame>(),
+        "jalr t1",
+        "unimp",
+        ".cfi_endproc",
     )
+}
+
+/// How deep a task that leaves by itself goes, from where the core must not be taken any more.
+pub(crate) const LEAVE: usize = 1024;
+
+/// Touches the stack `DEPTH` bytes below. If it isn't there, that is the fault of the code that calls, which
+/// can be ended alone: a fault further down would come in the runtime's own code, or a handler's.
+#[inline(always)]
+pub(crate) fn touch_stack<const DEPTH: usize>() {
+    // SAFETY: reads what lies below the stack pointer, if anything does.
+    unsafe { asm!("lb zero, -{}(sp)", const DEPTH, options(nostack, readonly)) };
+}
+
+/// Whether the running code has given itself a right that no other code is to have: SUM or MXR.
+#[inline(always)]
+pub(crate) fn has_rights() -> bool {
+    // Bits above them are rare, and do no harm.
+    status() as u32 >> SUM_MXR.trailing_zeros() != 0
+}
+
+/// Gives such rights up, before other code runs, and says which they were.
+#[cold]
+pub(crate) fn drop_rights() -> usize {
+    let status: usize;
+    // SAFETY: without them, less is allowed.
+    unsafe { asm!("csrrc {}, sstatus, {}", out(reg) status, in(reg) SUM_MXR, options(nostack)) };
+    status & SUM_MXR
+}
+
+/// Gives the running code its rights back.
+///
+/// # Safety
+///
+/// [`drop_rights`] said that it had them.
+#[cold]
+pub(crate) unsafe fn restore_rights(rights: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("csrs sstatus, {}", in(reg) rights, options(nostack)) };
 }
 
 /// What a trap interrupted: pushed by the entry on the interrupted kernel stack, or a user program's, which
@@ -553,7 +628,8 @@ impl TrapContext {
             unsafe { asm!("csrrw {}, sie, zero", out(reg) sie, options(nostack)) };
         }
         loop {
-            let fs = if self.fp == 0 { 0 } else { FS_CLEAN << FS_SHIFT };
+            // On while they are loaded, upon which `enter` makes it Clean.
+            let fs = if self.fp == 0 { 0 } else { FS_DIRTY << FS_SHIFT };
             self.sstatus = status() & UXL | self.sstatus & SPIE | fs;
             // SAFETY: interrupts are masked, `sstatus` is that of user mode, `core` is this core's.
             unsafe { enter(self, core) };
@@ -608,8 +684,9 @@ fn has_fp() -> bool {
         asm!(
             "csrs sstatus, {fs}",
             "csrr {on}, sstatus",
+            // Both bits: what is left of them could count as Dirty.
             "csrc sstatus, {fs}",
-            fs = in(reg) FS_CLEAN << FS_SHIFT,
+            fs = in(reg) FS_MASK << FS_SHIFT,
             on = out(reg) on,
             options(nostack),
         );
@@ -743,18 +820,29 @@ unsafe extern "C" fn trap_entry() {
         "ld t0, {core_t0}(sp)",
         "csrrw sp, sscratch, sp",
         // A trap in kernel mode. All registers are the interrupted code's again, and sscratch is the
-        // core. If one of the following stores faults, it is found at 40.
+        // core. If one of the following loads and stores faults, it is found at 40.
         "3:",
+        ".cfi_startproc",
+        ".cfi_signal_frame",
+        // ra is the interrupted code's, so where that goes on is called register 64.
+        ".cfi_return_column 64",
         "addi sp, sp, -{size}",
+        ".cfi_def_cfa_offset {size}",
+        // Is the stack there as deep as the handler may go? If not, that is found before anything is
+        // acknowledged or locked.
+        "lb zero, -{handler}(sp)",
         r".irp n, 1,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
         r"  sd x\n, {x} + 8*\n(sp)",
+        r"  .cfi_rel_offset \n, {x} + 8*\n",
         r".endr",
         // All but sp may be used now.
         "4:",
         "addi t0, sp, {size}",
         "sd t0, {x} + 8*2(sp)",
+        ".cfi_rel_offset sp, {x} + 8*2",
         "csrr t0, sepc",
         "sd t0, {sepc}(sp)",
+        ".cfi_rel_offset 64, {sepc}",
         "5:",
         // Interrupted code may have been allowed to access users' pages. Who comes next is not.
         "li t0, {sum_mxr}",
@@ -795,6 +883,7 @@ unsafe extern "C" fn trap_entry() {
         r".irp n, 1,3,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
         r"  ld x\n, {x} + 8*\n(sp)",
         r".endr",
+        ".cfi_endproc",
         "ld sp, {x} + 8*2(sp)",
         "sret",
         // t1: sstatus. If it is FS that is Dirty, the f registers are saved.
@@ -808,7 +897,9 @@ unsafe extern "C" fn trap_entry() {
         r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
         r"  fsd f\n, {f} + 8*\n(sp)",
         r".endr",
-        "frcsr t0",
+        // The rounding mode is the interrupted code's. What runs next gets the one that Rust code starts with,
+        // which is the one that 0 means.
+        "fscsr t0, zero",
         "sd t0, {fcsr}(sp)",
         "li t0, {fs_not_clean} << {fs_shift}",
         "csrc sstatus, t0",
@@ -821,11 +912,16 @@ unsafe extern "C" fn trap_entry() {
         "bltu t0, t1, 41f",
         "lla t1, 4b",
         "bltu t0, t1, 42f",
+        // t0: sepc; its bit 0 now: interrupts were masked.
         "41:",
+        "csrr t1, sstatus",
+        "andi t1, t1, {spie}",
+        "seqz t1, t1",
+        "or t0, t0, t1",
         "ld t1, {core_t1}(sp)",
         "j 2b",
-        // One of the stores of another trap's context: the interrupted sp, less the context's size,
-        // leads nowhere. The core has the sepc of that trap, and still its t0.
+        // A load or store for another trap's context: below the interrupted sp, there is too little stack.
+        // The core has the sepc of that trap, and still its t0.
         "42:",
         "csrr t0, sscratch",
         "csrw sscratch, sp",
@@ -847,7 +943,13 @@ unsafe extern "C" fn trap_entry() {
         "ld t0, {core_sp}(t1)",
         "sd t0, {x} + 8*2(sp)",
         "ld t0, {core_sepc}(t1)",
+        // SPIE is what it was at that trap.
+        "andi t1, t0, 1",
+        "andi t0, t0, -2",
         "sd t0, {sepc}(sp)",
+        "xori t1, t1, 1",
+        "slli t1, t1, {spie_shift}",
+        "csrs sstatus, t1",
         "j 5b",
         // It was the emergency stack itself. What lies there is lost anyway.
         "44:",
@@ -882,9 +984,14 @@ unsafe extern "C" fn trap_entry() {
         "srli t1, t1, {fs_shift}",
         "andi t1, t1, {fs_mask}",
         "addi t1, t1, -{fs_dirty}",
-        "bnez t1, 52f",
+        "bnez t1, 51f",
         r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
         r"  fsd f\n, {f} + 8*\n(t0)",
+        r".endr",
+        // No other program is to see them, not even speculatively.
+        "51:",
+        r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+        r"  fmv.d.x f\n, zero",
         r".endr",
         // The caller's status, and what its FS says of its f registers.
         "52:",
@@ -934,6 +1041,9 @@ unsafe extern "C" fn trap_entry() {
         core_kernel_tp = const offset_of!(TrapCore, kernel_tp),
         core_context = const offset_of!(TrapCore, context),
         spp = const SPP,
+        spie = const SPIE,
+        spie_shift = const SPIE.trailing_zeros(),
+        handler = const HANDLER_STACK,
         fs_shift = const FS_SHIFT,
         fs_mask = const FS_MASK,
         fs_dirty = const FS_DIRTY,

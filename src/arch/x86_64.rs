@@ -9,9 +9,9 @@
 //!   |  the frame of whoever|   with all that it needs of the other registers
 //!   |  switches            |
 //!   +----------------------+
+//!   |  rip: where to go on |
 //!   |  rbp                 |
 //!   |  rbx                 |
-//!   |  rip: where to go on |
 //!   +----------------------+ <- Context (= rsp), a `Frame`
 //! ```
 //!
@@ -19,12 +19,12 @@
 //!
 //! ```text
 //!   +----------------------+ <- top, aligned to 16
-//!   |  0                   |   `main`'s return address: there is no caller, so an unwinder, a
-//!   |  `main`              |   debugger and a walk along the frame pointers end here
+//!   |  not used            |   keeps what `start` calls aligned
+//!   |  `main`              |
 //!   +----------------------+
-//!   |  rbp: 0              |   no frame pointer below `main`'s
+//!   |  rip: `start`        |   calls `main`. An unwinder ends there
+//!   |  rbp: 0              |   no frame pointer below `main`'s: a walk along them ends here
 //!   |  rbx: its argument   |
-//!   |  rip: `start`        |
 //!   +----------------------+ <- Context, a `Frame`
 //! ```
 //!
@@ -36,7 +36,8 @@
 //! away. No vector register is among them. The control words of MXCSR and of the x87 unit are, but Rust code may
 //! assume them to be as the language started with: to go on with others is undefined behaviour
 //! already before a switch could carry them along. So they stay as they are. Neither `gs` nor `fs`
-//! nor the interrupt flag is touched.
+//! nor the flags are touched; AC, which kernel code may have set for an access to a user's page, is
+//! dealt with by the one who leaves ([`drop_rights`]).
 //!
 //! A preempted stack looks no different: above the caller's frame lie those of the handler that
 //! left the core and what the trap (or the signal) has saved of the interrupted code.
@@ -61,7 +62,7 @@
 //!   |  TrapContext::run    |          |  ss, rsp, rflags     | <- `Tss::rsp0`: the end of the context
 //!   +----------------------+          |  cs, rip             |
 //!   |  rip, rbp, rbx       |          |  address, cause      |
-//!   |  r12, r13, r14, r15  |          |  rax ... r15         |
+//!   |  r12 ... r15, rflags |          |  rax ... r15         |
 //!   +----------------------+          |  fp, thread pointer  |
 //!    ^ TrapCore::kernel_sp            +----------------------+ the `TrapContext`, wherever it is
 //! ```
@@ -96,8 +97,9 @@
 //! A kernel is compiled for soft float, and CR0.TS is set whenever it runs. A user program begins so, too; its
 //! first FP instruction is a trap (#NM), upon which it gets an `FpArea` with the initial state, and goes on.
 //! From then on that is loaded before it runs and saved after it: the processor says what has
-//! changed, and XSAVEOPT looks at that. So no program sees another's registers, and one that doesn't
-//! compute pays nothing.
+//! changed, and XSAVEOPT looks at that. Then the initial state is loaded: with CR0.TS set, some processors
+//! would let another program see speculatively what the last one has left (CVE-2018-3665). So no program
+//! sees another's registers, and one that doesn't compute pays nothing.
 
 use core::arch::{asm, naked_asm};
 use core::mem::{offset_of, size_of};
@@ -105,12 +107,18 @@ use core::ptr::NonNull;
 
 use crate::stackful::{Context, StackMain, StackfulBackend};
 
+#[cfg(all(target_os = "none", target_feature = "sse"))]
+compile_error!(
+    "the trap entry doesn't save the kernel's own SSE registers: build the kernel for soft float, as for \
+     the target x86_64-unknown-none"
+);
+
 /// What lies at a [`Context`].
 #[repr(C)]
 struct Frame {
-    rip: usize,
     rbx: usize,
     rbp: usize,
+    rip: usize,
 }
 
 /// What lies between a prepared `Frame` and the stack's top.
@@ -118,20 +126,24 @@ struct Frame {
 struct Start {
     frame: Frame,
     main: StackMain,
-    return_address: usize,
+    padding: usize,
 }
 
 const _: () = {
-    // The order of the pushes and pops in `switch`.
-    assert!(offset_of!(Frame, rip) == 0);
-    assert!(offset_of!(Frame, rbx) == size_of::<usize>());
-    assert!(offset_of!(Frame, rbp) == 2 * size_of::<usize>());
+    // The order of the pushes and pops in `exchange`.
+    assert!(offset_of!(Frame, rbx) == 0);
+    assert!(offset_of!(Frame, rbp) == size_of::<usize>());
+    assert!(offset_of!(Frame, rip) == 2 * size_of::<usize>());
     assert!(size_of::<Frame>() == 3 * size_of::<usize>());
-    // `start` pops `main` next. The ABI wants `rsp + 8` aligned to 16 at a function's first
-    // instruction, with the return address at `rsp`.
+    // `start` calls `main` with the stack pointer here, which has to be aligned to 16 then.
     assert!(offset_of!(Start, main) == size_of::<Frame>());
-    assert!(size_of::<Start>() - offset_of!(Start, return_address) == 8);
+    assert!((size_of::<Start>() - offset_of!(Start, main)).is_multiple_of(16));
 };
+
+/// How many bytes a handler of an interrupt may use of the interrupted stack, with its call of
+/// [`preempt::on_timer`](crate::preempt::on_timer) and the switch, which need less than the half of it in a
+/// build without optimization. The trap entry sees to it that they are there.
+pub const HANDLER_STACK: usize = 4096;
 
 /// The switch of x86_64's System V ABI.
 #[derive(Debug)]
@@ -143,15 +155,13 @@ impl X86_64 {
     /// of the context and the alignment. Where it is more (11 KiB with AMX),
     /// [`Platform::least_stack`](crate::platform::Platform::least_stack) adds the rest.
     pub const SIGNAL: usize = 4096;
-    /// A handler's frames down to the switch, in a build without optimization.
-    const HANDLER: usize = 4096;
     /// Hosted, one signal frame holds the preempted task, and when it is resumed, one other can come
     /// to lie on top of it. Without an operating system it is one trap context, far smaller than a
     /// signal frame; what the task itself has there at least is within what is counted too much.
     const TRAPS: usize = if cfg!(target_os = "none") {
-        Self::SIGNAL + Self::HANDLER
+        Self::SIGNAL + HANDLER_STACK
     } else {
-        2 * (Self::SIGNAL + Self::HANDLER)
+        2 * (Self::SIGNAL + HANDLER_STACK)
     };
 }
 
@@ -164,11 +174,11 @@ unsafe impl StackfulBackend for X86_64 {
 
     unsafe fn prepare(top: NonNull<u8>, main: StackMain, argument: *mut ()) -> Context {
         let rip = start as *const () as usize;
-        let frame = Frame { rip, rbx: argument.expose_provenance(), rbp: 0 };
+        let frame = Frame { rbx: argument.expose_provenance(), rbp: 0, rip };
         // SAFETY: the caller gives LEAST_STACK writable bytes below `top`, aligned to 16.
         unsafe {
             let context = top.byte_sub(size_of::<Start>());
-            context.cast::<Start>().write(Start { frame, main, return_address: 0 });
+            context.cast::<Start>().write(Start { frame, main, padding: 0 });
             Context(context.as_ptr())
         }
     }
@@ -178,21 +188,11 @@ unsafe impl StackfulBackend for X86_64 {
         // SAFETY: the caller's promise: what is at `to` was left by this very code or by `prepare`.
         unsafe {
             asm!(
-                // rdi: where to store the context that is left; rsi: the one to go on in.
                 "lea rax, [rip + 2f]",
-                "push rbp",
-                "push rbx",
-                "push rax",
-                "mov [rdi], rsp",
-                // From here on the other stack.
-                "mov rsp, rsi",
-                // Not a `ret`: it would be predicted to go where this function was called from.
-                "pop rax",
-                "jmp rax",
-                // Somebody switched to what was saved above. rsp: at `rbx`.
+                "jmp {exchange}",
+                // Somebody switched to what was saved there.
                 "2:",
-                "pop rbx",
-                "pop rbp",
+                exchange = sym exchange,
                 inout("rdi") save => _,
                 inout("rsi") to.0 => _,
                 out("r12") _,
@@ -205,14 +205,98 @@ unsafe impl StackfulBackend for X86_64 {
     }
 }
 
-/// rsp: at `rbx` of a prepared stack.
+/// rdi: where to store the context that is left; rsi: the one to go on in; rax: where the caller goes on.
+///
+/// A function of its own, since only so an unwinder can be told where all is after each instruction. It
+/// is told the same before and after the change of stacks, as both look the same.
+#[unsafe(naked)]
+unsafe extern "C" fn exchange() {
+    naked_asm!(
+        ".cfi_startproc",
+        ".cfi_def_cfa rsp, 0",
+        ".cfi_register rip, rax",
+        "push rax",
+        ".cfi_adjust_cfa_offset 8",
+        ".cfi_rel_offset rip, 0",
+        "push rbp",
+        ".cfi_adjust_cfa_offset 8",
+        ".cfi_rel_offset rbp, 0",
+        "push rbx",
+        ".cfi_adjust_cfa_offset 8",
+        ".cfi_rel_offset rbx, 0",
+        "mov [rdi], rsp",
+        // From here on the other stack.
+        "mov rsp, rsi",
+        "pop rbx",
+        ".cfi_adjust_cfa_offset -8",
+        ".cfi_same_value rbx",
+        "pop rbp",
+        ".cfi_adjust_cfa_offset -8",
+        ".cfi_same_value rbp",
+        // Not a `ret`: it would be predicted to go where a function was called from.
+        "pop rax",
+        ".cfi_adjust_cfa_offset -8",
+        ".cfi_register rip, rax",
+        "jmp rax",
+        ".cfi_endproc",
+    )
+}
+
+/// rsp: at `main` of a prepared stack; rbx: its argument; rbp: 0. There is no caller.
 #[unsafe(naked)]
 unsafe extern "C" fn start() -> ! {
     naked_asm!(
-        "pop rdi", "pop rbp", "pop rax",
-        // rdi: the argument; rax: `main`; rbp: 0; rsp: at the return address 0.
-        "jmp rax",
+        ".cfi_startproc",
+        ".cfi_undefined rip",
+        "mov rdi, rbx",
+        "call [rsp]",
+        "ud2",
+        ".cfi_endproc",
     )
+}
+
+/// How deep a task that leaves by itself goes, from where the core must not be taken any more.
+pub(crate) const LEAVE: usize = 1024;
+
+/// Touches the stack `DEPTH` bytes below. If it isn't there, that is the fault of the code that calls, which
+/// can be ended alone: a fault further down would come in the runtime's own code, or a handler's.
+#[inline(always)]
+pub(crate) fn touch_stack<const DEPTH: usize>() {
+    // SAFETY: reads what lies below the stack pointer, if anything does.
+    unsafe { asm!("test byte ptr [rsp - {}], 0", const DEPTH, options(nostack, readonly)) };
+}
+
+/// AC: in the kernel, user's pages may be accessed though SMAP is on. (In user mode: accesses that aren't
+/// aligned are faults.)
+const AC: usize = 1 << 18;
+
+/// Whether the running code has given itself a right that no other code is to have.
+#[inline(always)]
+pub(crate) fn has_rights() -> bool {
+    let flags: usize;
+    // SAFETY: reads the flags, by way of the stack.
+    unsafe { asm!("pushfq", "pop {}", out(reg) flags, options(preserves_flags)) };
+    flags & AC != 0
+}
+
+/// Gives such rights up, before other code runs, and says which they were. Not by `clac`, which not every
+/// processor has.
+#[cold]
+pub(crate) fn drop_rights() -> usize {
+    // SAFETY: without AC, less is allowed.
+    unsafe { asm!("pushfq", "and dword ptr [rsp], {}", "popfq", const !(AC as i32)) };
+    AC
+}
+
+/// Gives the running code its rights back.
+///
+/// # Safety
+///
+/// [`drop_rights`] said that it had them.
+#[cold]
+pub(crate) unsafe fn restore_rights(rights: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("pushfq", "or [rsp], {}", "popfq", in(reg) rights) };
 }
 
 #[cfg(any(target_os = "none", doc))]
@@ -328,15 +412,22 @@ mod traps {
     }
 
     impl FpArea {
-        /// As a processor starts: registers zero, all exceptions masked. `None` if there is no memory.
+        /// As a processor starts: registers zero, all exceptions masked.
+        const INITIAL: Self = {
+            let mut area = [0; size_of::<Self>()];
+            // The x87 unit's control word, and MXCSR.
+            [area[0], area[1]] = 0x037f_u16.to_le_bytes();
+            [area[24], area[25], area[26], area[27]] = 0x1f80_u32.to_le_bytes();
+            Self(area)
+        };
+
+        /// As [`INITIAL`](Self::INITIAL). `None` if there is no memory.
         fn initial() -> Option<Box<Self>> {
             // SAFETY: its size is not zero.
             let area = NonNull::new(unsafe { alloc_zeroed(Layout::new::<Self>()) })?;
             // SAFETY: from the global allocator with its layout, and all zeroes are valid.
             let mut area = unsafe { Box::from_raw(area.cast::<Self>().as_ptr()) };
-            // The x87 unit's control word, and MXCSR.
-            area.0[..2].copy_from_slice(&0x037f_u16.to_le_bytes());
-            area.0[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
+            area.0.copy_from_slice(&CLEAN.0);
             Some(area)
         }
 
@@ -376,6 +467,9 @@ mod traps {
             }
         }
     }
+
+    /// What the registers hold while no program's are in them.
+    static CLEAN: FpArea = FpArea::INITIAL;
 
     /// How FP registers are saved, all cores alike.
     static FP_SAVE: AtomicU8 = AtomicU8::new(FXSAVE);
@@ -743,6 +837,8 @@ mod traps {
         /// Always 1.
         pub(super) const RESERVED: usize = 1 << 1;
         pub(super) const INTERRUPTS: usize = 1 << 9;
+        /// Those of the interrupted code's that an interrupt leaves set.
+        pub(super) const DF_AC: usize = 1 << 10 | super::super::AC;
         /// Those that user mode can change itself: the arithmetic ones, TF, DF, NT, AC and ID.
         pub(super) const USERS: usize = 0x24_4dd5;
         pub(super) const ALL: u64 = 0x3f_7fd5;
@@ -938,6 +1034,7 @@ mod traps {
                     if let Some(fp) = &mut self.fp {
                         fp.save();
                     }
+                    CLEAN.load();
                 }
                 disable_fp();
                 return;
@@ -1033,24 +1130,51 @@ mod traps {
     #[unsafe(naked)]
     unsafe extern "C" fn trap_entry() {
         naked_asm!(
+            ".cfi_startproc",
+            ".cfi_signal_frame",
+            ".cfi_def_cfa rsp, {size} - {cause_at}",
+            ".cfi_offset rip, {rip} - {size}",
+            ".cfi_offset rsp, {rsp} - {size}",
             "test byte ptr [rsp + {cs}], 3",
             "jnz 3f",
             // Kernel mode: rsp is on the interrupted stack.
             ".irp r, rax,rcx,rdx,rbx,rbp,rsi,rdi,r8,r9,r10,r11,r12,r13,r14,r15",
             "  push \\r",
+            "  .cfi_adjust_cfa_offset 8",
+            "  .cfi_rel_offset \\r, 0",
             ".endr",
             "push 0",
             "push 0",
-            "cld",
+            ".cfi_adjust_cfa_offset 16",
+            // If the stack isn't there as deep as the handler may go, this faults, again and again on what
+            // is left of it, until the processor changes over to the emergency stack: before anything is
+            // acknowledged or locked.
+            "test byte ptr [rsp - {handler}], 0",
+            "test dword ptr [rsp + {rflags}], {df_ac}",
+            "jnz 5f",
+            "2:",
             "mov rdi, rsp",
             "call {dispatch}",
             // rsp: the context.
+            ".cfi_remember_state",
             "add rsp, {users_part}",
+            ".cfi_adjust_cfa_offset -{users_part}",
             ".irp r, r15,r14,r13,r12,r11,r10,r9,r8,rdi,rsi,rbp,rbx,rdx,rcx,rax",
             "  pop \\r",
+            "  .cfi_adjust_cfa_offset -8",
+            "  .cfi_same_value \\r",
             ".endr",
             "add rsp, {cause}",
+            ".cfi_adjust_cfa_offset -{cause}",
             "iretq",
+            // The interrupted code's DF and AC: what comes next is neither to copy backwards nor to access
+            // users' pages. They come back by `iretq`. (The processor has cleared TF and NT.)
+            ".cfi_restore_state",
+            "5:",
+            "push {flags}",
+            "popfq",
+            "jmp 2b",
+            ".cfi_endproc",
             // User mode: rsp is in the context that runs; gs is the user's.
             "3:",
             "swapgs",
@@ -1061,6 +1185,14 @@ mod traps {
             cs = const offset_of!(TrapContext, cs) - offset_of!(TrapContext, cause),
             cause = const CAUSE,
             users_part = const USERS_PART,
+            size = const size_of::<TrapContext>(),
+            cause_at = const offset_of!(TrapContext, cause),
+            rip = const offset_of!(TrapContext, rip),
+            rsp = const offset_of!(TrapContext, rsp),
+            rflags = const offset_of!(TrapContext, rflags),
+            handler = const super::HANDLER_STACK,
+            df_ac = const flag::DF_AC,
+            flags = const flag::RESERVED,
             dispatch = sym trap::dispatch,
             leave = sym leave,
         )
@@ -1100,8 +1232,8 @@ mod traps {
     unsafe extern "C" fn leave() {
         naked_asm!(
             "mov rsp, gs:[{kernel_sp}]",
-            // The user's flags: DF, and AC, which would let the kernel access users' pages.
-            "push {flags}",
+            // The caller's flags instead of the user's: DF, and AC, which would let the kernel access users'
+            // pages.
             "popfq",
             "pop r15",
             "pop r14",
@@ -1110,7 +1242,6 @@ mod traps {
             "pop rbx",
             "pop rbp",
             "ret",
-            flags = const flag::RESERVED,
             kernel_sp = const offset_of!(TrapCore, kernel_sp),
         )
     }
@@ -1126,6 +1257,7 @@ mod traps {
             "push r13",
             "push r14",
             "push r15",
+            "pushfq",
             "mov gs:[{kernel_sp}], rsp",
             "lea rax, [rdi + {size}]",
             "mov gs:[{rsp0}], rax",
@@ -1164,12 +1296,22 @@ mod traps {
     #[unsafe(naked)]
     unsafe extern "C" fn urgent_entry() {
         naked_asm!(
+            ".cfi_startproc",
+            ".cfi_signal_frame",
+            ".cfi_def_cfa rsp, {size} - {cause_at}",
+            ".cfi_offset rip, {rip} - {size}",
+            ".cfi_offset rsp, {rsp} - {size}",
             ".irp r, rax,rcx,rdx,rbx,rbp,rsi,rdi,r8,r9,r10,r11,r12,r13,r14,r15",
             "  push \\r",
+            "  .cfi_adjust_cfa_offset 8",
+            "  .cfi_rel_offset \\r, 0",
             ".endr",
             "push 0",
             "push 0",
-            "cld",
+            // DF and AC may be the interrupted code's or a program's.
+            "push {flags}",
+            "popfq",
+            ".cfi_adjust_cfa_offset {users_part}",
             // cr2 belongs to a page fault whose entry may not have read it yet, and is put back.
             "mov rax, cr2",
             "mov [rsp + {address}], rax",
@@ -1195,13 +1337,22 @@ mod traps {
             "mov rax, [rsp + {address}]",
             "mov cr2, rax",
             "add rsp, {users_part}",
+            ".cfi_adjust_cfa_offset -{users_part}",
             ".irp r, r15,r14,r13,r12,r11,r10,r9,r8,rdi,rsi,rbp,rbx,rdx,rcx,rax",
             "  pop \\r",
+            "  .cfi_adjust_cfa_offset -8",
+            "  .cfi_same_value \\r",
             ".endr",
             "add rsp, {cause}",
+            ".cfi_adjust_cfa_offset -{cause}",
             "iretq",
+            ".cfi_endproc",
             address = const offset_of!(TrapContext, address),
             size = const size_of::<TrapContext>(),
+            cause_at = const offset_of!(TrapContext, cause),
+            rip = const offset_of!(TrapContext, rip),
+            rsp = const offset_of!(TrapContext, rsp),
+            flags = const flag::RESERVED,
             gs_base = const GS_BASE,
             on_urgent = sym on_urgent,
             users_part = const USERS_PART,

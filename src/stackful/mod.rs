@@ -45,6 +45,7 @@ use core::pin::Pin;
 use core::ptr::{self, NonNull};
 use core::task::Poll;
 
+use crate::arch;
 use crate::contexted::{self, Hooks, Scope, Surroundings};
 use crate::platform::{Interrupts, PanicPayload, bound};
 use crate::ready::Fifo;
@@ -392,11 +393,35 @@ impl Runtime {
     /// not in the runtime's. When `Interrupted`, interrupts are masked, and are so again when it returns.
     #[inline(always)]
     pub(crate) unsafe fn leave_stack(&'static self, stack: &Stack, reason: Reason) {
+        if reason != Reason::Interrupted {
+            // The entry of an interrupt has done both.
+            arch::touch_stack::<{ arch::LEAVE }>();
+            if arch::has_rights() {
+                // SAFETY: passed on.
+                return unsafe { self.leave_with_rights(stack, reason) };
+            }
+        }
         // SAFETY: passed on.
         unsafe {
             if self.yield_core(stack, reason) {
                 self.leave_again(reason == Reason::Interrupted);
             }
+        }
+    }
+
+    /// Leaves the running stack in a section that may access users' pages, say: what runs meanwhile may not.
+    ///
+    /// # Safety
+    ///
+    /// As [`leave_stack`](Self::leave_stack), in task context.
+    #[cold]
+    #[inline(never)]
+    unsafe fn leave_with_rights(&'static self, stack: &Stack, reason: Reason) {
+        let rights = arch::drop_rights();
+        // SAFETY: passed on. The rights are this code's own.
+        unsafe {
+            self.leave_stack(stack, reason);
+            arch::restore_rights(rights);
         }
     }
 
@@ -476,6 +501,10 @@ impl Runtime {
         let stack = self.running_stack();
         self.gate().set_depth(1);
         self.stacks().reason.set(Reason::Ended);
+        // The fault may have cost an interrupt, such as the alarm's: the loop looks, and sets it again.
+        self.alarm().forget();
+        self.alarm().set_due(bound::now());
+        self.gate().call();
         // SAFETY: as in `yield_core`; what is stored in the stack is never entered.
         unsafe { Context::switch(stack.context.as_ptr(), self.stacks().loop_context.get()) };
         unreachable!("somebody entered a stack that had been ended")

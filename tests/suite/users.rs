@@ -67,6 +67,7 @@ labels! {
     POISON = "user_poison",
     COMPUTE = "user_compute",
     REGISTERS = "user_registers",
+    THREAD_POINTER = "user_thread_pointer",
 }
 
 fn address(label: &Label) -> usize {
@@ -672,6 +673,28 @@ pub fn registers_of_programs_survive_preemption() {
     assert!(runtime.stats().preemptions >= preemptions());
 }
 
+pub fn programs_have_their_own_thread_pointers() {
+    let process = Process::new();
+    let words = [DATA_AT, DATA_AT + 8];
+    for word in words {
+        // Where it leads is where it points to.
+        process.space.write(word, &word.to_le_bytes()).unwrap();
+    }
+    process.enter();
+    let mut programs = words.map(|word| {
+        let mut context = program(&THREAD_POINTER, [0; 6]);
+        context.set_thread_pointer(word);
+        context
+    });
+    for _ in 0..3 {
+        for (context, word) in programs.iter_mut().zip(words) {
+            assert_eq!(next_trap(context), Trap::Syscall);
+            assert_eq!(context.syscall().arguments[2], word);
+        }
+    }
+    process.leave();
+}
+
 static FAULTS: AtomicUsize = AtomicUsize::new(0);
 
 /// Ends the task that caused it.
@@ -679,6 +702,7 @@ fn end(context: &mut TrapContext) -> bool {
     FAULTS.fetch_add(1, SeqCst);
     assert!(context.is_overflow());
     assert!(!context.is_user());
+    assert!(arch::had_interrupts(context), "the context tells how it was");
     // SAFETY: the handler of a fault, which holds nothing.
     unsafe { preempt::end_task() };
     false
@@ -742,6 +766,109 @@ pub fn an_overflowed_stack_ends_its_task_only() {
     assert_eq!(runtime.stats().ended, 6);
     assert_eq!(LOADED.load(SeqCst), 0, "hooks were left");
     assert_eq!(drops.get(), 0, "what the frames may point at is leaked");
+}
+
+/// Finds the end of the stack by its guard, or ends the task that caused a fault.
+fn find_or_end(context: &mut TrapContext) -> bool {
+    if !context.is_overflow() {
+        arch::skip_probe(context, NO_STACK);
+        return true;
+    }
+    end(context)
+}
+
+/// What a probe of the guard gives: no byte.
+const NO_STACK: usize = 256;
+
+/// Where the stack of the caller ends.
+fn end_of_stack() -> usize {
+    let mut page = arch::stack_pointer() & !4095;
+    // SAFETY: `find_or_end` answers a fault.
+    while unsafe { arch::probe(page - 4096) } != NO_STACK {
+        page -= 4096;
+    }
+    page
+}
+
+static STOP: AtomicUsize = AtomicUsize::new(0);
+static LOCKED: AtomicUsize = AtomicUsize::new(0);
+
+pub fn an_interrupt_that_finds_little_stack_ends_its_task_only() {
+    FAULTS.store(0, SeqCst);
+    LOCKED.store(0, SeqCst);
+    trap::on_fault(find_or_end);
+    interrupt::on_soft(|| {
+        LOCKED.store(1, SeqCst);
+        let mut frame = [0_u8; 256];
+        core::hint::black_box(&mut frame);
+        LOCKED.store(0, SeqCst);
+    });
+    let runtime = configured(Config { slice: ms(1), ..Config::new() });
+    let (mut ended, mut preempted) = (0, 0);
+    run_on(runtime, async {
+        // The last one has enough.
+        for room in (16..3100).step_by(112).chain([8000]) {
+            for soft in [false, true] {
+                STOP.store(0, SeqCst);
+                let task = spawn(stackful(async move {
+                    let sp = end_of_stack() + room;
+                    if !soft {
+                        // SAFETY: it computes with little stack, and comes back on all of it.
+                        return unsafe { arch::spin_at(sp, &STOP) };
+                    }
+                    interrupt::masked(|| {
+                        interrupt::raise();
+                        // SAFETY: as above. The interrupt comes when it enables them.
+                        unsafe { arch::spin_at(sp, &STOP) }
+                    });
+                }));
+                for _ in 0..3 {
+                    sleep(ms(1)).await;
+                }
+                STOP.store(1, SeqCst);
+                match task.await {
+                    Ok(()) => preempted += 1,
+                    Err(JoinError::Abandoned) => ended += 1,
+                    Err(error) => panic!("{error}"),
+                }
+                assert_eq!(LOCKED.load(SeqCst), 0, "with {room} bytes, a handler was ended");
+            }
+        }
+    });
+    interrupt::on_soft(|| ());
+    trap::reset();
+    assert!(preempted >= 2, "{preempted}");
+    assert!(ended >= 30, "{ended}");
+    assert_eq!(FAULTS.load(SeqCst), ended);
+    assert_eq!(runtime.stats().ended, ended as u64);
+}
+
+pub fn a_leave_that_finds_little_stack_ends_its_task_only() {
+    FAULTS.store(0, SeqCst);
+    trap::on_fault(find_or_end);
+    extern "C" fn leave() {
+        trapline::block_on(yield_now());
+    }
+    // No interrupt comes between.
+    let runtime = configured(Config { slice: LONG, ..Config::new() });
+    let mut ended = 0;
+    run_on(runtime, async {
+        for room in (0..3100).step_by(112).chain([8000]) {
+            let task = spawn(stackful(async move {
+                let sp = end_of_stack() + room;
+                // SAFETY: the stack may be too small for it, and then its task is ended.
+                unsafe { arch::call_at(sp, leave) };
+            }));
+            match task.await {
+                Ok(()) => assert!(room > 500, "the least stack must be larger"),
+                Err(JoinError::Abandoned) => ended += 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    });
+    trap::reset();
+    assert!(ended >= 5, "{ended}");
+    assert_eq!(FAULTS.load(SeqCst), ended);
 }
 
 pub fn who_waits_for_a_task_that_a_fault_ended_is_ended() {

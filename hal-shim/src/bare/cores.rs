@@ -63,7 +63,7 @@ pub(crate) struct Core {
     /// The core's own: whether the software interrupt is (also) one that the program raised.
     is_raised: AtomicBool,
     /// 1: an IPI is on its way that has not been handled yet. A word, as not all machines swap bytes.
-    is_notified: AtomicUsize,
+    pub(crate) is_notified: AtomicUsize,
 }
 
 impl Core {
@@ -268,20 +268,28 @@ fn on_trap(context: &mut TrapContext) {
             // SAFETY: as above.
             unsafe { preempt::on_interrupt() };
         }
-        other => on_fault(context, other),
+        other => on_fault(context, other, outer),
     }
     core.in_interrupt.store(outer, Ordering::Relaxed);
     machine::before_return(context);
 }
 
-/// A fault, an interrupt that cannot be masked, or the like.
+/// A fault, an interrupt that cannot be masked, or the like; `in_handler`: in the handler of an interrupt.
 #[cold]
-fn on_fault(context: &mut TrapContext, trap: Trap) {
-    if !machine::answers(trap) && !crate::trap::handle(context) {
+fn on_fault(context: &mut TrapContext, trap: Trap, in_handler: bool) {
+    if machine::answers(trap) {
+        return;
+    }
+    let is_overflow = context.is_overflow();
+    if is_overflow && !in_handler {
+        machine::after_overflow();
+    }
+    // A handler that needs more than HANDLER_STACK may hold locks, so its task is not to be ended alone.
+    if is_overflow && in_handler || !crate::trap::handle(context) {
         fail(format_args!(
             "core {}: {}: {trap:x?} at {:#x}, sp {:#x}",
             Core::here().number(),
-            if context.is_overflow() { "a stack has overflowed" } else { "unexpected trap" },
+            if is_overflow { "a stack has overflowed" } else { "unexpected trap" },
             context.pc(),
             context.sp(),
         ));

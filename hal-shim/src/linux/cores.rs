@@ -487,6 +487,28 @@ fn futex(word: &AtomicU32, operation: c_int, value: u32) {
     set_errno(errno);
 }
 
+/// What Linux calls for our three signals, with the interrupted code's AC, under which accesses that
+/// aren't aligned are faults. (It has cleared DF.) `sigreturn` sets it again.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(naked)]
+extern "C" fn signal_entry(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
+    core::arch::naked_asm!(
+        ".cfi_startproc",
+        "pushfq",
+        ".cfi_adjust_cfa_offset 8",
+        "and dword ptr [rsp], {others}",
+        "popfq",
+        ".cfi_adjust_cfa_offset -8",
+        "jmp {on_signal}",
+        ".cfi_endproc",
+        others = const !(1_i32 << 18),
+        on_signal = sym on_signal,
+    )
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+use self::on_signal as signal_entry;
+
 /// The handler of our three signals.
 extern "C" fn on_signal(number: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
     // What is interrupted may be about to look at it, and other tasks run before we return.
@@ -525,7 +547,7 @@ fn install_handlers() {
         for signal in SIGNALS {
             // SAFETY: all-zero is a value of this C structure.
             let mut action = unsafe { zeroed::<libc::sigaction>() };
-            action.sa_sigaction = on_signal as *const () as usize;
+            action.sa_sigaction = signal_entry as *const () as usize;
             action.sa_mask = while_handling();
             // No SA_ONSTACK: the handler's frame has to stay where the interrupted code's are.
             action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;

@@ -18,8 +18,8 @@ use uart_16550::backend::MmioBackend;
 
 pub(crate) use self::boot::{bring_up, init_core, words};
 pub(crate) use self::platform::{
-    IE as ENABLED, Machine, SOFT, acknowledge_alarm, acknowledge_soft, answers, before_return,
-    notify, this_core,
+    IE as ENABLED, Machine, SOFT, acknowledge_alarm, acknowledge_soft, after_overflow, answers,
+    before_return, notify, this_core,
 };
 pub(crate) use self::space::Space;
 use crate::bare::last_words;

@@ -232,3 +232,7 @@ pub(crate) fn before_return(context: &mut TrapContext) {
         context.set_pc(context.r[1]);
     }
 }
+
+/// Nothing is to be done: the entry finds an overflow before an interrupt is acknowledged, so that still is
+/// pending.
+pub(crate) fn after_overflow() {}

@@ -82,7 +82,7 @@ unsafe extern "C" fn _start() -> ! {
         "addi a1, a1, {core}",
         "j 5b",
         "6:",
-        "j {other}",
+        "tail {other}",
         fs_mask = const FS_MASK,
         fs = const FS,
         sie = const SIE,

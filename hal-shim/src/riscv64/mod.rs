@@ -14,8 +14,8 @@ use uart_16550::backend::MmioBackend;
 
 pub(crate) use self::boot::{bring_up, init_core, words};
 pub(crate) use self::platform::{
-    Machine, SIE as ENABLED, SOFT, acknowledge_alarm, acknowledge_soft, answers, before_return,
-    notify, this_core,
+    Machine, SIE as ENABLED, SOFT, acknowledge_alarm, acknowledge_soft, after_overflow, answers,
+    before_return, notify, this_core,
 };
 pub(crate) use self::space::Space;
 pub(crate) use crate::bare::{

@@ -211,3 +211,7 @@ pub(crate) fn answers(trap: Trap) -> bool {
 
 /// Nothing is to be done: `wfi` needs no interrupts, so none comes between.
 pub(crate) fn before_return(_: &mut TrapContext) {}
+
+/// Nothing is to be done: the entry finds an overflow before an interrupt is acknowledged, so that still is
+/// pending.
+pub(crate) fn after_overflow() {}

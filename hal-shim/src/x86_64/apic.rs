@@ -94,6 +94,16 @@ pub(super) fn end_of_interrupt() {
     write(END_OF_INTERRUPT, 0);
 }
 
+/// Ends all interrupts that are in service. For a core on which no handler will go on.
+pub(super) fn end_all_interrupts() {
+    /// The first of eight words with a bit a vector, 16 bytes apart.
+    const IN_SERVICE: usize = 0x100;
+    // Each call ends the one with the highest vector.
+    while (0..8).any(|word| read(IN_SERVICE + word * 16) != 0) {
+        end_of_interrupt();
+    }
+}
+
 /// Sends `command` to the core with this number, which may be the calling one. Any context but an NMI's.
 pub(super) fn send(command: u32, to: u32) {
     let state = Machine.mask_interrupts();

@@ -17,8 +17,8 @@ use x86::instructions::port::Port;
 pub(crate) use self::apic::{init_core, instructions};
 pub(crate) use self::boot::{bring_up, words};
 pub(crate) use self::platform::{
-    IF as ENABLED, Machine, SOFT, acknowledge_alarm, acknowledge_soft, answers, before_return,
-    notify, raise_nmi, this_core,
+    IF as ENABLED, Machine, SOFT, acknowledge_alarm, acknowledge_soft, after_overflow, answers,
+    before_return, notify, raise_nmi, this_core,
 };
 pub(crate) use self::space::Space;
 pub(crate) use crate::bare::{

@@ -198,6 +198,13 @@ pub(crate) fn answers(trap: Trap) -> bool {
     trap == Trap::Interrupt(SPURIOUS)
 }
 
+/// A stack has overflowed, perhaps when the processor pushed there for an interrupt, whose handler was not
+/// called then: it is acknowledged here. Whoever goes on looks what it may have been about.
+pub(crate) fn after_overflow() {
+    apic::end_all_interrupts();
+    Core::here().is_notified.swap(0, Ordering::AcqRel);
+}
+
 /// An NMI may have come between `sti` and `hlt`. What `sti` held off is let in when it returns, and `hlt` would
 /// wait for others: so it is skipped.
 pub(crate) fn before_return(context: &mut TrapContext) {

@@ -16,7 +16,7 @@ global_asm!(
     ".balign 16",
     ".globl user_code, user_code_end, user_call, user_spin, user_spin_a_while, user_load, user_store",
     ".globl user_jump, user_push, user_breakpoint, user_short_breakpoint, user_illegal",
-    ".globl user_privileged, user_other, user_poison, user_compute, user_registers",
+    ".globl user_privileged, user_other, user_poison, user_compute, user_registers, user_thread_pointer",
     "user_code:",
     // Calls with the registers as they are; what a call gives is the next one's number.
     "user_call:",
@@ -65,6 +65,11 @@ global_asm!(
     "1:",
     "  syscall 0",
     "  b 1b",
+    // Calls with its thread pointer in a2, again and again.
+    "user_thread_pointer:",
+    "  move $a2, $tp",
+    "  syscall 0",
+    "  b user_thread_pointer",
     // a0: a value, written to f9 if a1 is not 0; calls with the bits of f9 in a2, again and again.
     "user_compute:",
     "  beqz $a1, 1f",
@@ -160,6 +165,45 @@ pub unsafe extern "C" fn overflow() {
 #[unsafe(naked)]
 pub unsafe extern "C" fn lose_stack() {
     naked_asm!("li.w $sp, -4096", "st.d $zero, $sp, 0", "ret")
+}
+
+/// Whether interrupts were enabled where a trap came from.
+pub fn had_interrupts(context: &TrapContext) -> bool {
+    context.prmd & 1 << 2 != 0
+}
+
+/// Enables interrupts and waits with the stack pointer `sp` until `stop` isn't 0.
+#[unsafe(naked)]
+pub unsafe extern "C" fn spin_at(sp: usize, stop: &AtomicUsize) {
+    naked_asm!(
+        "move $t1, $sp",
+        "move $sp, $a0",
+        "ori $t0, $zero, 4",
+        "csrxchg $t0, $t0, 0x0",
+        "2:",
+        "ld.d $t0, $a1, 0",
+        "beqz $t0, 2b",
+        "move $sp, $t1",
+        "ret",
+    )
+}
+
+/// Calls `function` with the stack pointer `sp`.
+#[unsafe(naked)]
+pub unsafe extern "C" fn call_at(sp: usize, function: extern "C" fn()) {
+    naked_asm!(
+        "addi.d $sp, $sp, -16",
+        "st.d $ra, $sp, 0",
+        "st.d $s1, $sp, 8",
+        "move $s1, $sp",
+        "move $sp, $a0",
+        "jirl $ra, $a1, 0",
+        "move $sp, $s1",
+        "ld.d $ra, $sp, 0",
+        "ld.d $s1, $sp, 8",
+        "addi.d $sp, $sp, 16",
+        "ret",
+    )
 }
 
 pub fn stack_pointer() -> usize {

@@ -2,6 +2,7 @@
 
 use core::arch::{global_asm, naked_asm};
 use core::hint::black_box;
+use core::sync::atomic::AtomicUsize;
 
 use trapline::arch::TrapContext;
 use trapline::trap::Trap;
@@ -24,6 +25,7 @@ global_asm!(
     ".globl user_code, user_code_end, user_call, user_spin, user_spin_a_while, user_load, user_store",
     ".globl user_jump, user_push, user_breakpoint, user_short_breakpoint, user_illegal",
     ".globl user_privileged, user_other, user_poison, user_compute, user_registers, user_round_up",
+    ".globl user_thread_pointer",
     "user_code:",
     // Calls with the registers as they are; what a call gives is the next one's number.
     "user_call:",
@@ -86,6 +88,11 @@ global_asm!(
     "  fmv.x.d a2, f9",
     "  ecall",
     "  j 1b",
+    // Calls with its thread pointer in a2, again and again.
+    "user_thread_pointer:",
+    "  mv a2, tp",
+    "  ecall",
+    "  j user_thread_pointer",
     "user_round_up:",
     "  fsrmi 3",
     "  ecall",
@@ -168,6 +175,44 @@ pub unsafe extern "C" fn overflow() {
 #[unsafe(naked)]
 pub unsafe extern "C" fn lose_stack() {
     naked_asm!("li sp, -4096", "sd zero, (sp)", "ret")
+}
+
+/// Whether interrupts were enabled where a trap came from.
+pub fn had_interrupts(context: &TrapContext) -> bool {
+    context.sstatus & 1 << 5 != 0
+}
+
+/// Enables interrupts and waits with the stack pointer `sp` until `stop` isn't 0.
+#[unsafe(naked)]
+pub unsafe extern "C" fn spin_at(sp: usize, stop: &AtomicUsize) {
+    naked_asm!(
+        "mv t1, sp",
+        "mv sp, a0",
+        "csrsi sstatus, 2",
+        "1:",
+        "ld t0, (a1)",
+        "beqz t0, 1b",
+        "mv sp, t1",
+        "ret",
+    )
+}
+
+/// Calls `function` with the stack pointer `sp`.
+#[unsafe(naked)]
+pub unsafe extern "C" fn call_at(sp: usize, function: extern "C" fn()) {
+    naked_asm!(
+        "addi sp, sp, -16",
+        "sd ra, (sp)",
+        "sd s1, 8(sp)",
+        "mv s1, sp",
+        "mv sp, a0",
+        "jalr a1",
+        "mv sp, s1",
+        "ld ra, (sp)",
+        "ld s1, 8(sp)",
+        "addi sp, sp, 16",
+        "ret",
+    )
 }
 
 pub fn stack_pointer() -> usize {

@@ -24,7 +24,7 @@ global_asm!(
     ".globl user_code, user_code_end, user_call, user_spin, user_spin_a_while, user_load, user_store",
     ".globl user_jump, user_push, user_breakpoint, user_short_breakpoint, user_illegal",
     ".globl user_privileged, user_other, user_poison, user_compute, user_registers",
-    ".globl user_flags, user_local_segment",
+    ".globl user_flags, user_local_segment, user_thread_pointer",
     "user_code:",
     // Calls with the registers as they are, but for the fourth argument, which comes in rcx. What a call gives
     // is the next one's number.
@@ -88,6 +88,11 @@ global_asm!(
     "  push 0x44400",
     "  popfq",
     "  mov rax, [0]",
+    // Calls with what its thread pointer points to in rdx, again and again.
+    "user_thread_pointer:",
+    "  mov rdx, fs:[0]",
+    "  syscall",
+    "  jmp user_thread_pointer",
     // A segment from the table that a program could have of its own.
     "user_local_segment:",
     "  mov eax, 7",
@@ -227,6 +232,41 @@ pub unsafe extern "C" fn overflow() {
 #[unsafe(naked)]
 pub unsafe extern "C" fn lose_stack() {
     naked_asm!("mov rsp, -4096", "push 0", "ret")
+}
+
+/// Whether interrupts were enabled where a trap came from. An overflow may have been found by the entry of
+/// another trap, which had masked them.
+pub fn had_interrupts(_: &TrapContext) -> bool {
+    true
+}
+
+/// Enables interrupts and waits with the stack pointer `sp` until `stop` isn't 0.
+#[unsafe(naked)]
+pub unsafe extern "C" fn spin_at(sp: usize, stop: &AtomicUsize) {
+    naked_asm!(
+        "mov rax, rsp",
+        "mov rsp, rdi",
+        "sti",
+        "2:",
+        "cmp qword ptr [rsi], 0",
+        "je 2b",
+        "mov rsp, rax",
+        "ret",
+    )
+}
+
+/// Calls `function` with the stack pointer `sp`.
+#[unsafe(naked)]
+pub unsafe extern "C" fn call_at(sp: usize, function: extern "C" fn()) {
+    naked_asm!(
+        "push rbx",
+        "mov rbx, rsp",
+        "mov rsp, rdi",
+        "call rsi",
+        "mov rsp, rbx",
+        "pop rbx",
+        "ret",
+    )
 }
 
 pub fn stack_pointer() -> usize {

@@ -146,6 +146,7 @@ static LISTENER: AtomicWaker = AtomicWaker::new();
 /// The handler of the timer. The machine's vector has saved, on the interrupted stack, the registers that a
 /// call doesn't preserve, and has acknowledged the interrupt; interrupts are masked.
 pub fn on_timer_interrupt() {
+    look_for_others_own();
     if TICKING.load(Relaxed) {
         machine::set_timer(machine::now() + TICK.as_nanos() as u64);
     }
@@ -164,6 +165,16 @@ pub fn on_timer_interrupt() {
     unsafe { preempt::on_timer() };
     // Others may have had the core in between.
     Cpu::here();
+    look_for_others_own();
+}
+
+/// Something was found set that other code had set for itself.
+static STRANGE: AtomicBool = AtomicBool::new(false);
+
+fn look_for_others_own() {
+    if machine::sees_others_own() {
+        STRANGE.store(true, Relaxed);
+    }
 }
 
 /// Any other trap is a mistake. The machine says what it knows of it.
@@ -217,6 +228,7 @@ pub extern "C" fn main() -> ! {
         ("nothing_is_late", seen.most_slices <= 1 && u128::from(median) < SLICE.as_nanos()),
         ("hogs_are_preempted_and_take_turns", preemptions >= LEAST && turns >= HOG_ROUNDS / 2),
         ("preempted_tasks_keep_their_registers", seen.intact),
+        ("what_code_set_for_itself_is_nobody_elses", !STRANGE.load(Relaxed)),
         ("the_handler_wakes", seen.heard >= LEAST && stats.parks > 0),
         ("what_a_lock_of_the_kernels_holds_up_is_owed", owed),
         ("a_tick_is_enough", ticked),
@@ -274,6 +286,7 @@ async fn periodic() -> (Vec<u64>, u64) {
         DUE.store(due.as_nanos(), Relaxed);
         sleep_until(due).await;
         Cpu::here();
+        look_for_others_own();
         DUE.store(u64::MAX, Relaxed);
         // If no interrupt has seen it: the loop has, which looked at the clock.
         let (mut nanoseconds, mut slices) = (0, 0);
@@ -294,6 +307,9 @@ async fn hog(seed: usize) -> bool {
     while !DONE.load(Relaxed) || rounds < HOG_ROUNDS {
         // SAFETY: it only counts.
         intact &= unsafe { machine::hold(seed, HOLD) } == 0;
+        // SAFETY: as above.
+        intact &= unsafe { machine::hold_own(HOLD) } == 0;
+        look_for_others_own();
         rounds += 1;
         Cpu::here();
         if LAST_HOG.swap(seed, Relaxed) != seed {

@@ -147,8 +147,10 @@ global_asm!(
       movcf2gr $t0, $fcc\\n
       st.b $t0, $sp, {fcc} + \\n
     .endr
+    // The rounding mode is the interrupted code's, and comes back with it. Rust code starts with 0.
     movfcsr2gr $t0, $fcsr0
     st.d $t0, $sp, {fcsr}
+    movgr2fcsr $fcsr0, $zero
     2:",
     "move $a0, $sp",
     "bl {on_trap}",
@@ -388,6 +390,44 @@ pub fn system_registers() -> [usize; 8] {
         read::<{ csr::ECFG }>(),
         cpu().addr(),
     ]
+}
+
+/// Where the ABI has floating point, sets what code may set for itself: the rounding mode (up). Counts `rounds`
+/// down to zero, looks whether it is as it was set, and puts it back. Returns whether it was lost: 0 or not.
+///
+/// # Safety
+///
+/// None: it only counts.
+#[unsafe(naked)]
+pub unsafe extern "C" fn hold_own(rounds: usize) -> usize {
+    naked_asm!(
+        #[cfg(target_feature = "d")]
+        "li.w $t0, {up}
+        movgr2fcsr $fcsr0, $t0",
+        "2:",
+        "addi.d $a0, $a0, -1",
+        "bnez $a0, 2b",
+        #[cfg(target_feature = "d")]
+        "movfcsr2gr $a0, $fcsr0
+        movgr2fcsr $fcsr0, $zero
+        xor $a0, $a0, $t0",
+        "ret",
+        #[cfg(target_feature = "d")]
+        up = const 2 << 8,
+    )
+}
+
+/// Whether another rounding mode is set now than Rust code starts with.
+pub fn sees_others_own() -> bool {
+    #[cfg(target_feature = "d")]
+    {
+        let control: usize;
+        // SAFETY: only reads.
+        unsafe { asm!("movfcsr2gr {}, $fcsr0", out(reg) control, options(nostack)) };
+        control >> 8 & 0b11 != 0
+    }
+    #[cfg(not(target_feature = "d"))]
+    false
 }
 
 /// What a function has to preserve.

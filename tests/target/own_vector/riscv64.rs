@@ -26,6 +26,8 @@ struct Frame {
 /// `sstatus`: interrupts enabled; FP on, with registers that nobody has written yet.
 const SIE: usize = 1 << 1;
 const FS_INITIAL: usize = 1 << 13;
+/// `sstatus`: users' pages may be accessed, and such as can only be executed be read.
+const SUM_MXR: usize = 0b11 << 18;
 /// `sie`, `sip`: the timer.
 const STI: usize = 1 << 5;
 /// `stvec`: an interrupt goes to its own entry of the table.
@@ -101,9 +103,12 @@ global_asm!(
     ".endr",
     "csrr t0, sepc",
     "sd t0, {sepc}(sp)",
-    "csrr t0, sstatus",
+    // What the interrupted code has set for itself is nobody else's, and comes back with it: the right to access
+    // users' pages, and the rounding mode. Rust code starts with 0 there.
+    "li t0, {sum_mxr}",
+    "csrrc t0, sstatus, t0",
     "sd t0, {sstatus}(sp)",
-    "frcsr t0",
+    "fscsr t0, zero",
     "sd t0, {fcsr}(sp)",
     "call {on_timer}",
     // Much may have happened, but this is the stack from before, and the handler's callees have preserved
@@ -135,6 +140,7 @@ global_asm!(
     ".popsection",
     on_fault = sym on_fault,
     on_timer = sym on_timer,
+    sum_mxr = const SUM_MXR,
     size = const size_of::<Frame>(),
     ra = const offset_of!(Frame, ra),
     t = const offset_of!(Frame, t),
@@ -262,6 +268,54 @@ pub fn system_registers() -> [usize; 4] {
         )
     };
     [vector, scratch, tp, gp]
+}
+
+/// Sets what code may set for itself: the rounding mode (up), SUM and MXR. Counts `rounds` down to zero, looks
+/// whether all is as it was set, and puts it back. Returns whether it was lost: 0 or not.
+///
+/// # Safety
+///
+/// None: it only counts.
+#[unsafe(naked)]
+pub unsafe extern "C" fn hold_own(rounds: usize) -> usize {
+    naked_asm!(
+        ".option push",
+        ".option arch, +d",
+        "li t0, {sum_mxr}",
+        "csrs sstatus, t0",
+        "fsrmi 3",
+        "2:",
+        "addi a0, a0, -1",
+        "bnez a0, 2b",
+        "csrrc t1, sstatus, t0",
+        "and t1, t1, t0",
+        "xor t1, t1, t0",
+        "fsrmi a0, 0",
+        "addi a0, a0, -3",
+        "or a0, a0, t1",
+        "ret",
+        ".option pop",
+        sum_mxr = const SUM_MXR,
+    )
+}
+
+/// Whether something of the above is set now.
+pub fn sees_others_own() -> bool {
+    let (status, rounding): (usize, usize);
+    // SAFETY: only reads.
+    unsafe {
+        asm!(
+            ".option push",
+            ".option arch, +d",
+            "csrr {}, sstatus",
+            "frrm {}",
+            ".option pop",
+            out(reg) status,
+            out(reg) rounding,
+            options(nostack),
+        )
+    };
+    status & SUM_MXR != 0 || rounding != 0
 }
 
 /// What a function has to preserve.

@@ -140,14 +140,16 @@ unsafe extern "C" fn start() -> ! {
 }
 
 /// The timer. The processor has aligned the stack to 16 and pushed five words, ss to rip; with nine
-/// more it is aligned again.
+/// more it is aligned again. It has cleared TF and NT, but neither DF nor AC: what the interrupted code has
+/// set for itself is nobody else's, and comes back with it by `iretq`.
 #[unsafe(naked)]
 unsafe extern "C" fn timer_vector() {
     naked_asm!(
         ".irp r, rax,rcx,rdx,rsi,rdi,r8,r9,r10,r11",
         "  push \\r",
         ".endr",
-        "cld",
+        "push {flags}",
+        "popfq",
         "call {on_timer}",
         // Much may have happened, but this is the stack from before, and the handler's callees have
         // preserved the rest.
@@ -155,6 +157,7 @@ unsafe extern "C" fn timer_vector() {
         "  pop \\r",
         ".endr",
         "iretq",
+        flags = const RESERVED,
         on_timer = sym on_timer,
     )
 }
@@ -299,7 +302,11 @@ pub fn wait() {
     unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
 }
 
+/// The flags: one that is always set; that interrupts are enabled; and those that code may set for itself: DF,
+/// and AC, by which `stac` allows accesses to users' pages.
+const RESERVED: usize = 1 << 1;
 const IF: usize = 1 << 9;
+const DF_AC: usize = 1 << 10 | 1 << 18;
 
 pub fn mask() -> usize {
     let flags: usize;
@@ -361,6 +368,40 @@ pub fn system_registers() -> [usize; 6] {
     let [idt, gdt] = tables;
     let bases = [GS_BASE, KERNEL_GS_BASE, FS_BASE].map(model_specific);
     [idt.base, gdt.base, task, bases[0], bases[1], bases[2]]
+}
+
+/// Sets DF and AC, counts `rounds` down to zero, looks whether both are set, and clears them. Returns whether
+/// one was lost: 0 or not.
+///
+/// # Safety
+///
+/// None: it only counts.
+#[unsafe(naked)]
+pub unsafe extern "C" fn hold_own(rounds: usize) -> usize {
+    naked_asm!(
+        "pushfq",
+        "or dword ptr [rsp], {df_ac}",
+        "popfq",
+        "2:",
+        "dec rdi",
+        "jnz 2b",
+        "pushfq",
+        "mov rax, [rsp]",
+        "and dword ptr [rsp], ~{df_ac}",
+        "popfq",
+        "and eax, {df_ac}",
+        "xor eax, {df_ac}",
+        "ret",
+        df_ac = const DF_AC,
+    )
+}
+
+/// Whether one of the two is set now.
+pub fn sees_others_own() -> bool {
+    let flags: usize;
+    // SAFETY: only reads.
+    unsafe { asm!("pushfq", "pop {}", out(reg) flags) };
+    flags & DF_AC != 0
 }
 
 /// Fills all registers with `seed` + 1, `seed` + 2 and so on, counts `rounds` down to zero, and looks whether they
