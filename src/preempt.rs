@@ -172,6 +172,13 @@ impl Gate {
 ///   interrupted stack, which is also the one that this is called on: another task's trap comes before this
 ///   returns, so a place that the core has once, or a copy that a context switch of the kernel's would take
 ///   from there, is not enough.
+/// - What the interrupted code may have set for itself is saved there too, and is as Rust code expects it
+///   when this is called: the rounding mode (riscv64, loongarch64: `fcsr` is 0), DF and AC (x86_64: clear), SUM and
+///   MXR (riscv64: clear). The return ends a reservation (riscv64: by an `sc`). [The
+///   table](crate::arch#what-an-entry-sanitizes-and-what-the-switch-keeps) has all of it.
+/// - There is stack enough for the handler, this call and the switch, 2 KiB (x86_64: 4 KiB) in a build without
+///   optimization. A vector that touches the stack so deep first, before it acknowledges or locks
+///   anything, makes of an overflow a fault of the interrupted task, which [`end_task`] ends alone.
 /// - The handler interrupted task context, not another handler: one that enables interrupts holds an
 ///   [`InterruptGuard`].
 /// - The handler holds no lock. With a guard, or preemption disabled, nothing is left here: it is owed.

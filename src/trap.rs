@@ -92,6 +92,13 @@ pub struct Syscall {
 /// An overflow of a kernel stack comes on the core's emergency stack (`context.is_overflow()`), which
 /// the handler must not return from: what it interrupted cannot go on. It ends the machine, or the
 /// task, by [`preempt::end_task`](crate::preempt::end_task).
+///
+/// It is an overflow, too, if a trap finds less than a context and
+/// [`HANDLER_STACK`](crate::arch::HANDLER_STACK) bytes: the entry looks first, so the handler of an interrupt
+/// does not run out of stack with a lock held or the interrupt acknowledged, as long as it uses no more. On
+/// riscv64 and loongarch64 that interrupt is still pending. On x86_64 the processor has handed it over: a handler
+/// that ends the task tells the interrupt controller that all interrupts in service have ended.
+/// `end_task` sets the alarm again; what a device's interrupt was about, the kernel looks up.
 pub type TrapHandler = fn(&mut TrapContext);
 
 static HANDLER: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());

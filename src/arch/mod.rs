@@ -3,6 +3,48 @@
 //! Each brings a [`StackfulBackend`](crate::stackful::StackfulBackend), and for kernels that want them a
 //! trap entry, the [`TrapContext`] that it saves, and the way into user mode and back. [`Native`] is the backend of
 //! the target. What is not in a single architecture's words is in [`trap`](crate::trap).
+//!
+//! # What an entry sanitizes, and what the switch keeps
+//!
+//! Code may set something for itself: a rounding mode, the right to access users' pages. When a trap takes the
+//! core from it, neither the handler nor the code that runs next may find that set; and when the interrupted
+//! code goes on, it is set again. The trap entries here see to both, and so must a kernel's own vector that ends
+//! in [`preempt::on_timer`](crate::preempt::on_timer). Code that leaves by itself (`block_on`, the drop of a guard)
+//! does so in an ordinary call, so less is open.
+//!
+//! | | a trap | a leave by itself |
+//! |---|---|---|
+//! | **Rounding mode and exception flags** | | Rust code must not call with other than the default |
+//! | riscv64: `fcsr` | saved with the f registers if FS is Dirty, which writing it makes it; 0 for the handler; restored | not kept |
+//! | x86_64: MXCSR, x87 CW | the kernel has neither, CR0.TS is set; a program's are in its `FpArea`. Hosted: Linux saves them for a signal, and gives the handler the default | not kept |
+//! | loongarch64: `fcsr`, `fcc` | saved if EUEN.FPE is on; 0 for the handler; restored | not kept |
+//! | **Flags** | | |
+//! | x86_64: DF | cleared for the handler; `iretq` restores it. Hosted: Linux does | must be clear, as in every call |
+//! | x86_64: TF, NT | the processor clears them; `iretq` restores them | not kept |
+//! | **The right to access users' pages** | | |
+//! | riscv64: SUM, MXR | cleared for the handler; restored | given up, and given back |
+//! | x86_64: AC (with SMAP) | cleared for the handler; `iretq` restores it. Hosted (alignment checks): the first instructions of hal-shim's handler clear it | given up, and given back |
+//! | loongarch64 | there is none | |
+//! | **Reservations** | | |
+//! | riscv64: `lr`/`sc` | each return ends them by an `sc.d` | compiled code has none in a call |
+//! | loongarch64: `ll`/`sc` | `ertn` ends them | as above |
+//! | x86_64 | there are none | |
+//! | **FP registers** | | those that a callee preserves |
+//! | riscv64: f0 to f31 | saved if FS is Dirty, restored | fs0 to fs11 if FS is Dirty |
+//! | x86_64: x87, SSE, AVX | programs' only: saved after each stay in user mode, then cleared | no callee preserves any |
+//! | loongarch64: f0 to f31 | saved if FPE is on, restored | fs0 to fs7 if FPE is on |
+//! | **Vector registers** | | |
+//! | riscv64: V; loongarch64: LSX, LASX | units stay off; a kernel that is compiled for them is a compile error | |
+//! | x86_64: SSE in kernel code | is a compile error without an operating system. Hosted: in the signal frame | |
+//! | **Per-core register** | | |
+//! | riscv64: `tp`; loongarch64: `$r21` | neither saved nor restored: it is the core's. After user mode, the caller's of `run` | as it is |
+//! | x86_64: gs | as it is in kernel mode; `swapgs` after user mode | as it is |
+//! | **Interrupt enable** | | |
+//! | riscv64: SIE; x86_64: IF; loongarch64: IE | masked for the handler; restored | as it is |
+//!
+//! `TrapContext::run` keeps what its caller has set, and gives a program nothing of it. What a program has left in
+//! the FP registers is saved and cleared when it leaves user mode, so that the next one cannot see it
+//! speculatively either (CVE-2018-3665).
 
 #[cfg(target_arch = "riscv64")]
 pub mod riscv64;

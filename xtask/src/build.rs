@@ -201,11 +201,20 @@ impl Cargo {
         let script = root().join("hal-shim").join(format!("{}.ld", arch.name()));
         let mut flags = vec![format!("-Clink-arg=-T{}", script.display())];
         flags.extend(arch.rustc_flags().iter().map(|&flag| flag.to_owned()));
+        Self::with_flags(arch.name(), target, flags)
+    }
+
+    /// Cargo as a `target` needs it that no machine here has: to check, not to link.
+    pub fn for_foreign_target(target: &str) -> Result<Self> {
+        Self::with_flags(target, target, vec![])
+    }
+
+    fn with_flags(directory: &str, target: &str, mut flags: Vec<String>) -> Result<Self> {
         let arguments = ["--target", target].map(str::to_owned);
         let mut cargo = Self { arguments: arguments.into(), ..Self::host() };
         match setup::find_std(target)? {
             Std::Installed => {
-                cargo.environment.push(("CARGO_TARGET_DIR", target_directory(arch.name())?));
+                cargo.environment.push(("CARGO_TARGET_DIR", target_directory(directory)?));
             }
             Std::Source { linker } => {
                 flags.push(format!("-Clinker={}", linker.display()));
@@ -219,7 +228,7 @@ impl Cargo {
                     ]
                     .map(str::to_owned),
                 );
-                let directory = target_directory(&format!("{}-source", arch.name()))?;
+                let directory = target_directory(&format!("{directory}-source"))?;
                 let path = std::env::var("PATH").unwrap_or_default();
                 cargo.environment.extend([
                     ("CARGO_TARGET_DIR", directory),

@@ -7,6 +7,8 @@ use crate::build::{self, Arch, Cargo, Program};
 use crate::setup::{self, Consent};
 use crate::shell::step;
 
+/// A target that the crate has no file for in `src/arch/`.
+const FOREIGN: &str = "aarch64-unknown-none";
 const DENY: [&str; 3] = ["--", "-D", "warnings"];
 
 pub fn run(consent: Consent) -> Result<()> {
@@ -39,6 +41,12 @@ pub fn run(consent: Consent) -> Result<()> {
             step(&format!("clippy for {target}"), &command)?;
         }
     }
+
+    // An architecture whose backend a kernel would bring.
+    setup::ensure_core(FOREIGN)?;
+    let foreign = Cargo::for_foreign_target(FOREIGN)?;
+    let check = foreign.command("check", &["--package", "trapline", "--lib"]);
+    step(&format!("check for {FOREIGN}"), &check)?;
 
     let documentation = [&hosts[..], &["--no-deps"]].concat();
     let command = host.command("doc", &documentation).env("RUSTDOCFLAGS", "-D warnings");

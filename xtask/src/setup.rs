@@ -131,6 +131,14 @@ pub fn ensure(archs: &[Arch], consent: Consent) -> Result<()> {
     Ok(())
 }
 
+/// `core` for a target that nothing is run on.
+pub fn ensure_core(target: &'static str) -> Result<()> {
+    if look_for_std(target).is_none() && !source_wanted() {
+        rustup_adds(&[target]);
+    }
+    find_std(target).map(drop)
+}
+
 /// Clippy for the compiler that builds for `target`.
 pub fn ensure_clippy(target: &str, consent: Consent) -> Result<()> {
     if matches!(find_std(target)?, Std::Source { .. })

@@ -1,6 +1,7 @@
 //! User programs for loongarch64, and what the tests must know of the architecture.
 
 use core::arch::{global_asm, naked_asm};
+use core::sync::atomic::AtomicUsize;
 
 use trapline::arch::TrapContext;
 
