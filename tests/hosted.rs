@@ -1843,3 +1843,97 @@ fn a_broken_canary_names_the_task() {
             .unwrap();
     });
 }
+
+/// Steps through a switch to a fresh stack, one away from it and one back, and has the unwinder walk from each
+/// instruction to the stack's end.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_backtrace_from_any_instruction_of_a_switch_comes_to_the_end() {
+    use std::cell::UnsafeCell;
+    use std::ffi::{c_int, c_void};
+    use std::ptr::{NonNull, null_mut};
+    use trapline::arch::Native;
+    use trapline::stackful::{Context as Stack, StackfulBackend};
+
+    const END_OF_STACK: c_int = 5;
+    const TOO_MANY: usize = 1000;
+    static WALKS: AtomicUsize = AtomicUsize::new(0);
+    static WRONG: AtomicUsize = AtomicUsize::new(0);
+
+    unsafe extern "C" {
+        fn _Unwind_Backtrace(
+            trace: extern "C" fn(*mut c_void, *mut c_void) -> c_int,
+            argument: *mut c_void,
+        ) -> c_int;
+        fn _Unwind_GetIP(frame: *mut c_void) -> usize;
+    }
+    /// How many frames there are, and where the last one is: at 0, where nothing called the outermost.
+    struct Walk(usize, usize);
+    extern "C" fn count(frame: *mut c_void, walk: *mut c_void) -> c_int {
+        // SAFETY: `step` passes it, and waits; the unwinder passes a frame.
+        unsafe {
+            let Walk(frames, last) = &mut *walk.cast();
+            *frames += 1;
+            *last = _Unwind_GetIP(frame);
+            if *frames < TOO_MANY { 0 } else { END_OF_STACK }
+        }
+    }
+    extern "C" fn step(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
+        let mut walk = Walk(0, usize::MAX);
+        // SAFETY: it calls back with what it was given, and keeps nothing.
+        let end = unsafe { _Unwind_Backtrace(count, (&raw mut walk).cast()) };
+        WALKS.fetch_add(1, SeqCst);
+        if end != END_OF_STACK || walk.1 != 0 {
+            // SAFETY: Linux gives a handler that was installed with SA_SIGINFO its context.
+            let registers = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+            WRONG.store(registers[libc::REG_RIP as usize] as usize, SeqCst);
+        }
+    }
+    /// Makes each instruction a trap, or no longer: sets TF to `flag`, 0x100 or 0.
+    #[unsafe(naked)]
+    unsafe extern "C" fn trap_each_instruction(flag: usize) {
+        std::arch::naked_asm!(
+            ".cfi_startproc",
+            "pushfq",
+            ".cfi_adjust_cfa_offset 8",
+            "and dword ptr [rsp], ~0x100",
+            "or [rsp], rdi",
+            "popfq",
+            ".cfi_adjust_cfa_offset -8",
+            "ret",
+            ".cfi_endproc",
+        )
+    }
+    /// Two stacks that are off the core in turn: the thread's, and the fresh one.
+    struct Both(UnsafeCell<[Stack; 2]>);
+    unsafe extern "C" fn main(both: *mut ()) -> ! {
+        loop {
+            // SAFETY: the test passes it, waits there, and was saved.
+            unsafe {
+                let [outer, inner] = &mut *(*both.cast::<Both>()).0.get();
+                Native::switch(inner, Stack(outer.0));
+            }
+        }
+    }
+    let mut memory = vec![0_u128; 64 * 1024];
+    // SAFETY: a handler that calls nothing but the unwinder, which allocates nothing once it has walked. The
+    // stack ends where the memory does, is aligned, and outlives its use; each is entered once for each time
+    // that it was left.
+    unsafe {
+        let mut action = std::mem::zeroed::<libc::sigaction>();
+        action.sa_sigaction = step as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        assert_eq!(libc::sigaction(libc::SIGTRAP, &action, null_mut()), 0);
+        let top = NonNull::new(memory.as_mut_ptr_range().end.cast::<u8>()).unwrap();
+        let both = Both(UnsafeCell::new([Stack(null_mut()), Stack(null_mut())]));
+        let [outer, inner] = &mut *both.0.get();
+        *inner = Native::prepare(top, main, (&raw const both).cast_mut().cast());
+        libc::raise(libc::SIGTRAP);
+        trap_each_instruction(0x100);
+        Native::switch(outer, Stack(inner.0));
+        Native::switch(outer, Stack(inner.0));
+        trap_each_instruction(0);
+    }
+    assert!(WALKS.load(SeqCst) > 50, "{WALKS:?}");
+    assert_eq!(WRONG.load(SeqCst), 0, "a walk from there did not come to the end");
+}
