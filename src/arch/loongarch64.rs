@@ -205,7 +205,7 @@ unsafe impl StackfulBackend for LoongArch64 {
 
     unsafe fn prepare(top: NonNull<u8>, main: StackMain, argument: *mut ()) -> Context {
         let frame = Frame {
-            pc: start as *const () as usize,
+            pc: start as *const () as usize + START,
             fp: main as usize,
             s8: argument.expose_provenance(),
             #[cfg(target_feature = "d")]
@@ -323,11 +323,14 @@ unsafe extern "C" fn exchange() {
 
 /// fp: `main`; s8: its argument; sp: the stack's top. There is no caller and no frame pointer: an unwinder, a
 /// debugger and a walk along the frame pointers end here.
+///
+/// It begins with a `nop` that isn't run: an unwinder looks for what is before the place where a frame goes on.
 #[unsafe(naked)]
 unsafe extern "C" fn start() -> ! {
     naked_asm!(
         ".cfi_startproc",
         ".cfi_undefined 1",
+        "nop",
         "move $a0, $s8",
         "move $t0, $fp",
         "move $fp, $zero",
@@ -336,6 +339,9 @@ unsafe extern "C" fn start() -> ! {
         ".cfi_endproc",
     )
 }
+
+/// The size of the `nop` at the beginning of [`start`].
+const START: usize = 4;
 
 /// How deep a task that leaves by itself goes, from where the core must not be taken any more.
 pub(crate) const LEAVE: usize = 1024;

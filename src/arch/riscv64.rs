@@ -171,7 +171,7 @@ unsafe impl StackfulBackend for Riscv64 {
 
     unsafe fn prepare(top: NonNull<u8>, main: StackMain, argument: *mut ()) -> Context {
         let frame = Frame {
-            pc: start as *const () as usize,
+            pc: start as *const () as usize + START,
             s0: main as usize,
             s1: argument.expose_provenance(),
             fs: [MaybeUninit::uninit(); 12],
@@ -293,11 +293,17 @@ unsafe extern "C" fn exchange() {
 
 /// s0: `main`; s1: its argument; sp: the stack's top. There is no caller and no frame pointer: an unwinder, a
 /// debugger and a walk along the frame pointers end here.
+///
+/// It begins with a `nop` that isn't run: an unwinder looks for what is before the place where a frame goes on.
 #[unsafe(naked)]
 unsafe extern "C" fn start() -> ! {
     naked_asm!(
         ".cfi_startproc",
         ".cfi_undefined ra",
+        ".option push",
+        ".option norvc",
+        "nop",
+        ".option pop",
         "mv a0, s1",
         "mv t1, s0",
         "li s0, 0",
@@ -306,6 +312,9 @@ unsafe extern "C" fn start() -> ! {
         ".cfi_endproc",
     )
 }
+
+/// The size of the `nop` at the beginning of [`start`].
+const START: usize = 4;
 
 /// How deep a task that leaves by itself goes, from where the core must not be taken any more.
 pub(crate) const LEAVE: usize = 1024;

@@ -173,7 +173,7 @@ unsafe impl StackfulBackend for X86_64 {
     const LEAST_STACK: usize = size_of::<Start>() + Self::TRAPS;
 
     unsafe fn prepare(top: NonNull<u8>, main: StackMain, argument: *mut ()) -> Context {
-        let rip = start as *const () as usize;
+        let rip = start as *const () as usize + START;
         let frame = Frame { rbx: argument.expose_provenance(), rbp: 0, rip };
         // SAFETY: the caller gives LEAST_STACK writable bytes below `top`, aligned to 16.
         unsafe {
@@ -243,17 +243,23 @@ unsafe extern "C" fn exchange() {
 }
 
 /// rsp: at `main` of a prepared stack; rbx: its argument; rbp: 0. There is no caller.
+///
+/// It begins with a `nop` that isn't run: an unwinder looks for what is before the place where a frame goes on.
 #[unsafe(naked)]
 unsafe extern "C" fn start() -> ! {
     naked_asm!(
         ".cfi_startproc",
         ".cfi_undefined rip",
+        "nop",
         "mov rdi, rbx",
         "call [rsp]",
         "ud2",
         ".cfi_endproc",
     )
 }
+
+/// The size of the `nop` at the beginning of [`start`].
+const START: usize = 1;
 
 /// How deep a task that leaves by itself goes, from where the core must not be taken any more.
 pub(crate) const LEAVE: usize = 1024;
