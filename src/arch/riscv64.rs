@@ -11,9 +11,11 @@
 //!   |  the frame of whoever  |   with all that it needs of the other registers
 //!   |  switches              |
 //!   +------------------------+
-//!   |  fs0 ... fs11          |   written only if `pc` says so
+//!   |  fs0 ... fs11          |   a `FloatFrame`, only if `pc` is `resume_float`, which loads it
+//!   |  pc: where to go on    |
+//!   +------------------------+
 //!   |  s0, s1                |
-//!   |  pc: where to go on    |   bit 0: fs0 to fs11 are to be loaded first
+//!   |  pc: where to go on    |
 //!   +------------------------+ <- Context (= sp), a `Frame`
 //! ```
 //!
@@ -21,7 +23,6 @@
 //!
 //! ```text
 //!   +------------------------+ <- top, aligned to 16
-//!   |  fs0 ... fs11          |   not written
 //!   |  s0: `main`            |
 //!   |  s1: its argument      |
 //!   |  pc: `start`           |
@@ -93,9 +94,9 @@
 //! - It holds when code starts: what nobody wrote, nobody wants.
 //! - Code that writes an f register makes FS Dirty, by hardware.
 //! - `switch` away: if FS is Dirty, fs0 to fs11 go into the frame, and FS becomes Clean, or it
-//!   would be charged to whoever runs next. `pc` says so to the one who switches back: FS becomes
-//!   Dirty and they are loaded, so that the next switch saves them again.
-//! - If FS isn't Dirty, nothing there is wanted, and `pc` says nothing.
+//!   would be charged to whoever runs next. Whoever switches back goes on at `resume_float`, where FS
+//!   becomes Dirty and they are loaded, so that the next switch saves them again.
+//! - If FS isn't Dirty, nothing there is wanted, and `pc` is where the caller goes on.
 //! - A machine may know Off and Dirty only, and take Clean for Dirty. Then all is saved each time.
 //! - A trap: if FS is Dirty, all f registers go into the trap context before any Rust code runs.
 //!   Nothing of them is then wanted by the handler: FS becomes Clean, and a switch in the handler
@@ -113,7 +114,7 @@
 //! So no program sees another's, and one that doesn't compute pays nothing.
 
 use core::arch::{asm, naked_asm};
-use core::mem::{MaybeUninit, offset_of, size_of};
+use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
 // Not loom's: traps aren't modelled.
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -134,7 +135,13 @@ struct Frame {
     pc: usize,
     s0: usize,
     s1: usize,
-    fs: [MaybeUninit<u64>; 12],
+}
+
+/// What lies above it if f registers are wanted.
+#[repr(C, align(16))]
+struct FloatFrame {
+    pc: usize,
+    fs: [u64; 12],
 }
 
 /// Where `sstatus` keeps FS.
@@ -166,15 +173,17 @@ impl Riscv64 {
 // compiler that it overwrites all other registers but tp and gp, which it leaves alone, as it does SIE;
 // it touches the two stacks and `*save` only; and an `asm!` without `nomem` is a barrier.
 unsafe impl StackfulBackend for Riscv64 {
-    const LEAST_STACK: usize =
-        size_of::<Frame>() + size_of::<TrapContext>() + HANDLER_STACK + Self::POLL;
+    const LEAST_STACK: usize = size_of::<Frame>()
+        + size_of::<FloatFrame>()
+        + size_of::<TrapContext>()
+        + HANDLER_STACK
+        + Self::POLL;
 
     unsafe fn prepare(top: NonNull<u8>, main: StackMain, argument: *mut ()) -> Context {
         let frame = Frame {
-            pc: start as *const () as usize + START,
+            pc: start as *const () as usize + NOP,
             s0: main as usize,
             s1: argument.expose_provenance(),
-            fs: [MaybeUninit::uninit(); 12],
         };
         // SAFETY: the caller gives LEAST_STACK writable bytes below `top`, aligned to 16.
         unsafe {
@@ -223,27 +232,23 @@ unsafe extern "C" fn exchange() {
         ".option arch, +d",
         ".cfi_startproc",
         ".cfi_register ra, t1",
-        "addi sp, sp, -{size}",
-        ".cfi_def_cfa_offset {size}",
-        "sd s0, {s0}(sp)",
-        ".cfi_rel_offset s0, {s0}",
-        "sd s1, {s1}(sp)",
-        ".cfi_rel_offset s1, {s1}",
         "csrr t2, sstatus",
         // Its sign says that there is something Dirty.
         "bltz t2, 3f",
         ".cfi_remember_state",
         "2:",
+        "addi sp, sp, -{size}",
+        ".cfi_def_cfa_offset {size}",
         "sd t1, {pc}(sp)",
         ".cfi_rel_offset ra, {pc}",
+        "sd s0, {s0}(sp)",
+        ".cfi_rel_offset s0, {s0}",
+        "sd s1, {s1}(sp)",
+        ".cfi_rel_offset s1, {s1}",
         "sd sp, (a0)",
         // From here on the other stack.
         "mv sp, a1",
         "ld t1, {pc}(sp)",
-        "andi t2, t1, 1",
-        "bnez t2, 4f",
-        ".cfi_remember_state",
-        "5:",
         "ld s0, {s0}(sp)",
         "ld s1, {s1}(sp)",
         "addi sp, sp, {size}",
@@ -251,18 +256,8 @@ unsafe extern "C" fn exchange() {
         ".cfi_same_value s0",
         ".cfi_same_value s1",
         ".cfi_register ra, t1",
-        // Bit 0 doesn't count. A jump by ra or t0 would be predicted to go where a function was called
-        // from.
+        // Not by ra or t0: such a jump would be predicted to go where a function was called from.
         "jr t1",
-        // The f registers are wanted.
-        "4:",
-        ".cfi_restore_state",
-        "li t2, {fs_mask} << {fs_shift}",
-        "csrs sstatus, t2",
-        r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
-        r"  fld fs\n, {fs} + 8*\n(sp)",
-        r".endr",
-        "j 5b",
         // t2: sstatus. It may be something else than FS that is Dirty.
         "3:",
         ".cfi_restore_state",
@@ -270,24 +265,67 @@ unsafe extern "C" fn exchange() {
         "andi t2, t2, {fs_mask}",
         "addi t2, t2, -{fs_dirty}",
         "bnez t2, 2b",
+        "addi sp, sp, -{float_size}",
+        ".cfi_def_cfa_offset {float_size}",
         r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
         r"  fsd fs\n, {fs} + 8*\n(sp)",
         r".endr",
+        "sd t1, {float_pc}(sp)",
+        ".cfi_rel_offset ra, {float_pc}",
         "li t2, {fs_not_clean} << {fs_shift}",
         "csrc sstatus, t2",
-        "ori t1, t1, 1",
+        // As if that had called.
+        "lla t1, {resume_float}",
+        "addi t1, t1, {nop}",
         "j 2b",
         ".cfi_endproc",
         ".option pop",
         pc = const offset_of!(Frame, pc),
         s0 = const offset_of!(Frame, s0),
         s1 = const offset_of!(Frame, s1),
-        fs = const offset_of!(Frame, fs),
         size = const size_of::<Frame>(),
+        float_pc = const offset_of!(FloatFrame, pc),
+        fs = const offset_of!(FloatFrame, fs),
+        float_size = const size_of::<FloatFrame>(),
+        resume_float = sym resume_float,
+        nop = const NOP,
         fs_shift = const FS_SHIFT,
         fs_mask = const FS_MASK,
         fs_dirty = const FS_DIRTY,
         fs_not_clean = const FS_NOT_CLEAN,
+    )
+}
+
+/// sp: a `FloatFrame`. Goes on in code that wants its f registers.
+///
+/// It begins with a `nop` that isn't run: an unwinder looks for what is before the place where a frame goes on.
+#[unsafe(naked)]
+unsafe extern "C" fn resume_float() {
+    naked_asm!(
+        ".option push",
+        ".option arch, +d",
+        ".option norvc",
+        ".cfi_startproc",
+        ".cfi_def_cfa_offset {float_size}",
+        ".cfi_rel_offset ra, {float_pc}",
+        "nop",
+        "li t2, {fs_mask} << {fs_shift}",
+        "csrs sstatus, t2",
+        r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
+        r"  fld fs\n, {fs} + 8*\n(sp)",
+        r".endr",
+        "ld t1, {float_pc}(sp)",
+        "addi sp, sp, {float_size}",
+        ".cfi_def_cfa_offset 0",
+        ".cfi_register ra, t1",
+        "jr t1",
+        ".cfi_endproc",
+        ".option pop",
+        float_pc = const offset_of!(FloatFrame, pc),
+        fs = const offset_of!(FloatFrame, fs),
+        float_size = const size_of::<FloatFrame>(),
+        fs_shift = const FS_SHIFT,
+        fs_mask = const FS_MASK,
     )
 }
 
@@ -313,8 +351,8 @@ unsafe extern "C" fn start() -> ! {
     )
 }
 
-/// The size of the `nop` at the beginning of [`start`].
-const START: usize = 4;
+/// The size of the `nop` that [`start`] and [`resume_float`] begin with.
+const NOP: usize = 4;
 
 /// How deep a task that leaves by itself goes, from where the core must not be taken any more.
 pub(crate) const LEAVE: usize = 1024;
@@ -330,8 +368,18 @@ pub(crate) fn touch_stack<const DEPTH: usize>() {
 /// Whether the running code has given itself a right that no other code is to have: SUM or MXR.
 #[inline(always)]
 pub(crate) fn has_rights() -> bool {
-    // Bits above them are rare, and do no harm.
-    status() as u32 >> SUM_MXR.trailing_zeros() != 0
+    let rights: usize;
+    // SAFETY: reads a CSR. Bits above the two are rare, and do no harm.
+    unsafe {
+        asm!(
+            "csrr {0}, sstatus",
+            "srliw {0}, {0}, {1}",
+            out(reg) rights,
+            const SUM_MXR.trailing_zeros(),
+            options(nomem, nostack, preserves_flags),
+        )
+    };
+    rights != 0
 }
 
 /// Gives such rights up, before other code runs, and says which they were.
@@ -396,7 +444,8 @@ struct UserFrame {
 // Immediate offsets of loads and stores reach up to 2047; the stack stays aligned to 16.
 const _: () =
     assert!(size_of::<TrapContext>() < 2048 && size_of::<TrapContext>().is_multiple_of(16));
-const _: () = assert!(size_of::<Frame>() < 2048 && size_of::<Frame>().is_multiple_of(16));
+const _: () = assert!(size_of::<Frame>().is_multiple_of(16));
+const _: () = assert!(size_of::<FloatFrame>() < 2048 && size_of::<FloatFrame>().is_multiple_of(16));
 const _: () = assert!(size_of::<UserFrame>() < 2048 && size_of::<UserFrame>().is_multiple_of(16));
 
 /// A core's own place for its trap entry. The kernel keeps one for each core.
