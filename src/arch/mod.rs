@@ -16,7 +16,7 @@
 //! |---|---|---|
 //! | **Rounding mode and exception flags** | | Rust code must not call with other than the default |
 //! | riscv64: `fcsr` | saved with the f registers if FS is Dirty, which writing it makes it; 0 for the handler; restored | not kept |
-//! | x86_64: MXCSR, x87 CW | the kernel has neither, CR0.TS is set; a program's are in its `FpArea`. Hosted: Linux saves them for a signal, and gives the handler the default | not kept |
+//! | x86_64: MXCSR, x87 CW | the kernel has neither, CR0.TS is set; a program's are in its `FpArea`. Hosted: Linux saves them for a signal, and gives the handler the default | not kept. Hosted: kept by hal-shim |
 //! | loongarch64: `fcsr`, `fcc` | saved if EUEN.FPE is on; 0 for the handler; restored | not kept |
 //! | **Flags** | | |
 //! | x86_64: DF | cleared for the handler; `iretq` restores it. Hosted: Linux does | must be clear, as in every call |
