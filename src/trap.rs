@@ -1,6 +1,6 @@
 //! Traps as values, and user mode.
 //!
-//! A kernel that lets Trapline have the trap vector ([`arch::install_trap_entry`](crate::arch::install_trap_entry))
+//! A kernel that lets Trapline have the trap vector ([`arch::install_trap_entry`])
 //! gets every trap as a [`TrapContext`]. There are two ways for one to come about:
 //!
 //! ```text

@@ -78,7 +78,7 @@
 //! `switch` saves itself: s0, s1 and sp; and fs0 to fs11, since those are rarely in use, as the
 //! hardware knows. It touches neither `tp` (the core's), nor `gp` (the program's), nor `sstatus.SIE`. SUM and
 //! MXR, which kernel code may have set for an access to a user's page, are dealt with by the one who leaves
-//! ([`drop_rights`]). `fcsr` isn't switched: Rust code may assume the rounding mode that it was started
+//! (`drop_rights`). `fcsr` isn't switched: Rust code may assume the rounding mode that it was started
 //! with, and flags are not preserved by calls. A trap falls between any two instructions, so `TrapContext`
 //! holds `fcsr` too, and what runs next gets the 0 that Rust code starts with. Vector registers are not
 //! known here: a kernel must not be compiled to use them.

@@ -37,7 +37,7 @@
 //! assume them to be as the language started with: to go on with others is undefined behaviour
 //! already before a switch could carry them along. So they stay as they are. Neither `gs` nor `fs`
 //! nor the flags are touched; AC, which kernel code may have set for an access to a user's page, is
-//! dealt with by the one who leaves ([`drop_rights`]).
+//! dealt with by the one who leaves (`drop_rights`).
 //!
 //! A preempted stack looks no different: above the caller's frame lie those of the handler that
 //! left the core and what the trap (or the signal) has saved of the interrupted code.

@@ -172,7 +172,16 @@ unsafe impl Platform for Machine {
 /// Waits with interrupts enabled, which are masked before and after.
 #[unsafe(naked)]
 unsafe extern "C" fn enable_and_halt() {
-    naked_asm!("sti", "hal_shim_hlt:", "hlt", "hal_shim_halted:", "cli", "ret")
+    naked_asm!(
+        // The handler may be in another unit of the compiler's.
+        ".globl hal_shim_hlt, hal_shim_halted",
+        "sti",
+        "hal_shim_hlt:",
+        "hlt",
+        "hal_shim_halted:",
+        "cli",
+        "ret",
+    )
 }
 
 // SAFETY: labels in `enable_and_halt`. Only addresses are taken.
