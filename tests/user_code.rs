@@ -418,3 +418,35 @@ fn a_guard_over_the_end_of_a_poll_stays_in_force_until_the_future_is_gone() {
         preemption_works().await;
     });
 }
+
+/// The one place where a stackful task's future is dropped off its stack while the runtime runs: none is to be had.
+#[test]
+fn block_on_in_a_drop_that_has_no_stack_says_so() {
+    struct Blocks;
+    impl Drop for Blocks {
+        fn drop(&mut self) {
+            block_on(sleep(ms(1)));
+        }
+    }
+    static REPORTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    let config = Config {
+        stacks: 1,
+        on_panic: Some(|panic| REPORTS.lock().unwrap().push(panic.message().to_owned())),
+        ..Config::new()
+    };
+    run(config, async |runtime| {
+        let holds = spawn(stackful(async { block_on(sleep(ms(50))) }));
+        yield_now().await;
+        let blocks = Blocks;
+        let waits = spawn(stackful(async move { drop(blocks) }));
+        while runtime.stats().waiting == 0 {
+            sleep(ms(1)).await;
+        }
+        waits.abort();
+        assert!(matches!(waits.await, Err(JoinError::Aborted)));
+        assert!(!holds.is_finished());
+        let said = REPORTS.lock().unwrap().pop().expect("a report");
+        assert!(said.contains("has no stack for it"), "{said}");
+        holds.await.unwrap();
+    });
+}

@@ -31,7 +31,8 @@ use crate::task::waker::from_header;
 /// [`PreemptGuard`](crate::preempt::PreemptGuard); where the [platform](crate::platform::Platform::may_preempt)
 /// says so, which is while it panics and under a lock of the kernel's that counts by itself.
 ///
-/// In a plain task, which would keep the core from all others; in an interrupt on a core that is inside of a
+/// In a plain task, which would keep the core from all others; in the drop of a stackful task's future in a
+/// [`shutdown`](Runtime::shutdown), or where there is no stack for it; in an interrupt on a core that is inside of a
 /// runtime; by a caller that is not a core of the platform; outside of a runtime, if it has to wait with
 /// interrupts masked.
 pub fn block_on<F: Future>(future: F) -> F::Output {
@@ -49,6 +50,14 @@ fn suspend_until<F: Future>(runtime: &'static Runtime, mut future: Pin<&mut F>) 
     };
     // SAFETY: the task that is polled is alive.
     let name = || unsafe { Label::of(task) };
+    // SAFETY: as above.
+    let is_stackful = unsafe { task.as_ref() }.state.is_stackful();
+    assert!(
+        runtime.is_on_stack() || !is_stackful,
+        "block_on was called in the drop of the future of {}, which the runtime drops off its stack, since it is \
+         shut down or has no stack for it: nothing can wait there",
+        name()
+    );
     assert!(
         runtime.is_on_stack(),
         "block_on was called in {}, which is a plain task and would keep the core from all others: \
