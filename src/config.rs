@@ -6,44 +6,53 @@ use core::time::Duration;
 use crate::TaskPanic;
 use crate::stackful::{self, Stall};
 
-/// The shortest slice. In a shorter one a task might not get beyond the way into it.
+/// The shortest [`Config::slice`]. In a shorter one, a task might make no progress: the switch to its
+/// stack takes time too.
 pub const LEAST_SLICE: Duration = Duration::from_micros(10);
 
-/// For so many slices nothing is heard of a stall after [`Config::on_stall`] was called.
+/// How many slices pass between two calls of [`Config::on_stall`], at least.
 pub const STALL_SLICES: u32 = 32;
 
 /// What can be chosen for a [`Runtime`](crate::Runtime).
 ///
-/// Checked when the runtime is entered, since what a stack must hold is known only to the
-/// platform.
+/// It is checked when the runtime is entered, since only the platform knows what a stack must hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// How long a stackful task keeps the core while other stackful ones want it, at least [`LEAST_SLICE`]: if
-    /// something urgent comes in the last eighth, a little less, and if it begins under the alarm of one
-    /// that has left early, up to two slices. What is woken by a timer, an interrupt or another core takes the
-    /// core earlier; what the task wakes itself has it when the task leaves, or at the next interrupt.
-    /// Default: 1 ms.
+    /// How long a stackful task keeps the core while other stackful ones want it. At least
+    /// [`LEAST_SLICE`]; default: 1 ms.
+    ///
+    /// It may be **up to two** slices: a task that follows one that has left early runs under the alarm
+    /// that was set for that one, and when it fires, has a whole slice from there (this saves setting
+    /// the alarm for each poll). It is up to an eighth less if the task is preempted for something
+    /// urgent in the last eighth of the slice.
+    ///
+    /// A task that a timer, an interrupt or another core wakes takes the core earlier. A task that the
+    /// running one wakes does not preempt it: it has the core when the running task leaves, or at the
+    /// next interrupt.
     pub slice: Duration,
     /// The size of a stack in bytes; it is rounded up to a multiple of 16. Default: 16 KiB on a
     /// target without an operating system, 64 KiB hosted.
     pub stack_size: usize,
-    /// How many stacks there may be; a stackful task for which there is none waits its turn.
-    /// Default: as many as memory allows.
+    /// How many stacks there may be, at least 1. A stackful task for which there is none waits, and
+    /// `on_stall` is called. Default: as many as memory allows.
     pub stacks: usize,
-    /// How many stacks are kept that no task holds; what is given back beyond that is freed. At least 1: the
-    /// one that tasks use by turns. Default: 16 on a target without an operating system, 64 hosted. See also
-    /// [`Runtime::trim`](crate::Runtime::trim).
+    /// How many stacks are kept that no task holds; a stack that is given back beyond that is freed. 0
+    /// counts as 1: one is kept, which tasks use by turns. Default: 16 on a target without an operating
+    /// system, 64 hosted. See also [`Runtime::trim`](crate::Runtime::trim).
     pub idle_stacks: usize,
     /// How many bytes of the memory of finished tasks are kept for new ones, which then need no call of the
     /// allocator. Default: 64 KiB on a target without an operating system, 16 MiB hosted.
     pub task_memory: usize,
-    /// Called when a task's turn has come and there is no stack for it (all that there may be are held, or
-    /// there is no memory for another), and from then on as long as tasks wait for one: every
-    /// [`STALL_SLICES`] slices, and not more often. The holders may compute, or may wait for something
-    /// themselves; [`Stall`] says who they are. In task context of the core, between two polls; it must not block. A
-    /// panic of it is caught. Default: nothing.
+    /// Called when a task's turn has come and there is no stack for it: all that there may be are held,
+    /// or there is no memory for another. Called again while tasks wait, but not before [`STALL_SLICES`]
+    /// slices have passed. [`Stall`] names the tasks that hold stacks, each with the reason, and those
+    /// that wait.
+    ///
+    /// In task context of the core, between two polls, with preemption off; it may allocate and spawn,
+    /// and must not block. A panic of it goes to `on_panic`. Default: nothing.
     pub on_stall: Option<fn(&Stall<'_>)>,
-    /// Called for a panic that was caught and that nobody gets. See [`TaskPanic`]. Default: nothing.
+    /// Called for a panic that was caught and that no join handle gives to a task. See [`TaskPanic`].
+    /// Default: nothing.
     pub on_panic: Option<fn(&TaskPanic<'_>)>,
 }
 
@@ -99,8 +108,8 @@ pub enum ConfigError {
     SliceTooShort,
     /// No stackful task could run without a stack.
     NoStacks,
-    /// A stack must hold at least this many bytes: a saved context, a trap context, and the frames
-    /// of the handler that leaves.
+    /// A stack must hold at least this many bytes: a saved context, a trap context, the frames of the
+    /// handler that leaves, and the runtime's own account.
     StackTooSmall {
         /// In bytes.
         least: usize,

@@ -20,8 +20,8 @@ use crate::task::undropped;
 /// current one.
 ///
 /// Both functions are called in task context with preemption off, on the core that runs the future.
-/// They are short, and they neither allocate nor panic: they run whenever the core changes hands, and nobody
-/// could tell what is loaded after a panic. So that ends the program, whoever would catch it.
+/// They must be short, and must neither allocate nor panic: they run at every switch. A panic of them
+/// ends the program, also where panics are caught, since it would be unknown what is loaded.
 pub trait Hooks: Send + Sync + 'static {
     /// Before the future's code runs: for the first time, after an await, after it was preempted.
     fn enter(&self);
@@ -212,8 +212,8 @@ pub struct Contexted<F> {
 /// also around preemption and [`block_on`](crate::block_on); and around its drop, also after a panic.
 ///
 /// They nest: hooks of a future inside are entered after those of the one outside, and left before.
-/// A [`stackful`](crate::stackful()) future inside inherits all that it is inside of, so
-/// `contexted(stackful(f), hooks)` does what it says; spawned, it is one task. Tasks that `future` spawns inherit nothing.
+/// A [`stackful`](crate::stackful()) future inside inherits all hooks that it is inside of. Spawned,
+/// `contexted(stackful(f), hooks)` is one task, on a stack. Tasks that `future` spawns inherit nothing.
 ///
 /// ```
 /// # use std::sync::Arc;

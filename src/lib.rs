@@ -61,18 +61,18 @@
 //! }
 //!
 //! fn ipi_or_device_interrupt() {
-//!     // SAFETY: as above. Somebody may have been woken who is in a hurry.
+//!     // SAFETY: as above. The interrupt may have woken a task, which preempts the running one.
 //!     unsafe { trapline::preempt::on_interrupt() }
 //! }
 //! ```
 //!
-//! # The rooms
+//! # The modules
 //!
 //! | where | what |
 //! |---|---|
 //! | [`Runtime`], [`spawn`], [`JoinHandle`] | tasks: how they come, run and go |
 //! | [`StaticTask`], [`LocalSpawner`], [`TaskBuilder`] | tasks without an allocator, not `Send`, with names |
-//! | [`task_local!`], [`TaskPanic`] | values that belong to a part of a task; panics that nobody gets |
+//! | [`task_local!`], [`TaskPanic`] | values that belong to a part of a task; panics that no join handle gives |
 //! | [`stackful`](mod@stackful), [`block_on`] | futures that compute, and waiting in the middle of one |
 //! | [`contexted()`] | hooks around each stretch on the core: an address space, the current thread |
 //! | [`preempt`] | when a core may be taken from a task; what a trap handler calls |
@@ -83,12 +83,17 @@
 //!
 //! # What holds
 //!
-//! - No wake is lost, whoever wakes, from wherever: wakers may be used in interrupts, on other cores,
-//!   and after their task and runtime are gone. They take no lock and call no allocator.
+//! - No wake is lost: wakers may be used in interrupts, on other cores, and after their task and
+//!   runtime are gone. They take no lock and call no allocator.
 //! - A future is polled and dropped by the core that owns its task, in task context.
 //! - A stack is held only while it holds frames, and does not leave its core while it does.
 //! - Preemption happens in the code of stackful tasks and nowhere else, and not under a
-//!   [`PreemptGuard`](preempt::PreemptGuard).
+//!   [`PreemptGuard`](preempt::PreemptGuard) or with interrupts masked: then it is
+//!   [owed](mod@preempt).
+//! - Waiting is bounded in time: what is woken goes first, and what computes or yields beside it still
+//!   gets a share of the core.
+//! - A panic in a drop, a waker or a callback of yours ends neither the loop nor another task: it goes
+//!   to [`Config::on_panic`].
 //! - Where nothing is preempted, nothing is paid for it: plain tasks cost what they cost in any
 //!   stackless runtime.
 

@@ -1,22 +1,23 @@
 //! When the core may be taken from a task, and the functions that take it.
 //!
-//! A core has one gate. It is open while user code runs on a stackful task's stack, and shut
-//! everywhere else: in the runtime's own code, in plain tasks, and under a [`PreemptGuard`]. An
-//! interrupt that finds it shut leaves a note that a preemption is owed, and whoever opens the gate
-//! pays.
+//! A core has one preempt count. It is zero while the code of a stackful task runs, and more than
+//! that everywhere else: in the runtime's own code, in plain tasks, and under a [`PreemptGuard`]. An
+//! interrupt that ought to preempt while the count is not zero sets a flag (need_resched) instead:
+//! the preemption is *owed*, and comes when the count is zero again.
 //!
-//! There are two reasons for which a debt is not paid although the gate is open: interrupts are masked, or the
-//! [platform](crate::platform::Platform::may_preempt) says no. The debt stays then. It is paid at the next
-//! opportunity: the next guard that drops, a [`point()`], or the alarm. That is set to fire as soon as
-//! interrupts are enabled; after a "no", it asks again after a slice, and each time after twice as long, up to 16
-//! slices or 10 ms.
+//! Two things can hold it up even then: interrupts are masked, or the
+//! [platform](crate::platform::Platform::may_preempt) says no. It stays owed, and comes with the next
+//! guard that drops, the next [`point()`], or the alarm. Where interrupts are masked, the alarm is set
+//! to fire as soon as they are enabled. After a "no" it asks again a slice later, and after each
+//! further "no" twice as late as before, up to 16 slices or 10 ms, whichever is less (but not before
+//! a slice).
 //!
 //! # For kernels that count by themselves
 //!
-//! A kernel's own locks can forbid preemption in two ways. With [`disable`] and [`enable`], which are a
-//! [`PreemptGuard`] in two calls, Trapline counts. A kernel that has a count of its own answers in
-//! [`may_preempt`](crate::platform::Platform::may_preempt) whether it is zero, and calls [`point()`] when it gets
-//! there.
+//! A kernel's own locks can forbid preemption in two ways. They call [`disable`] and [`enable`], which
+//! are a [`PreemptGuard`] in two calls: then Trapline counts. Or the kernel has a count of its own:
+//! then it answers in [`may_preempt`](crate::platform::Platform::may_preempt) whether that is zero,
+//! and calls [`point()`] when it gets to zero.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
@@ -160,28 +161,31 @@ impl Gate {
 /// due.
 ///
 /// Returns when the interrupted code is to go on, at once or much later, on the same core, with
-/// interrupts masked. What the handler has on its stack is still there then; whatever another trap
-/// may have changed since (trap registers, `errno`) the handler must have saved there before.
+/// interrupts masked. What the handler has on its stack is still there then. What another trap may
+/// have changed since (trap registers, `errno`), the handler must have saved on its stack before.
 ///
 /// # Safety
 ///
 /// - Called on a core, in the handler of its alarm or of its periodic tick, as the last thing that it does but
 ///   return, after the interrupt has been acknowledged, with interrupts masked.
-/// - All registers of the interrupted code are restored when this returns. Those that a callee preserves may
-///   be left to the handler's callees, and to the switch. What the vector itself saves lies on the
-///   interrupted stack, which is also the one that this is called on: another task's trap comes before this
-///   returns, so a place that the core has once, or a copy that a context switch of the kernel's would take
-///   from there, is not enough.
-/// - What the interrupted code may have set for itself is saved there too, and is as Rust code expects it
-///   when this is called: the rounding mode (riscv64, loongarch64: `fcsr` is 0), DF and AC (x86_64: clear), SUM and
-///   MXR (riscv64: clear). The return ends a reservation (riscv64: by an `sc`). [The
-///   table](crate::arch#what-an-entry-sanitizes-and-what-the-switch-keeps) has all of it.
-/// - There is stack enough for the handler, this call and the switch, 2 KiB (x86_64: 4 KiB) in a build without
-///   optimization. A vector that touches the stack so deep first, before it acknowledges or locks
-///   anything, makes of an overflow a fault of the interrupted task, which [`end_task`] ends alone.
+/// - It is called on the interrupted stack, and what the vector saves lies on that stack too. Other
+///   tasks' traps come before this returns, so a place that exists once a core is overwritten by
+///   then; and a copy of the context that the kernel keeps elsewhere is not enough either, since the
+///   handler's own frames must still be there.
+/// - After it has returned, all registers of the interrupted code are restored. Those that a callee
+///   preserves may be left to the handler's callees and to the switch.
+/// - What the interrupted code may have set for itself is saved there too, and when this is called is
+///   as Rust code expects it: the rounding mode (riscv64, loongarch64: `fcsr` is 0), DF and AC (x86_64:
+///   clear), SUM and MXR (riscv64: clear). The return from the trap ends a reservation (riscv64: by an
+///   `sc`). [The table](crate::arch#what-an-entry-sanitizes-and-what-the-switch-keeps) has all of it.
+/// - There is stack enough for the handler, this call and the switch: 2 KiB (x86_64: 4 KiB) in a build
+///   without optimization. A vector that touches the stack that deep first, before it acknowledges the
+///   interrupt or takes a lock, turns an overflow into a fault of the interrupted task, which
+///   [`end_task`] ends alone.
 /// - The handler interrupted task context, not another handler: one that enables interrupts holds an
 ///   [`InterruptGuard`].
-/// - The handler holds no lock. With a guard, or preemption disabled, nothing is left here: it is owed.
+/// - The handler holds no lock. If it holds a guard, or has preemption disabled, the core is not taken
+///   here: the preemption is owed.
 pub unsafe fn on_timer() {
     let Some(runtime) = bound::slot().runtime() else { return };
     let alarm = runtime.alarm();
@@ -219,11 +223,11 @@ pub unsafe fn on_timer() {
     unsafe { runtime.leave_preempted(left, now, Reason::Interrupted) };
 }
 
-/// Ends any other interrupt: preempts the running stackful task if somebody was woken meanwhile.
+/// Ends any other interrupt: preempts the running stackful task if another task was woken meanwhile.
 ///
 /// The handler of the inter-processor interrupt that [`Platform::wake`](crate::platform::Platform::wake)
-/// sends must call it, and that of a device that wakes tasks should: otherwise those wait until the
-/// slice is over. Returns as [`on_timer`] does.
+/// sends must call it, and that of a device that wakes tasks should: otherwise the woken tasks wait
+/// until the slice is over. Returns as [`on_timer`] does.
 ///
 /// # Safety
 ///
@@ -248,15 +252,17 @@ pub unsafe fn on_interrupt() {
     }
 }
 
-/// Ends the running stackful task in the handler of a fault that it has caused, and gives the core to the
-/// others: it doesn't return. If there is nothing to be ended, it does: the fault is not a task's, or the task
-/// is a plain one, preemption was off and the fault may have left something half done, or the platform says that
-/// the code [may not be left for ever](crate::platform::Platform::may_end): it panics, or holds a lock of the
-/// kernel's.
+/// Ends the running stackful task, in the handler of a fault that it has caused, and gives the core to
+/// other tasks: it does not return.
 ///
-/// The task's frames die without their drops, and others may point at them and at its future. So both are
-/// leaked, and its stack too; [`Stats::ended`](crate::Stats) counts them. The join handle says
-/// [`JoinError::Abandoned`](crate::JoinError::Abandoned).
+/// It returns, without effect, if there is no task that it may end: outside of a stackful task; with
+/// preemption disabled, as the fault may have left something half done; or where the platform says
+/// that the code [may not be left for ever](crate::platform::Platform::may_end), since it panics or
+/// holds a lock of the kernel's. What the handler does then is the kernel's decision.
+///
+/// The task's frames go without their drops, and other code may point at them and at the future. So
+/// both are leaked, and the stack too; [`Stats::ended`](crate::Stats::ended) counts such tasks. The
+/// join handle says [`JoinError::Abandoned`](crate::JoinError::Abandoned).
 ///
 /// # Safety
 ///
@@ -271,11 +277,12 @@ pub unsafe fn end_task() {
     }
 }
 
-/// Forbids preemption on this core, until as many calls of [`enable`] have come: a [`PreemptGuard`] for kernels
-/// whose critical sections begin and end in different functions.
+/// Forbids preemption on this core, until as many calls of [`enable`] have come: a [`PreemptGuard`]
+/// for kernels whose critical sections begin and end in different functions.
 ///
-/// Any context: task context, interrupts, and outside of a runtime, where it does nothing. Pairs nest, also with
-/// guards. As with a guard, the task panics that returns from its poll with preemption disabled.
+/// Any context: task context, interrupts, and outside of a runtime, where it does nothing. Pairs
+/// nest, also with guards. A task that returns from its poll with preemption disabled panics, as with
+/// a guard.
 #[inline]
 pub fn disable() {
     // Preempted since the look at the slot, the task goes on on the same core and so in the same runtime.
@@ -284,8 +291,8 @@ pub fn disable() {
     }
 }
 
-/// Takes one [`disable`] back. If that was the last reason and a preemption is owed, others have the core before
-/// this returns; in an interrupt, or where interrupts are masked, it stays owed.
+/// Takes one [`disable`] back. If the preempt count gets to zero and a preemption is owed, other tasks
+/// have the core before this returns; in an interrupt, or where interrupts are masked, it stays owed.
 ///
 /// # Panics
 ///
@@ -293,9 +300,9 @@ pub fn disable() {
 ///
 /// # Safety
 ///
-/// It is the pair of a `disable` on this core: by the same poll of the same task or by the same handler, or by code
-/// that runs outside of a runtime from the one to the other. The task was not ended by a panic or a fault in
-/// between, which takes back all that it has disabled.
+/// It pairs with a `disable` on this core: in the same poll of the same task, in the same handler, or
+/// in code that is outside of a runtime from the one to the other. No panic or fault has ended the
+/// task in between: that takes back all that the task has disabled.
 #[inline]
 pub unsafe fn enable() {
     let Some(runtime) = bound::slot().runtime() else { return };
@@ -313,16 +320,16 @@ fn never_disabled() -> ! {
     panic!("preempt::enable was called more often than preempt::disable")
 }
 
-/// A preemption point: if a preemption is owed and nothing forbids it any more, others have the core before this
-/// returns. If not, it does nothing, and costs a few instructions.
+/// A preemption point: if a preemption is owed and nothing forbids it any more, other tasks have the
+/// core before this returns. If not, it does nothing, and costs a few instructions.
 ///
-/// Any context: it does nothing in an interrupt, with interrupts masked, under a guard, in plain tasks and outside
-/// of a runtime.
+/// Any context: it does nothing in an interrupt, with interrupts masked, under a guard, in plain tasks
+/// and outside of a runtime.
 ///
 /// A kernel that has a preempt count of its own calls it whenever that gets to zero (see
-/// [`may_preempt`](crate::platform::Platform::may_preempt)). One that gets the traps of user programs as values
-/// calls [`on_timer`] for the timer's where it may not leave the core yet, under a [`PreemptGuard`] or while its own
-/// count is up, and this where it may.
+/// [`may_preempt`](crate::platform::Platform::may_preempt)). A kernel that gets the traps of user
+/// programs as values calls [`on_timer`] for the timer's trap while it may not leave the core yet
+/// (under a [`PreemptGuard`], or while its own count is not zero), and `point` where it may.
 #[inline]
 pub fn point() {
     if let Some(runtime) = bound::slot().runtime()
@@ -343,16 +350,18 @@ fn pay_here(runtime: &'static Runtime) {
 
 /// Forbids preemption on this core while it lives.
 ///
-/// Hold one while a stackful task touches per-core or thread-local data of the kernel's, and shortly:
-/// a slice that ends meanwhile is owed, and paid when the last guard drops. Guards nest. In plain
-/// tasks, in interrupts and outside of a runtime they are harmless and cost a few instructions.
+/// A stackful task holds one while it touches per-core or thread-local data of the kernel's, and no
+/// longer than needed: if its slice ends meanwhile, a preemption is owed, and comes when the last guard
+/// drops. With interrupts masked, or while [`may_preempt`](crate::platform::Platform::may_preempt) says
+/// no, the drop leaves it [owed](self). Guards nest. In plain tasks, in interrupts and outside of a
+/// runtime they have no effect and cost a few instructions.
 ///
-/// A guard must not be held across an await: the runtime checks after each poll, and
-/// [panics](PreemptGuard#panics) in the task that did.
+/// A guard must not be held across an await.
 ///
 /// # Panics
 ///
-/// The task that holds or has forgotten one when its poll returns panics.
+/// The runtime checks after each poll: a task whose poll returns while it holds a guard, or has
+/// forgotten one, panics there.
 #[derive(Debug)]
 #[must_use = "preemption is forbidden for as long as the guard lives"]
 pub struct PreemptGuard {
@@ -360,7 +369,7 @@ pub struct PreemptGuard {
 }
 
 impl PreemptGuard {
-    /// Shuts the gate. Any context.
+    /// Forbids preemption. Any context.
     #[inline]
     pub fn new() -> Self {
         Self { shut: Shut::new(bound::slot().runtime()) }
@@ -397,13 +406,13 @@ pub struct InterruptGuard {
 }
 
 impl InterruptGuard {
-    /// Shuts the gate.
+    /// Forbids preemption.
     ///
     /// # Safety
     ///
-    /// - In an interrupt handler, before it enables interrupts.
-    /// - Dropped after it has masked them again.
-    /// - The handler then ends in [`on_timer`] or [`on_interrupt`], which pay what is owed by then.
+    /// - It is called in an interrupt handler, before that enables interrupts.
+    /// - It is dropped after the handler has masked them again.
+    /// - The handler then ends in [`on_timer`] or [`on_interrupt`], where an owed preemption comes.
     pub unsafe fn new() -> Self {
         Self { _shut: Shut::new(bound::slot().runtime()) }
     }
@@ -448,8 +457,8 @@ impl Drop for Shut {
 
 /// A global allocator under which tasks are not preempted.
 ///
-/// An allocator with a lock would otherwise let a preempted task hold that lock while others spin
-/// on it, and `malloc` is not reentrant. Wrap the program's:
+/// Without it, a task could be preempted while it holds the allocator's lock, and the core's other
+/// tasks would wait for that lock for ever; and `malloc` is not reentrant. Wrap the program's:
 ///
 /// ```ignore
 /// #[global_allocator]

@@ -82,23 +82,24 @@ pub struct Syscall {
 /// What handles a trap.
 ///
 /// It runs with interrupts masked on the interrupted stack, or on that of the caller of
-/// [`TrapContext::run`] when a user program was interrupted
-/// (`context.is_user()`; of those it gets interrupts only). What it finds in the context is what is
-/// restored when it returns; it returns with interrupts masked. A handler of an interrupt acknowledges it
-/// first, and may end with a call of [`preempt::on_timer`](crate::preempt::on_timer) or
-/// [`preempt::on_interrupt`](crate::preempt::on_interrupt), which may leave the core there and
+/// [`TrapContext::run`] when a user program was interrupted (`context.is_user()`; of those it gets
+/// interrupts only). What is in the context when it returns is restored; it returns with interrupts
+/// masked. A handler of an interrupt acknowledges it first, and may end with a call of
+/// [`preempt::on_timer`](crate::preempt::on_timer) or
+/// [`preempt::on_interrupt`](crate::preempt::on_interrupt), which may give the core to other tasks and
 /// return much later.
 ///
-/// An overflow of a kernel stack comes on the core's emergency stack (`context.is_overflow()`), which
-/// the handler must not return from: what it interrupted cannot go on. It ends the machine, or the
-/// task, by [`preempt::end_task`](crate::preempt::end_task).
+/// An overflow of a kernel stack is handled on the core's emergency stack (`context.is_overflow()`).
+/// The handler must not return from it, since what it interrupted cannot go on: it ends the machine,
+/// or the task by [`preempt::end_task`](crate::preempt::end_task).
 ///
-/// It is an overflow, too, if a trap finds less than a context and
-/// [`HANDLER_STACK`](crate::arch::HANDLER_STACK) bytes: the entry looks first, so the handler of an interrupt
-/// does not run out of stack with a lock held or the interrupt acknowledged, as long as it uses no more. On
-/// riscv64 and loongarch64 that interrupt is still pending. On x86_64 the processor has handed it over: a handler
-/// that ends the task tells the interrupt controller that all interrupts in service have ended.
-/// `end_task` sets the alarm again; what a device's interrupt was about, the kernel looks up.
+/// A trap that finds less room than a context and [`HANDLER_STACK`](crate::arch::HANDLER_STACK) bytes is
+/// an overflow too: the entry looks before it pushes. So the handler of an interrupt that uses no more
+/// than that does not run out of stack with a lock held or the interrupt acknowledged. On riscv64 and
+/// loongarch64 the interrupt is still pending then. On x86_64 the processor has handed it over: a
+/// handler that ends the task tells the interrupt controller that all interrupts in service have ended
+/// (EOI). `end_task` sets the alarm again. What a device's interrupt was about, the kernel asks the
+/// devices.
 pub type TrapHandler = fn(&mut TrapContext);
 
 static HANDLER: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
@@ -122,13 +123,13 @@ pub(crate) extern "C" fn dispatch(context: &mut TrapContext) {
 impl TrapContext {
     /// Runs the user program of this context until its next trap, and says what that was.
     ///
-    /// An interrupt has been handled by then, by the kernel's [`TrapHandler`]. In a stackful task the
-    /// slice may have ended there, the core been given to others and got back; so `Timer` needs no answer
-    /// but the next `run`. In a plain task nobody else has run: yield on `Timer` and on
-    /// `Interrupt`. If the time of a plain task was up before it called `run`, it gets `Timer` at once.
+    /// An interrupt has been handled by then, by the kernel's [`TrapHandler`]. In a stackful task, other
+    /// tasks may have had the core in that handler, so `Timer` needs no answer but the next `run`. In a
+    /// plain task no other task has run: yield on `Timer` and on `Interrupt`. If the time of a plain
+    /// task was up before it called `run`, it gets `Timer` at once.
     ///
-    /// The address space is the caller's matter: [`contexted`](crate::contexted()) keeps the right
-    /// one loaded around awaits and preemption.
+    /// It loads no address space: [`contexted`](crate::contexted()) keeps the right one loaded around
+    /// awaits and preemption.
     ///
     /// # Safety
     ///

@@ -6,12 +6,15 @@ use core::task::{Context, Poll};
 
 use crate::task::waker::running_in;
 
-/// Lets others have the core first. Cancel-safe.
+/// Lets other tasks have the core first. Cancel-safe.
 ///
-/// A plain task goes behind all plain tasks that are ready by now, those whose timers are due among
-/// them; stackful ones run as well only if they are owed something. A stackful task goes behind the plain
-/// ones, behind stackful ones that were woken, and behind those that have used up a slice or have yielded
-/// before it.
+/// A plain task goes behind all plain tasks that are ready by now, those among them whose timers are
+/// due. It does not go behind stackful tasks: those get the core when no plain task is ready, and
+/// beside plain tasks that keep it, a twelfth of the time. A stackful task goes behind the plain ones,
+/// behind stackful ones that were woken, and behind those that used up a slice or yielded before it.
+///
+/// A task that wakes itself and returns `Pending`, as the yields of other crates do, goes to the same
+/// place (a stackful one, if [`in_interrupt`](crate::platform::Platform::in_interrupt) says `No`).
 pub fn yield_now() -> YieldNow {
     YieldNow { yielded: false }
 }

@@ -21,9 +21,9 @@ impl Runtime {
     ///
     /// # Errors
     ///
-    /// See [`EnterError`]. A panic of a task, a waker or a callback is never one of them: the task's join handle
-    /// or [`Config::on_panic`](crate::Config::on_panic) has it. [`Panicked`](EnterError::Panicked) would be one of
-    /// the runtime's own code, or of the platform's.
+    /// See [`EnterError`]. The panic of a task, a waker or a callback is not an error of `enter`: the
+    /// task's join handle has it, or [`Config::on_panic`](crate::Config::on_panic).
+    /// [`Panicked`](EnterError::Panicked) would be a panic of the runtime's own code, or of the platform's.
     pub fn enter(&'static self) -> Result<Infallible, EnterError> {
         let _entered = self.claim()?;
         loop {
@@ -34,14 +34,19 @@ impl Runtime {
     }
 
     /// Runs the core's tasks until `future` is done, which is polled among them as a plain task. It
-    /// may borrow from the caller and need not be `Send`. What else was spawned stays where it
-    /// is until the core enters again.
+    /// may borrow from the caller and need not be `Send`. The other tasks stay as they are until the
+    /// core enters again.
     ///
     /// # Errors
     ///
-    /// See [`EnterError`]; [`Panicked`](EnterError::Panicked) if `future` panicked in a poll, or held a
-    /// [`PreemptGuard`](crate::preempt::PreemptGuard) when a poll returned. The other tasks stay, and the core may
-    /// enter again. A panic in the drop of `future`, which comes last, is the caller's.
+    /// Each of [`EnterError`]. [`Panicked`](EnterError::Panicked) means that `future` panicked in a
+    /// poll; or, when a poll returned, held a [`PreemptGuard`](crate::preempt::PreemptGuard) or had
+    /// interrupts masked. (As for [`enter`](Self::enter), it could also be a panic of the runtime's own
+    /// code or of the platform's.) The other tasks stay, and the core may enter again.
+    ///
+    /// # Panics
+    ///
+    /// If the drop of `future` panics, which comes last: the caller gets that panic.
     pub fn run_until<F: Future>(&'static self, future: F) -> Result<F::Output, EnterError> {
         let _entered = self.claim()?;
         let mut future = pin!(future);
@@ -168,12 +173,12 @@ pub enum EnterError {
     NoCore,
     /// The runtime has been shut down.
     ShutDown,
-    /// Interrupts are masked. Nothing would be preempted, and an alarm would never be taken: enable them first.
+    /// Interrupts are masked. Nothing would be preempted, and no alarm would be taken: enable them first.
     InterruptsMasked,
-    /// What was chosen for the runtime cannot be.
+    /// The runtime's [`Config`](crate::Config) is not valid.
     Config(ConfigError),
-    /// The future of [`run_until`](Runtime::run_until) panicked. Comes only from platforms that can catch a
-    /// panic.
+    /// The future of [`run_until`](Runtime::run_until) panicked; or code of the runtime or the platform
+    /// did, outside of any task. Comes only from platforms that can catch a panic.
     Panicked(PanicPayload),
 }
 

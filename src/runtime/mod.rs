@@ -104,15 +104,15 @@ pub struct Stats {
     pub preemptions: u64,
     /// How often the core parked.
     pub parks: u64,
-    /// How often a task got the core after it was aborted, since a stack holds frames of it: it runs on
+    /// How often a task got the core after it was aborted, since a stack holds frames of it: it goes on
     /// to the end of its poll.
     pub aborted_in_poll: u64,
     /// How many stacks there are.
     pub stacks: u64,
     /// How many tasks wait for a stack now.
     pub waiting: u64,
-    /// How often a task found no stack when its turn came, and began to wait: [`Config::stacks`] were held, or
-    /// there was no memory for another.
+    /// How often a task found no stack when its turn came, and began to wait: all [`Config::stacks`]
+    /// were held, or there was no memory for another.
     pub failed_growths: u64,
     /// How many tasks were ended by [`preempt::end_task`](crate::preempt::end_task). Their stacks and
     /// futures are leaked.
@@ -203,11 +203,11 @@ impl Runtime {
         }
     }
 
-    /// Frees the stacks that are idle, and the memory that is kept of finished tasks. Returns how many stacks
-    /// those were.
+    /// Frees the stacks that are idle, and the memory that is kept of finished tasks. Returns how many
+    /// stacks it has freed.
     ///
     /// On the owning core, in task context: in a plain task, or outside of [`enter`](Self::enter).
-    /// Elsewhere it does nothing and returns 0. It calls
+    /// Elsewhere (in a stackful task, on another core) it does nothing and returns 0. It calls
     /// [`Platform::free_stack`](crate::platform::Platform::free_stack) and the allocator. See also
     /// [`Config::idle_stacks`].
     pub fn trim(&self) -> usize {

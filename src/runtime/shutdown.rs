@@ -11,22 +11,24 @@ use crate::task::{Header, Link};
 impl Runtime {
     /// Drops every task's future and refuses new ones, for good.
     ///
-    /// Join handles say [`JoinError::Aborted`]. A task of which a stack holds frames (preempted, or
-    /// inside of [`block_on`](crate::block_on)) cannot be dropped: frames may hold or point at
-    /// anything. It is left as it is, its handle says [`JoinError::Abandoned`], and its stack is
-    /// leaked and reported.
+    /// Join handles of unfinished tasks say [`JoinError::Aborted`]. A task of which a stack holds frames
+    /// (preempted, or inside of [`block_on`](crate::block_on)) cannot be dropped: frames may hold or
+    /// point at anything. Its future and its stack are leaked, its handle says
+    /// [`JoinError::Abandoned`], and [`Shutdown::stacks_with_frames`] counts it.
     ///
-    /// A [`Sleep`](crate::time::Sleep) that was polled here and moved to another runtime's task is woken, and
-    /// goes on there.
+    /// A [`Sleep`](crate::time::Sleep) that was polled here and has been moved to a task of another
+    /// runtime wakes that task, and goes on there.
     ///
-    /// Tasks' memory goes with their last wakers. What is handed back after the shutdown is freed by
-    /// calling this again, which does nothing else then.
+    /// The memory of a task is freed with its last waker. A waker that is dropped after the shutdown may
+    /// hand the memory back to this runtime: call `shutdown` again, and it is freed. The call does
+    /// nothing else then.
     ///
-    /// On the owning core, in task context, outside of [`enter`](Self::enter).
+    /// On the owning core, in task context, outside of [`enter`](Self::enter). Interrupts may be masked.
     ///
     /// # Errors
     ///
-    /// Called inside of a runtime, or on another core than the owning one.
+    /// [`Nested`](EnterError::Nested) inside of a runtime, [`OtherCore`](EnterError::OtherCore) on
+    /// another core than the owning one, [`NoCore`](EnterError::NoCore) by a caller that is no core.
     pub fn shutdown(&'static self) -> Result<Shutdown, EnterError> {
         let _entered = self.claim_for_shutdown()?;
         self.own.closed.set(true);

@@ -20,8 +20,8 @@ impl Runtime {
     ///
     /// # Panics
     ///
-    /// As every allocation of the program's does when memory is out; [`try_spawn`](Self::try_spawn) gives the
-    /// future back.
+    /// If memory is out, as every allocation of the program's then does (by `handle_alloc_error`);
+    /// [`try_spawn`](Self::try_spawn) gives the future back.
     pub fn spawn<F>(&'static self, future: F) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
@@ -210,7 +210,7 @@ where
 ///
 /// # Panics
 ///
-/// On a core that is not inside of a runtime; use [`Runtime::spawn`] there.
+/// On a core that is not inside of a runtime (use [`Runtime::spawn`] there), and if memory is out.
 pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
 where
     F: Future + Send + 'static,
@@ -248,9 +248,10 @@ pub(crate) fn here() -> Result<&'static Runtime, SpawnErrorReason> {
 
 /// Spawns tasks whose futures need not be `Send`, on this core's runtime.
 ///
-/// Such a task is an ordinary one, but it never leaves its core, and nothing of it ever runs on a stack: a
-/// [`stackful`](crate::stackful()) future in it is always a child. What isn't `Send` may be shared among
-/// the local tasks of a core and the future of [`Runtime::run_until`], none of which is preempted.
+/// Such a task never leaves its core, and no code of it runs on a stack: a
+/// [`stackful`](crate::stackful()) future in it is always a child. What is not `Send` may be shared
+/// among the local tasks of a core and the future of [`Runtime::run_until`], none of which is
+/// preempted.
 ///
 /// ```
 /// # use std::{cell::Cell, rc::Rc};
@@ -280,8 +281,9 @@ pub struct LocalSpawner {
 impl LocalSpawner {
     /// The spawner of the runtime that the calling core is inside of.
     ///
-    /// `None` in a stackful task, which the others preempt, and which they would share something with that
-    /// isn't `Send`; in an interrupt, if the platform is certain that it is one; and outside of a runtime.
+    /// `None` in a stackful task, since it is preempted for local tasks and so must not share with them
+    /// what is not `Send`; in an interrupt, if the platform is certain that it is one; and outside of a
+    /// runtime.
     pub fn current() -> Option<Self> {
         let spawner = Self { runtime: Runtime::current()?, not_send: PhantomData };
         spawner.runtime().map(|_| spawner)

@@ -41,12 +41,12 @@ pub unsafe trait StackfulBackend {
     ///
     /// # Safety
     ///
-    /// `top` is aligned to 16 and at least `LEAST_STACK` writable bytes lie below it, which nobody
-    /// else uses.
+    /// `top` is aligned to 16 and at least `LEAST_STACK` writable bytes lie below it, which no other
+    /// code uses.
     unsafe fn prepare(top: NonNull<u8>, main: StackMain, argument: *mut ()) -> Context;
 
-    /// Leaves the present context, storing it in `*save`, and goes on in `to`. Returns when somebody
-    /// switches to what was stored.
+    /// Leaves the present context, storing it in `*save`, and goes on in `to`. Returns when another
+    /// `switch` goes to what was stored.
     ///
     /// # Safety
     ///

@@ -14,27 +14,31 @@ use crate::task::waker::from_header;
 /// Waits for `future`.
 ///
 /// Inside of a stackful task it suspends the task and not the core: the task keeps its stack, and
-/// everything else runs. Outside of any task, on a core that is not inside of a runtime, it parks the
-/// core between polls.
+/// other tasks run. Outside of any task, on a core that is not inside of a runtime, it parks the core
+/// between polls.
 ///
 /// A wake of the task that arrives while it waits here may have been meant for another part of the
 /// task's future, say the other arm of a `select`. So after it has waited, it wakes its task once
 /// more, and that part is polled.
 ///
 /// An abort of the task takes effect after the poll that this is part of. If `future` waits for a
-/// [`stackful`](crate::stackful()) future that was ended by a fault, the task is ended as well: it has nothing to go on
-/// with.
+/// [`stackful`](crate::stackful()) future that was ended by a fault, the task is ended as well: there
+/// is no output that it could go on with.
 ///
 /// # Panics
 ///
-/// In a stackful task, where others must not have the core meanwhile: with interrupts masked; under a
-/// [`PreemptGuard`](crate::preempt::PreemptGuard); where the [platform](crate::platform::Platform::may_preempt)
-/// says so, which is while it panics and under a lock of the kernel's that counts by itself.
-///
-/// In a plain task, which would keep the core from all others; in the drop of a stackful task's future in a
-/// [`shutdown`](Runtime::shutdown), or where there is no stack for it; in an interrupt on a core that is inside of a
-/// runtime; by a caller that is not a core of the platform; outside of a runtime, if it has to wait with
-/// interrupts masked.
+/// - In a plain task, which would keep the core from all others, and in code that the runtime calls
+///   outside of a poll (hooks, [`Config::on_stall`](crate::Config::on_stall), a timer's waker).
+/// - In the drop of a stackful task's future, if the runtime drops it off its stack: in a
+///   [`shutdown`](Runtime::shutdown), or where there is no stack for an aborted task.
+/// - In a stackful task that must not give the core away: with interrupts masked; under a
+///   [`PreemptGuard`](crate::preempt::PreemptGuard), or with preemption disabled; where
+///   [`Platform::may_preempt`](crate::platform::Platform::may_preempt) says no, that is, while the task
+///   panics or the kernel's own preempt count is not zero.
+/// - If `future` leaves a guard, or masked interrupts, when its poll returns.
+/// - In an interrupt on a core that is inside of a runtime.
+/// - Outside of a runtime, if it has to wait while interrupts are masked, or by a caller that is no
+///   core of the platform.
 pub fn block_on<F: Future>(future: F) -> F::Output {
     // Pinned here: a future in an argument is one more copy of it on the stack.
     let future = pin!(future);

@@ -6,12 +6,12 @@ use core::fmt;
 use super::Context;
 use crate::platform::bound;
 
-/// Leaves the calling core's boot stack for ever: calls `main` on a stack of at least `size` bytes, which is
-/// allocated like those of tasks ([`Platform::allocate_stack`](crate::platform::Platform::allocate_stack)),
-/// with the same guard. Returns only if that fails.
+/// Leaves the calling core's boot stack for ever: calls `main` on a stack of at least `size` bytes,
+/// which comes from [`Platform::allocate_stack`](crate::platform::Platform::allocate_stack), like those
+/// of tasks, with the same guard. Returns only if that fails.
 ///
 /// Called once the allocator works, and before the core enters its runtime. Nothing that lies on the
-/// boot stack is dropped; its memory is free for other use once `main` runs, unless somebody has a pointer
+/// boot stack is dropped; its memory is free for other use once `main` runs, unless there is a pointer
 /// to something that is pinned or borrowed there.
 ///
 /// # Errors

@@ -93,28 +93,34 @@ pub struct Stackful<F: Future> {
 }
 
 /// Makes a future that may compute for as long as it likes: the timer takes the core from it when its
-/// slice is over, and everything else on the core runs.
+/// slice is over, and the core's other tasks run.
 ///
-/// Spawned, it is one task that is polled on a stack; so it is with [hooks](crate::contexted()) around it. Inside
-/// of any other future it spawns a task at its first poll, on the core of its parent, waits for it, and aborts it
-/// when dropped: `stackful(f).map(g)` runs `g` in the parent, which is a plain task and is not preempted. It holds a
-/// stack only while it is preempted or inside of [`block_on()`].
+/// - Spawned as it is, it is one task, which is polled on a stack; also with
+///   [`contexted()`](crate::contexted()) around it.
+/// - **Inside of any other future** it spawns a child task at its first poll, on the core of its parent,
+///   waits for it, and aborts it when dropped. The parent stays what it was: spawned,
+///   `stackful(f).map(g)` is a plain task, `f` runs in a child on a stack, and `g` runs in the plain
+///   parent and is not preempted. To have all of it preempted, put `stackful` outermost:
+///   `stackful(f.map(g))`.
 ///
-/// It is `Send` for the reason that [`std::thread::spawn`] demands it: it may be preempted between any
-/// two instructions, and other tasks of the core run there.
+/// It holds a stack only while it is being polled, is preempted, or is inside of [`block_on()`].
+///
+/// The future must be `Send` for the reason that [`std::thread::spawn`] demands it: it may be preempted
+/// between any two instructions, and other tasks of the core run there.
 ///
 /// [`std::thread::spawn`]: https://doc.rust-lang.org/std/thread/fn.spawn.html
 ///
 /// # Errors
 ///
-/// With no memory for its task, a child tries again at its parent's next poll, which it asks for. With
-/// no stack free it waits its turn.
+/// If there is no memory for the child's task, the parent is polled again and tries again. A task for
+/// which there is no stack waits, and [`Config::on_stall`](crate::Config::on_stall) is called.
 ///
 /// # Panics
 ///
-/// Polled on a core that is not inside of a runtime; or, in its parent, when the child panicked. If the
-/// child was ended by a fault, its parent is aborted, having nothing to go on with, or if it waits in
-/// [`block_on()`], ended as well; a parent that is the future of [`Runtime::run_until`] panics.
+/// - Polled on a core that is not inside of a runtime.
+/// - In the parent, when the child panicked, with the child's message.
+/// - If the child was ended by a fault, there is no output: the parent is aborted, or, if it waits in
+///   [`block_on()`], ended as well. The future of [`Runtime::run_until`] cannot be aborted, and panics.
 pub fn stackful<F>(future: F) -> Stackful<F>
 where
     F: Future + Send + 'static,
@@ -250,11 +256,12 @@ impl<F: Future> fmt::Debug for Stackful<F> {
     }
 }
 
-/// The memory of the stack on which this core runs a stackful task, if it does: what
-/// [`Platform::allocate_stack`](crate::platform::Platform::allocate_stack) gave for it.
+/// The addresses of the stack that this core runs a stackful task on, as
+/// [`Platform::allocate_stack`](crate::platform::Platform::allocate_stack) gave it; `None` if it runs
+/// none.
 ///
-/// It is meant for the handler of a fault: an address below is an overflow if the guard lies there. Any context
-/// on a core.
+/// It is meant for the handler of a fault: the task has overflowed its stack if the faulting address is
+/// in the guard below. Any context.
 pub fn current_stack() -> Option<core::ops::Range<usize>> {
     let stack = bound::slot().runtime()?.stacks().running()?;
     // SAFETY: the running stack is alive.
@@ -839,10 +846,10 @@ impl Stacks {
     }
 }
 
-/// Tasks wait for a stack, and there is none: [`Config::stacks`](crate::Config::stacks) are held, or there is no
-/// memory for another. Handed to [`Config::on_stall`](crate::Config::on_stall).
+/// Tasks wait for a stack, and there is none: all [`Config::stacks`](crate::Config::stacks) are held, or
+/// there is no memory for another. Handed to [`Config::on_stall`](crate::Config::on_stall).
 ///
-/// Displayed, it says all of it in a line.
+/// Displayed, it names the tasks that wait and the tasks that hold stacks, with the reasons, in a line.
 pub struct Stall<'a> {
     pub(crate) runtime: &'a Runtime,
 }
@@ -869,7 +876,7 @@ impl Stall<'_> {
         });
     }
 
-    /// Calls `f` for each task that waits for a stack, in the order in which they will get one.
+    /// Calls `f` for each task that waits for a stack, in the order in which they get one.
     pub fn each_waiter(&self, mut f: impl FnMut(StalledTask)) {
         self.runtime.stacks().waiting.each(|task| {
             // SAFETY: tasks in a queue are alive.
@@ -887,7 +894,7 @@ impl Stall<'_> {
         self.runtime.stacks().pool.total()
     }
 
-    /// Whether it is memory that is lacking: there may be more stacks.
+    /// Whether memory is lacking: [`Config::stacks`](crate::Config::stacks) would allow another stack.
     pub fn is_out_of_memory(&self) -> bool {
         self.runtime.may_have_more_stacks()
     }
@@ -914,7 +921,7 @@ impl fmt::Debug for Stall<'_> {
     }
 }
 
-/// A task that a [`Stall`] tells of. Displayed: its id, and its name if it has one.
+/// A task that a [`Stall`] names. Displayed: its id, and its name if it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StalledTask {
     label: Label,
@@ -942,11 +949,11 @@ impl fmt::Display for StalledTask {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Holds {
-    /// It computes: it was preempted and will go on by itself.
+    /// It computes: it was preempted, and goes on when its turn comes.
     Preempted,
     /// It waits in [`block_on()`].
     Suspended,
-    /// It was ended by a fault, and will hold it for ever.
+    /// It was ended by a fault, and holds the stack for ever.
     Ended,
 }
 

@@ -17,8 +17,8 @@ use crate::ready;
 /// Why a task has no output.
 #[non_exhaustive]
 pub enum JoinError {
-    /// It was aborted, by its join handle or by the shutdown of its runtime, and its future has been
-    /// dropped.
+    /// It was aborted before it had finished, by its join handle or by the shutdown of its runtime, and
+    /// its future has been dropped. A task that finished first gives its output, aborted or not.
     Aborted,
     /// Its runtime was shut down while a stack held frames of it, or a fault ended it. Its future was
     /// neither finished nor dropped and never will be.
@@ -64,17 +64,23 @@ pub(crate) fn panic_message(payload: &PanicPayload) -> &str {
 
 /// A spawned task's output, to be awaited.
 ///
-/// Dropping it detaches: the task runs on, and its output is dropped by its runtime, or if it panicked,
-/// reported to [`Config::on_panic`](crate::Config::on_panic). (It does not cancel: [`abort`](Self::abort) does.)
-/// The handle of a finished task drops the output where it is dropped itself; a panic of that is reported
-/// likewise, and does not reach the code that drops the handle. It may be polled
-/// on any core, and by one task after another: the latest waker counts. Poll and drop it in task
-/// context, since that is where the output may be dropped. Cancel-safe: a poll that was not the last
-/// takes nothing.
+/// Dropping it **detaches**, as in tokio: the task runs on, and its runtime drops the output. (In smol
+/// and async-task, dropping the handle cancels; here only [`abort`](Self::abort) does.) A panic of a
+/// detached task is reported to [`Config::on_panic`](crate::Config::on_panic). If the task has finished
+/// already, dropping the handle drops the output, there and then; a panic of that drop is reported in
+/// the same way, and does not reach the code that drops the handle.
+///
+/// It may be polled on any core, and by one task after another: the latest waker counts. Poll and drop
+/// it in task context, since the output may be dropped there. Cancel-safe: a poll that returns
+/// `Pending` takes nothing.
+///
+/// # Errors
+///
+/// Awaited, it gives a [`JoinError`] if the task has no output.
 ///
 /// # Panics
 ///
-/// Polled again after it was ready, as any future may.
+/// Polled again after it was ready.
 pub struct JoinHandle<T> {
     of: Of,
     output: PhantomData<fn() -> T>,
@@ -128,11 +134,17 @@ impl<T> JoinHandle<T> {
 
     /// Asks that the task's future be dropped.
     ///
-    /// A task that is in the middle of a poll finishes that poll first, also when it has been
-    /// preempted or is inside of [`block_on`](crate::block_on). A plain task's future is dropped by the loop when
-    /// the task's turn comes; a stackful one's right after that poll, on a stack, where the drop may be preempted
-    /// and may block (if the task waits for a stack, by the loop too). The handle resolves to [`JoinError::Aborted`] once the future has been dropped, or to
-    /// the output, if the task had finished by then. Any context.
+    /// A task that is in the middle of a poll finishes that poll first, also when it has been preempted
+    /// or is inside of [`block_on`](crate::block_on). If that poll is the last, the task has finished:
+    /// the handle gives `Ok` with the output. Else the handle gives [`JoinError::Aborted`], once the
+    /// future has been dropped.
+    ///
+    /// A plain task's future is dropped by the loop when the task's turn comes. A stackful task's future
+    /// is dropped on a stack, right after the poll that the task is in, or when its turn comes; the drop
+    /// may be preempted and may call `block_on`. Only if the task's turn comes and there is no stack for
+    /// it, the loop drops the future.
+    ///
+    /// Any context. It does not wait.
     pub fn abort(&self) {
         let Some(task) = self.task() else { return };
         // SAFETY: the handle's reference keeps the header.

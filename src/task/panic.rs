@@ -8,21 +8,26 @@ use super::{Header, Label, TaskId};
 use crate::platform::{PanicPayload, bound};
 use crate::preempt::PreemptGuard;
 
-/// A task's panic that was caught, and that no join handle will give away. Handed to
+/// A panic that was caught, and that no join handle gives to a task. Handed to
 /// [`Config::on_panic`](crate::Config::on_panic).
 ///
-/// The task was detached when it panicked; its handle was dropped without having been asked; or the panic
-/// came beside the task's end: in the drop of its future (also after a panic in its poll) or of its output,
-/// or in the code of a foreign waker that was to be woken. What the runtime calls for no task in particular
-/// ([`Config::on_stall`](crate::Config::on_stall), a timer's foreign waker) counts as the runtime's own task,
-/// whose name is `run_until`.
+/// It is one of these:
 ///
-/// The hook is called in task context with preemption disabled: by the task's runtime, or on any core
-/// where the task's handle is dropped. It may allocate and spawn; it must not block. A panic of the hook itself
-/// is not reported.
+/// - The panic of a task that was detached, or whose handle was dropped without giving it.
+/// - A panic in the drop of a task's future (also after a panic in its poll) or of its output.
+/// - A panic of a waker that another executor or the kernel made, when a finished task or a timer wakes
+///   it, and of [`Config::on_stall`](crate::Config::on_stall).
+/// - The report that one of these left a [`PreemptGuard`], or masked interrupts.
 ///
-/// Displayed: which task, its name if it has one, and the message. It needs a platform that can catch a
-/// panic: see [`Platform::catch_unwind`](crate::platform::Platform::catch_unwind) for the others.
+/// What belongs to no task in particular (`on_stall`, the waker of a timer) is reported for the
+/// runtime's own task, whose name is `run_until`.
+///
+/// The hook is called in task context with preemption disabled, on the core of the task's runtime or on
+/// the core that drops the task's handle. It may allocate and spawn; it must not block. A panic of the
+/// hook itself is dropped.
+///
+/// Displayed: which task, its name if it has one, and the message. Panics come here only if the platform
+/// can catch them: see [`Platform::catch_unwind`](crate::platform::Platform::catch_unwind).
 pub struct TaskPanic<'a> {
     task: Label,
     payload: &'a PanicPayload,

@@ -31,11 +31,16 @@ use crate::{Runtime, SpawnError, SpawnErrorReason};
 
 /// Memory for one task at a time, in a `static`: spawning in it calls no allocator.
 ///
-/// The cell is free again when its task is finished and the last reference to it is gone: the join
-/// handle, the runtime's, and every waker. Some places keep a waker until they are given another, after they have
-/// woken it too (the `AtomicWaker` of embassy-sync does; that of the crate atomic-waker does not): such a place keeps
-/// the cell in use until it is given another task's waker, or [`Waker::noop`](core::task::Waker::noop). A task that was abandoned (by a fault, or by a shutdown that
-/// found frames of it on a stack) keeps its cell for ever, since those frames may point into it.
+/// The cell is free again when its task has finished and the last reference to the task is gone: the
+/// join handle, the runtime's, and every waker.
+///
+/// **An old waker keeps the cell in use.** Some types keep a waker after they have woken it, until they
+/// are given another: the `AtomicWaker` of embassy-sync does, that of the crate atomic-waker does not.
+/// To free the cell, register another task's waker there, or
+/// [`Waker::noop`](core::task::Waker::noop).
+///
+/// A task that was abandoned (by a fault, or by a shutdown that found frames of it on a stack) keeps
+/// its cell for ever, since those frames may point into it.
 ///
 /// `F` is the future's type. That of an async function has no name, so
 /// [`static_task!`](crate::static_task) makes the cell for those.
@@ -128,10 +133,10 @@ impl<F: Future + 'static> StaticTask<F> {
         }
     }
 
-    /// Spawns a task in this cell, on this core's runtime. Any context; in an interrupt only for an output that may
-    /// be dropped there, since the join handle is.
+    /// Spawns a task in this cell, on this core's runtime. Any context; in an interrupt, only if the
+    /// output may be dropped there, since the join handle probably is.
     ///
-    /// Its future may be of any type that fits; one that doesn't is an error at compile time.
+    /// Its future may be of any type that fits; one that does not is an error at compile time.
     ///
     /// # Errors
     ///
@@ -306,7 +311,7 @@ macro_rules! static_task {
     };
 }
 
-/// Stands for a future whose type has no name: one that takes so much room. Nobody makes one.
+/// Stands for a future whose type has no name, and which takes so much room. There is no value of it.
 ///
 /// What [`static_task!`](crate::static_task) names.
 #[repr(C)]

@@ -1,8 +1,8 @@
 //! Time: the clock, sleeping, and giving up after a while.
 //!
-//! Times are nanoseconds of the platform's clock. A timer fires in task context of the core that it
-//! was polled on last, never early; how late, depends on what else that core polls: a stackful task
-//! is preempted for it, a plain one is not.
+//! Times are nanoseconds of the platform's clock. A timer belongs to the runtime that polled it last,
+//! and fires in task context of that runtime's core, never early. How late it fires depends on what
+//! that core runs: a stackful task is preempted for it, a plain one is not.
 
 mod alarm;
 mod timers;
@@ -86,11 +86,22 @@ pin_project_lite::pin_project! {
 
 /// Waits for `future`, but no longer than `duration` from now.
 ///
-/// What is late is dropped with the `Timeout`. A plain future that computes without awaiting cannot be
-/// timed out, since the clock is looked at between its polls. A [`stackful`](crate::stackful()) one in a
-/// task can: it is preempted, the `Timeout` is ready in time, and its drop aborts the child. The child
-/// still finishes the poll that it is in, beside the others: one that never awaits computes on. (`stackful(timeout(..))`
-/// cannot end a computation, which is one poll with the timeout then.) Cancel-safe if `future` is.
+/// `future` is polled first, and once at least, so a result that is there in time is not lost. When the
+/// time is up, the `Timeout` gives `Err(Elapsed)`; `future` is dropped with the `Timeout`.
+///
+/// A plain future that computes without awaiting cannot be timed out: the clock is looked at between
+/// its polls. Nor can `stackful(timeout(..))`, where the computation and the timeout are one poll.
+/// `timeout(.., stackful(..))` can: the computation is a child task, which is preempted when the time
+/// is up, and the `Timeout` is ready. Its drop aborts the child. **That does not stop the child at
+/// once**: it finishes the poll that it is in, preempted as before, so a child that never awaits
+/// computes for ever. Let what computes for long look at a flag, or call
+/// [`yield_now`](crate::yield_now()) now and then.
+///
+/// Cancel-safe if `future` is.
+///
+/// # Panics
+///
+/// Polled outside of a runtime, as [`Sleep`].
 pub fn timeout<F: Future>(duration: Duration, future: F) -> Timeout<F> {
     Timeout { future, sleep: sleep(duration) }
 }

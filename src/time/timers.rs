@@ -241,14 +241,15 @@ impl List {
     }
 }
 
-/// Waits until `duration` from now. If that is no time, or over when it is first polled, it lets others
-/// have the core once, as [`yield_now`](crate::yield_now()) does.
+/// Waits until `duration` from now (from this call, not from the first poll). If that time is over when
+/// it is first polled, as with a `duration` of zero, it lets other tasks have the core once, as
+/// [`yield_now`](crate::yield_now()) does.
 pub fn sleep(duration: Duration) -> Sleep {
     sleep_until(super::now() + duration)
 }
 
-/// Waits until `deadline`. If that has passed when it is first polled, it lets others have the core once,
-/// as [`yield_now`](crate::yield_now()) does.
+/// Waits until `deadline`. If that has passed when it is first polled, it lets other tasks have the core
+/// once, as [`yield_now`](crate::yield_now()) does.
 pub fn sleep_until(deadline: Instant) -> Sleep {
     Sleep {
         deadline: deadline.0,
@@ -268,18 +269,18 @@ pub fn sleep_until(deadline: Instant) -> Sleep {
 
 /// The future that [`sleep`] and [`sleep_until`] return. Allocates nothing. Cancel-safe.
 ///
-/// The timer is the runtime's on whose core it was polled last, and is fired by that one's loop. A `Sleep`
-/// may be moved, to a task of another core or of another runtime of the same core, also after it has been
-/// polled: the next poll there makes it that runtime's. Until then the old one fires it, if that is still
-/// run; when that is shut down, it wakes all that sleep in it, so that they are polled again elsewhere. It
-/// may be dropped on any core, in task context.
+/// A `Sleep` belongs to the runtime that polled it last, whose loop wakes the task when it is time. It
+/// may be moved to a task of another runtime, on the same core or on another, also after it has been
+/// polled: the next poll there makes it that runtime's. Until that poll the old runtime fires it, as
+/// long as a core is inside of that. A [`shutdown`](crate::Runtime::shutdown) of the old runtime wakes
+/// the task, which then polls it in its own. It may be dropped on any core, in task context.
 ///
 /// Polled outside of any runtime, it stays with the one that it has.
 ///
 /// # Panics
 ///
-/// Polled on a core that is not inside of a runtime, if it has none yet or that has been shut down: there
-/// would be nobody to fire it.
+/// Polled before its time on a core that is not inside of a runtime, if it belongs to no runtime yet,
+/// or to one that has been shut down: nothing would fire it.
 #[must_use = "futures do nothing unless awaited"]
 pub struct Sleep {
     deadline: u64,
