@@ -119,8 +119,8 @@ pub type PanicPayload = Box<dyn Any + Send + 'static>;
 ///
 /// - [`slot`](Self::slot) and [`core`](Self::core) answer for the core that calls them, always the
 ///   same for one core and different for two, and may be called in any context. A caller that is
-///   no core, such as another thread of a hosted program, gets the number `usize::MAX`, and a slot that
-///   nobody enters a runtime with.
+///   no core, such as another thread of a hosted program, gets the number `usize::MAX`, and a slot
+///   with which no runtime is ever entered.
 /// - A core is one thread in the sense of `Send`: its number isn't passed on to another thread while a
 ///   runtime that was entered under that number has stacks that hold frames, or tasks of a
 ///   [`LocalSpawner`](crate::LocalSpawner)'s that aren't finished, and is entered or shut down again.
@@ -137,16 +137,16 @@ pub type PanicPayload = Box<dyn Any + Send + 'static>;
 /// - [`wake`](Self::wake) may be called in any context, takes no lock and allocates nothing. It makes
 ///   that core's present or next `park` return; on a core that is not parked it causes an interrupt
 ///   whose handler calls [`preempt::on_interrupt`](crate::preempt::on_interrupt) or `on_timer`.
-///   Several may melt into one; what was written before `wake` is seen after it.
+///   Several may have the effect of one. What was written before `wake` is seen after it.
 /// - [`in_interrupt`](Self::in_interrupt) never says [`No`](InInterrupt::No) in a handler.
 /// - [`interrupts`](Self::interrupts) never says [`Enabled`](Interrupts::Enabled) where they are masked, and
 ///   never in an interrupt handler that has not enabled them itself.
 /// - [`may_preempt`](Self::may_preempt) says `false` wherever the interrupted (or, in task context, the
-///   calling) code must not be left for a while: while it panics, and under a lock of the kernel's that
-///   counts by itself.
+///   calling) code must not be left for a while: while it panics, and while the kernel's own preempt
+///   count is not zero.
 /// - [`may_end`](Self::may_end) says `false` wherever the interrupted code must not be left for ever.
 /// - [`allocate_stack`](Self::allocate_stack) gives writable memory of the size that was asked
-///   for, aligned to 16, that nobody else uses until [`free_stack`](Self::free_stack) gets it back.
+///   for, aligned to 16, that no other code uses until [`free_stack`](Self::free_stack) gets it back.
 /// - Code that runs on a stackful stack touches per-core or thread-local data of the kernel's only
 ///   under a [`PreemptGuard`](crate::preempt::PreemptGuard). `Send` cannot say that, so you do.
 /// - An interrupt handler uses no [`TaskLocal`](crate::TaskLocal), which would be the interrupted task's,
@@ -170,9 +170,9 @@ pub unsafe trait Platform: Sync + 'static {
     /// of the one that was set. A time that has passed fires at once, or where interrupts are masked, as
     /// soon as they are enabled. `u64::MAX` sets none.
     ///
-    /// On a platform with a periodic tick it may do nothing, if each tick's handler calls
-    /// [`on_timer`](crate::preempt::on_timer): slices and timers then end with the first tick after their
-    /// time.
+    /// **A periodic tick is enough.** If the handler of each tick calls
+    /// [`on_timer`](crate::preempt::on_timer), this may do nothing: slices and timers then end with the
+    /// first tick after their time.
     ///
     /// Called with preemption off, in task context and in interrupt handlers.
     fn set_alarm(&self, at: u64);
@@ -185,9 +185,10 @@ pub unsafe trait Platform: Sync + 'static {
     /// Gets the attention of core number `core`, which has entered a runtime or
     /// [`block_on`](crate::block_on); it may be the calling core (from an interrupt).
     ///
-    /// On a platform with a single core it may do nothing: whatever wakes a task there runs on that core,
-    /// and an interrupt ends [`park`](Self::park) by itself. An interrupt that wakes a task then preempts the
-    /// running one only if its handler ends in [`on_interrupt`](crate::preempt::on_interrupt) or `on_timer`.
+    /// On a platform with a single core it may do nothing: all code that wakes a task runs on that core,
+    /// and an interrupt ends [`park`](Self::park) by itself. An interrupt that wakes a task then preempts
+    /// the running task only if its handler ends in
+    /// [`on_interrupt`](crate::preempt::on_interrupt) or `on_timer`.
     fn wake(&self, core: usize);
 
     /// Masks this core's interrupts and returns what restores them.
@@ -201,13 +202,13 @@ pub unsafe trait Platform: Sync + 'static {
     unsafe fn restore_interrupts(&self, state: usize);
 
     /// Enables interrupts on this core, whatever was masked before, and makes
-    /// [`in_interrupt`](Self::in_interrupt) say so. The runtime calls it in two situations, and then this is
-    /// task context:
+    /// [`in_interrupt`](Self::in_interrupt) say that this is task context. The runtime calls it in two
+    /// situations:
     ///
-    /// - A trap handler has left the core to the loop. The interrupted task's own state comes back when the task
-    ///   is resumed and its handler returns.
-    /// - Code of a task's or of the kernel's has returned to the runtime and left interrupts masked, which
-    ///   is its mistake.
+    /// - A trap handler has given the core to the loop. The interrupted task's own state comes back when
+    ///   the task is resumed and its handler returns.
+    /// - Code of a task or of the kernel has returned to the runtime and left interrupts masked, which is
+    ///   a bug of that code.
     ///
     /// # Safety
     ///
@@ -216,10 +217,10 @@ pub unsafe trait Platform: Sync + 'static {
 
     /// Whether interrupts are enabled on this core. Any context.
     ///
-    /// Override it: it is asked after each poll, and one instruction of most processors knows the answer.
-    /// With the default, [`Unknown`](Interrupts::Unknown), a task that masks interrupts and then gives the
-    /// core away is not found out, and a preemption that was put off while a guard lived is paid by one
-    /// more alarm rather than by the guard's drop.
+    /// Override it. It is asked after each poll, and on most processors one instruction answers it. With
+    /// the default, [`Unknown`](Interrupts::Unknown), two things are lost: the runtime does not notice a
+    /// task that leaves interrupts masked; and a preemption that is owed when a guard drops comes with
+    /// one more alarm, and not with the drop.
     #[inline]
     fn interrupts(&self) -> Interrupts {
         Interrupts::Unknown
@@ -231,45 +232,47 @@ pub unsafe trait Platform: Sync + 'static {
     }
 
     /// Whether the code that was just interrupted may be left for a while. Called in `on_timer` and
-    /// `on_interrupt`, and in task context before a preemption that is owed and in
-    /// [`block_on`](crate::block_on), where it is asked of the caller.
+    /// `on_interrupt`; and in task context, of the calling code, before an owed preemption and in
+    /// [`block_on`](crate::block_on), which panics if this says `false`.
     ///
-    /// A kernel that has a preempt count of its own, say in its spin locks, answers whether that is zero. A
-    /// preemption that was due meanwhile is owed. It comes at the latest when an alarm asks again, which it does
-    /// more and more rarely; a kernel that calls [`preempt::point`](crate::preempt::point) when its count
-    /// gets to zero has it come there.
+    /// A kernel that has a preempt count of its own, say in its spin locks, answers whether that is zero.
+    /// A preemption that was due meanwhile is owed. It comes when the kernel calls
+    /// [`preempt::point`](crate::preempt::point), as it should when its count gets to zero; without that,
+    /// when [an alarm asks again](crate::preempt), at the latest 10 ms or a slice after the last "no".
     fn may_preempt(&self) -> bool {
         true
     }
 
-    /// Calls `leave`, which leaves a stackful task that pays what it owes where it drops a guard, and
-    /// returns when the task goes on.
+    /// Calls `leave` once. It gives the core to other tasks, where a stackful task drops a guard (or
+    /// calls [`preempt::point`](crate::preempt::point)) while a preemption is owed, and returns when the
+    /// task goes on.
     ///
-    /// The task did not ask for it. So what belongs to its code, although it lies in one place for all code of
-    /// the core (a C library's `errno`), must be after `leave` as it was before. The handler of an
-    /// interrupt does the same for itself. The default has nothing to save.
+    /// The task's code does not expect a switch there. So what belongs to that code, but lies in one
+    /// place for all code of the core (a C library's `errno`), must be saved before `leave` and restored
+    /// after it. (The handler of an interrupt does the same for itself.) The default saves nothing.
     fn preserving(&self, leave: &mut dyn FnMut()) {
         leave();
     }
 
     /// Whether the code that a fault has interrupted may be left for ever. Called in
-    /// [`end_task`](crate::preempt::end_task), which otherwise returns. Not while the code panics, where the panic
-    /// would never end, nor where it holds what its core cannot go on without.
+    /// [`end_task`](crate::preempt::end_task), which returns if this says `false`. It must say `false`
+    /// while the code panics, since the panic would never end, and while the code holds what its core
+    /// cannot go on without, such as a lock.
     ///
-    /// Default: where it may be left for a while.
+    /// Default: what [`may_preempt`](Self::may_preempt) says.
     fn may_end(&self) -> bool {
         self.may_preempt()
     }
 
     /// Runs `body`, and where the platform can unwind, catches a panic and returns what it carried.
     ///
-    /// The default catches nothing: where panics abort, they never come back here. Then the kernel's panic
-    /// handler is the one to say whose panic it was:
+    /// The default catches nothing: where panics abort, they never come back here. Then the kernel's
+    /// panic handler says which task it was:
     ///
     /// ```ignore
     /// #[panic_handler]
     /// fn panic(info: &PanicInfo<'_>) -> ! {
-    ///     mask_interrupts();                              // before `current`: nobody is to be preempted here
+    ///     mask_interrupts();                              // first, so that it is not preempted here
     ///     match trapline::current() {
     ///         Some(task) => print!("{task}: {info}"),     // its id, and its name if it has one
     ///         None => print!("{info}"),
@@ -282,29 +285,32 @@ pub unsafe trait Platform: Sync + 'static {
         Ok(())
     }
 
-    /// The least size of a stack in bytes, without the runtime's own account on it. A platform adds here
-    /// what its traps take beyond what the backend counts: Linux's signal frames grow with the processor.
+    /// The least size of a stack in bytes, without what the runtime itself keeps on it. A platform whose
+    /// traps take more than the backend counts adds that here: the size of Linux's signal frames depends
+    /// on the processor.
     fn least_stack(&self) -> usize {
         Self::Backend::LEAST_STACK
     }
 
     /// Memory for a stack of `size` bytes (a multiple of 16), aligned to 16; `None` if there is
-    /// none: then tasks wait, and [`Config::on_stall`](crate::Config::on_stall) is called. The default takes it
-    /// from the global allocator.
+    /// none: then tasks wait, and [`Config::on_stall`](crate::Config::on_stall) is called. The default
+    /// takes it from the global allocator, without a guard.
     ///
-    /// A kernel that can, puts a guard below: addresses that are mapped nowhere, so that a task which
-    /// overflows its stack faults. **One page is not enough.** A function with a large frame lowers the stack
-    /// pointer by all of it at once, and where the compiler does not touch each page on the way (Rust's bare
-    /// riscv64 and loongarch64 targets have no stack probes), the first access may lie anywhere in the frame: a
-    /// frame that is larger than the guard reaches over it into what lies below, which is probably another
-    /// stack. So a guard is at least as large as the largest frame in the kernel; 64 KiB is a good size, and takes
-    /// address space only, no memory. On x86_64, whose targets probe, it need not be larger than a page.
+    /// A kernel that has paging puts a guard below: addresses that are not mapped, so that a task which
+    /// overflows its stack faults. **A guard of one page is not enough where there are no stack probes.**
+    /// A function with a large frame lowers the stack pointer by all of it at once, and its first access
+    /// may lie anywhere in the frame. Where the compiler does not touch each page on the way (Rust's
+    /// bare riscv64 and loongarch64 targets have no stack probes), a frame that is larger than the guard
+    /// reaches over it into what lies below, probably another stack. So a guard is at least as large as
+    /// the largest frame in the kernel: 64 KiB is a good size, and takes address space but no memory. On
+    /// x86_64, whose targets have stack probes, a page is enough.
     ///
-    /// With a guard or without, the runtime keeps a word at `base` and looks at it whenever the stack is left: if it
-    /// was overwritten, the program ends with a message that names the task.
+    /// With a guard or without, the runtime keeps a word (a canary) at the lowest address of the stack
+    /// and looks at it whenever the stack is left. If it was overwritten, the program ends with a
+    /// message that names the task.
     ///
-    /// Called in task context of the core that will use the stack, with preemption off; in
-    /// [`leave_boot_stack`](crate::stackful::leave_boot_stack) outside of a runtime.
+    /// Called in task context of the core that will use the stack, with preemption off; by
+    /// [`leave_boot_stack`](crate::stackful::leave_boot_stack), outside of a runtime.
     fn allocate_stack(&self, size: usize) -> Option<NonNull<u8>> {
         let layout = core::alloc::Layout::from_size_align(size, 16).ok()?;
         // SAFETY: `Config` refuses a stack size of zero before anything is allocated.
