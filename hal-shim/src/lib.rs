@@ -4,7 +4,9 @@
 //! The same names on Linux ("hosted": a core is a thread, a signal is a trap) and on QEMU's machines: riscv64
 //! `virt` (booted by OpenSBI into S-mode), x86_64 `q35` (booted by PVH) and loongarch64 `virt`. It implements
 //! [`trapline::platform::Platform`] and binds it; depending on this crate is enough. User programs,
-//! address spaces and faults (`user`, `trap`) there are on the machines only.
+//! address spaces and faults (`user`, `trap`) there are on the machines only. Below each stack that it
+//! gives, at least 64 KiB of addresses are not mapped, so that a task which overflows its stack faults,
+//! also by a large frame in code without stack probes.
 //!
 //! ```
 //! // The only lines that know that some machines have no `std`.
@@ -26,8 +28,8 @@
 //! A stackful task on Linux is preempted in the middle of anything that isn't Trapline's or this
 //! crate's, and another task goes on **on the same thread**. std and libc don't expect that: a lock
 //! may then be held by the thread that waits for it, and a thread-local value be in the middle of a
-//! change. Nothing can check that, so starting hosted mode is `unsafe` and whoever writes the word
-//! promises, for all code in stackful tasks, that without a
+//! change. Nothing can check that, so starting hosted mode is `unsafe`, and the program that writes
+//! the word promises, for all code in stackful tasks, that without a
 //! [`PreemptGuard`](trapline::preempt::PreemptGuard):
 //!
 //! - it doesn't use std's standard streams: [`println!`] of this crate is there for that;
@@ -37,18 +39,18 @@
 //!   those in `getenv`, the time zone, the name resolver, the dynamic linker. (The allocator is
 //!   guarded if it is [`heap!`]'s, which [`entry!`] installs, or in a
 //!   [`NoPreempt`](trapline::preempt::NoPreempt) of the program's own.)
-//! - it captures and prints no `std::backtrace::Backtrace`. That takes a lock of std's which the message of
-//!   every panic takes as well: a task that panics while another is preempted in there waits for ever, and
-//!   the core with it. Error types that capture one (when `RUST_BACKTRACE` or `RUST_LIB_BACKTRACE` is set) are
-//!   made under a guard too;
-//! - over such an instruction it expects nothing of what libc and std keep for the thread, but of `errno`, which
-//!   is the task's own: `dlerror`, `h_errno`, `uselocale`, the state of `strtok` and the buffers of functions like it,
-//!   the capture of a test's output.
+//! - it captures and prints no `std::backtrace::Backtrace`. That takes a lock of std's which the message
+//!   of every panic takes as well: if a task is preempted while it holds that lock, and another task of
+//!   the core panics, that one waits for ever, and the core with it. Errors of types that capture one
+//!   (when `RUST_BACKTRACE` or `RUST_LIB_BACKTRACE` is set) are made under a guard too;
+//! - it expects nothing that libc and std keep for the thread to stay as it is over such an instruction:
+//!   `dlerror`, `h_errno`, `uselocale`, the state of `strtok` and the buffers of functions like it, the
+//!   capture of a test's output. (`errno` is the task's own, and stays.)
 //!
-//! The rounding mode and the masked exceptions of floating point (MXCSR and the x87 unit's control word) are kept
-//! for a preempted task, and others don't see them. They are not switched where a task leaves by itself, in
-//! [`block_on`](trapline::block_on) and at the end of a poll: set them back before. (Rust code may not run
-//! with others than the usual at all.)
+//! The rounding mode and the masked exceptions of floating point (MXCSR and the x87 unit's control word)
+//! are kept for a preempted task, and other tasks don't see them. They are not switched where a task
+//! leaves by itself, in [`block_on`](trapline::block_on) and at the end of a poll: set them back before.
+//! (By the rules of Rust, its code may not run with other modes than the default at all.)
 //!
 //! And for all code of a thread that is a core:
 //!
@@ -62,27 +64,28 @@
 //!   that was entered under that number has stacks that hold frames or tasks of a
 //!   [`LocalSpawner`](trapline::LocalSpawner)'s that aren't finished, and is entered or shut down again.
 //!
-//! A signal handler of the program's own may wake tasks, and do what else an interrupt may with Trapline,
-//! inside of [`interrupt::in_signal_handler`]; without that it may not: it would be taken for task context. In
-//! there it isn't preempted; outside of it neither, as long as it runs with its signal masked, as handlers do
-//! unless they were installed with `SA_NODEFER`, or on the alternate signal stack (`SA_ONSTACK`). It may end
-//! its task with [`end_task`](trapline::preempt::end_task) in there; the core then has its own signal mask again,
-//! whatever the handler had blocked. A signal of the program's own that arrives in a handler of this crate, the
-//! function of [`on_soft`](interrupt::on_soft) included, is delivered when that is over.
+//! A signal handler of the program's own may wake tasks, and use Trapline as an interrupt may, inside of
+//! [`interrupt::in_signal_handler`] only: elsewhere in the handler, Trapline takes it for task context.
+//! In there it isn't preempted. Outside of it, it isn't preempted either if its signal is masked, which
+//! is so unless it was installed with `SA_NODEFER`, or if it runs on the alternate signal stack
+//! (`SA_ONSTACK`). It may end its task with [`end_task`](trapline::preempt::end_task) in there; the
+//! thread then gets the core's signal mask back, whatever the handler had blocked. A signal of the
+//! program's own that arrives in a handler of this crate, the function of
+//! [`on_soft`](interrupt::on_soft) included, is delivered when that is over.
 //!
-//! A task that overflows its stack says so on the standard error output, with its name. Then the handler of
-//! `SIGSEGV` is called that there was when the first core started, and without one the process dies by the signal. A
-//! handler that the program installs later takes the place of both. It needs `SA_ONSTACK`: the task's stack has
-//! no room for it.
+//! If a task overflows its stack, a message on standard error says so and names it, as std's message for
+//! a thread does. Then the handler of `SIGSEGV` is called that was installed when the first core
+//! started; without one the process dies by the signal. A handler that the program installs later takes
+//! the place of message and handler. It needs `SA_ONSTACK`: the task's stack has no room for it.
 //!
 //! # Signals and system calls
 //!
-//! A core's thread gets a signal when a slice ends, when a timer is due, and when another thread wakes one of its
-//! tasks. So system calls are interrupted: those of stackful tasks in every slice, and those of plain tasks
-//! by timers and wakes. The handlers are installed with `SA_RESTART`, so Linux begins again what has done nothing
-//! yet and has no time limit: `read`, `write`, `recv`, `send`, `accept`, `waitpid`, locks. This is what came of
-//! calls that wait for 10 ms and of transfers of 1 MiB, in a stackful task beside one that computes, with slices of
-//! 1 ms:
+//! A core's thread gets a signal when a slice ends, when a timer is due, and when another thread wakes
+//! one of its tasks. So system calls are interrupted: those of stackful tasks in every slice, and those
+//! of plain tasks by timers and wakes. The handlers are installed with `SA_RESTART`, so Linux restarts a
+//! call that has done nothing yet and has no time limit: `read`, `write`, `recv`, `send`, `accept`,
+//! `waitpid`, locks. The table shows what became of calls that wait for 10 ms and of transfers of 1 MiB,
+//! in a stackful task beside one that computes, with slices of 1 ms:
 //!
 //! | Call                                                  | Result                                |
 //! |-------------------------------------------------------|---------------------------------------|
@@ -93,10 +96,11 @@
 //! | `getrandom`                                           | all short                             |
 //! | `read` of a byte; `write` of 4 KiB to a pipe, of 64 MiB to a file | all whole                 |
 //!
-//! In a plain task without timers and wakes, all were whole. So repeat such calls, with what is left of the time
-//! or of the bytes. std's `sleep`, `read_exact`, `write_all` and locks do; a stream's `read` with a time limit gives
-//! `ErrorKind::Interrupted`. A call that waits keeps the core from all other tasks until a signal ends it: rather
-//! await a [`sleep`](trapline::time::sleep()), and have another thread wait and wake the task.
+//! In a plain task without timers and wakes, none was interrupted or short. So repeat such calls, with
+//! the rest of the time or of the bytes. std's `sleep`, `read_exact`, `write_all` and locks do that; a
+//! stream's `read` with a time limit gives `ErrorKind::Interrupted`. A call that waits keeps the core
+//! from all other tasks until a signal ends it: rather await a [`sleep`](trapline::time::sleep()), or
+//! let another thread make the call and wake the task.
 #![cfg_attr(target_os = "none", no_std)]
 
 extern crate alloc;

@@ -9,9 +9,10 @@ pub type FaultHandler = fn(&mut TrapContext) -> bool;
 
 static HANDLER: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
 
-/// Sets what is called for a trap in kernel mode, and for an interrupt in user mode, that is neither the alarm
-/// nor the software interrupt, on all cores: on the interrupted stack (or, if that has overflowed, on the emergency stack), with
-/// interrupts masked. If it says `false`, the machine ends with a message, as it does without.
+/// Sets what is called, on all cores, for a trap in kernel mode and for an interrupt in user mode that is
+/// neither the alarm nor the software interrupt. It is called on the interrupted stack (or, if that has
+/// overflowed, on the emergency stack), with interrupts masked. If it says `false`, the machine ends with
+/// a message, as it does without one.
 pub fn on_fault(f: FaultHandler) {
     // Release: what the caller prepared for its handler is there before the handler.
     HANDLER.store(f as *mut (), Ordering::Release);
