@@ -8,8 +8,8 @@
 //! ```text
 //!   higher addresses
 //!   |        ...             |
-//!   |  the frame of whoever  |   with all that it needs of the other registers
-//!   |  switches              |
+//!   |  the frame of the code |   with all that it needs of the other registers
+//!   |  that switches         |
 //!   +------------------------+
 //!   |  fs0 ... fs7           |   only where the ABI has FP registers, and written only if `pc` says so
 //!   |  fp ($r22), s8         |
@@ -65,8 +65,8 @@
 //! ```
 //!
 //! These two places are written by the last instructions before user mode and read by the first after it,
-//! with interrupts masked all the while. So nobody comes between, and nothing needs to be put back when runs
-//! nest.
+//! with interrupts masked all the while. So no other code runs in between, and nothing needs to be put back
+//! when runs nest.
 //!
 //! # The entry's CSRs
 //!
@@ -89,15 +89,14 @@
 //! # Floating point, by `EUEN.FPE`
 //!
 //! LoongArch has no dirty tracking, but with FPE off, an FP instruction traps. Under lp64d, the
-//! same invariant as on RISC-V keeps the f registers of those that use them, and charges nobody else:
+//! same invariant as on RISC-V keeps the f registers of tasks that use them, at no cost for the others:
 //!
 //! > If FPE is off, the f registers hold nothing that the running code wants.
 //!
 //! - It is off when code starts. The first FP instruction traps, and [`on_trap`] has the return from that
-//!   trap turn FPE on, with registers that are zero: what nobody wrote, nobody wants.
-//! - `switch` away: if FPE is on, fs0 to fs7 go into the frame, and FPE goes off, or they would be
-//!   charged to whoever runs next. `pc` says so to the one who switches back: FPE goes on, and they
-//!   are loaded.
+//!   trap turn FPE on, with registers that are zero: the code has written nothing yet.
+//! - `switch` away: if FPE is on, fs0 to fs7 go into the frame, and FPE goes off, or the code that runs
+//!   next would save them too. `pc` says so to the switch back: FPE goes on, and they are loaded.
 //! - If FPE is off, `pc` says nothing.
 //! - A trap: if FPE is on, all f registers go into the trap context before any Rust code runs, and FPE goes
 //!   off for the handler. The return loads them, and turns FPE on or off as it was.
@@ -180,9 +179,10 @@ const PIE: usize = 1 << 2;
 /// `fcsr0`: enables, rounding mode and flags. The rest is about the latest instruction only.
 const FCSR_KEPT: usize = 0x1f_031f;
 
-/// How many bytes a handler of an interrupt may use of the interrupted stack, with its call of
-/// [`preempt::on_timer`](crate::preempt::on_timer) and the switch, which need less than the half of it in a
-/// build without optimization. The trap entry sees to it that they are there.
+/// How many bytes of the interrupted stack the handler of an interrupt may use. That includes its call of
+/// [`preempt::on_timer`](crate::preempt::on_timer) and the switch, which take less than half of it in a
+/// build without optimization. The trap entry makes sure that so much is there: if not, the trap is an
+/// [overflow](TrapContext::is_overflow).
 pub const HANDLER_STACK: usize = 2048;
 
 /// The switch of LoongArch with 64 bits.
@@ -190,8 +190,8 @@ pub const HANDLER_STACK: usize = 2048;
 pub struct LoongArch64;
 
 impl LoongArch64 {
-    /// What the task itself has on its stack at least: the frames of the runtime's poll loop (1.9 KiB in a
-    /// build without optimization), and a little of its own.
+    /// The least that the task's own frames take: those of the runtime's poll loop (1.9 KiB in a build
+    /// without optimization), and a few of the future's.
     const POLL: usize = 3072;
 }
 
@@ -343,11 +343,11 @@ unsafe extern "C" fn start() -> ! {
 /// The size of the `nop` at the beginning of [`start`].
 const START: usize = 4;
 
-/// How deep a task that leaves by itself goes, from where the core must not be taken any more.
+/// How many bytes of stack a task that leaves by itself takes, from where it must not be preempted any more.
 pub(crate) const LEAVE: usize = 1024;
 
-/// Touches the stack `DEPTH` bytes below. If it isn't there, that is the fault of the code that calls, which
-/// can be ended alone: a fault further down would come in the runtime's own code, or a handler's.
+/// Reads the stack `DEPTH` bytes below. If nothing is mapped there, the fault comes here, in the code of the task,
+/// which can be ended alone. Without this it would come in the runtime's own code, or in a handler.
 #[inline(always)]
 pub(crate) fn touch_stack<const DEPTH: usize>() {
     // SAFETY: reads what lies below the stack pointer, if anything does.

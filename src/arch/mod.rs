@@ -1,16 +1,22 @@
 //! Registers and stacks: one self-contained file an architecture. Nothing else knows registers.
 //!
 //! Each brings a [`StackfulBackend`](crate::stackful::StackfulBackend), and for kernels that want them a
-//! trap entry, the [`TrapContext`] that it saves, and the way into user mode and back. [`Native`] is the backend of
-//! the target. What is not in a single architecture's words is in [`trap`](crate::trap).
+//! trap entry, the [`TrapContext`] that it saves, and the way into user mode and back. [`Native`] is the
+//! backend of the target. What all architectures have in common is in [`trap`](crate::trap).
+//!
+//! On other architectures (AArch64, say) the crate compiles without `Native`, [`TrapContext`] and `trap`:
+//! the kernel has its own trap vector, and a backend of its own in
+//! [`Platform::Backend`](crate::platform::Platform::Backend).
 //!
 //! # What an entry sanitizes, and what the switch keeps
 //!
-//! Code may set something for itself: a rounding mode, the right to access users' pages. When a trap takes the
-//! core from it, neither the handler nor the code that runs next may find that set; and when the interrupted
-//! code goes on, it is set again. The trap entries here see to both, and so must a kernel's own vector that ends
-//! in [`preempt::on_timer`](crate::preempt::on_timer). Code that leaves by itself (`block_on`, the drop of a guard)
-//! does so in an ordinary call, so less is open.
+//! Code may set something for itself: a rounding mode, the right to access users' pages. When a trap takes
+//! the core from it, neither the handler nor the code that runs next may find that set; and when the
+//! interrupted code goes on, it must be set again. The trap entries here do both, and so must a kernel's
+//! own vector that ends in [`preempt::on_timer`](crate::preempt::on_timer). Code that leaves by itself
+//! (in `block_on`, or in the drop of a guard) does so in an ordinary call, so fewer things are open.
+//!
+//! "Not kept" means: the code that goes on may find another value, as after any call.
 //!
 //! | | a trap | a leave by itself |
 //! |---|---|---|
@@ -74,7 +80,7 @@ pub use native::X86_64 as Native;
 pub use native::{HANDLER_STACK, LEAST_EMERGENCY_STACK, TrapContext, TrapCore, install_trap_entry};
 pub(crate) use native::{LEAVE, drop_rights, has_rights, restore_rights, touch_stack};
 
-/// An architecture that is not here. A kernel brings its own backend, whose switch deals with what these would.
+/// An architecture that is not here. The kernel brings its own backend, whose `switch` does what these do.
 #[cfg(not(any(target_arch = "riscv64", target_arch = "x86_64", target_arch = "loongarch64")))]
 mod native {
     pub(crate) const LEAVE: usize = 0;

@@ -8,8 +8,8 @@
 //! ```text
 //!   higher addresses
 //!   |        ...             |
-//!   |  the frame of whoever  |   with all that it needs of the other registers
-//!   |  switches              |
+//!   |  the frame of the code |   with all that it needs of the other registers
+//!   |  that switches         |
 //!   +------------------------+
 //!   |  fs0 ... fs11          |   a `FloatFrame`, only if `pc` is `resume_float`, which loads it
 //!   |  pc: where to go on    |
@@ -66,8 +66,8 @@
 //! ```
 //!
 //! These two places are written by the last instructions before user mode and read by the first after it,
-//! with interrupts masked all the while. So nobody comes between, and nothing needs to be put back when runs
-//! nest.
+//! with interrupts masked all the while. So no other code runs in between, and nothing needs to be put back
+//! when runs nest.
 //!
 //! `sscratch` holds the address of the core's [`TrapCore`] whenever code runs, in whichever mode.
 //!
@@ -85,17 +85,17 @@
 //!
 //! # Floating point, by `sstatus.FS`
 //!
-//! FS says of this core's f registers whether somebody has written to them. A kernel that is
-//! compiled for soft float keeps it Off, and then all of this costs the reading of it. To keep
-//! the f registers of those that use them, and to charge nobody else, one invariant suffices:
+//! FS says whether this core's f registers have been written. A kernel that is compiled for soft
+//! float keeps it Off, and then all of this costs the reading of it. One invariant is enough to keep
+//! the f registers of tasks that use them, at no cost for the others:
 //!
 //! > If FS isn't Dirty, the f registers hold nothing that the running code wants.
 //!
-//! - It holds when code starts: what nobody wrote, nobody wants.
+//! - It holds when code starts: it has written nothing yet.
 //! - Code that writes an f register makes FS Dirty, by hardware.
-//! - `switch` away: if FS is Dirty, fs0 to fs11 go into the frame, and FS becomes Clean, or it
-//!   would be charged to whoever runs next. Whoever switches back goes on at `resume_float`, where FS
-//!   becomes Dirty and they are loaded, so that the next switch saves them again.
+//! - `switch` away: if FS is Dirty, fs0 to fs11 go into the frame, and FS becomes Clean, or the code
+//!   that runs next would save them too. The switch back goes on at `resume_float`, where FS becomes
+//!   Dirty and they are loaded, so that the next switch saves them again.
 //! - If FS isn't Dirty, nothing there is wanted, and `pc` is where the caller goes on.
 //! - A machine may know Off and Dirty only, and take Clean for Dirty. Then all is saved each time.
 //! - A trap: if FS is Dirty, all f registers go into the trap context before any Rust code runs.
@@ -153,9 +153,10 @@ const FS_DIRTY: usize = 0b11;
 /// The bit that makes Dirty of Clean, which is 2: they have been written by loading them.
 const FS_NOT_CLEAN: usize = 0b01;
 
-/// How many bytes a handler of an interrupt may use of the interrupted stack, with its call of
-/// [`preempt::on_timer`](crate::preempt::on_timer) and the switch, which need less than the half of it in a
-/// build without optimization. The trap entry sees to it that they are there.
+/// How many bytes of the interrupted stack the handler of an interrupt may use. That includes its call of
+/// [`preempt::on_timer`](crate::preempt::on_timer) and the switch, which take less than half of it in a
+/// build without optimization. The trap entry makes sure that so much is there: if not, the trap is an
+/// [overflow](TrapContext::is_overflow).
 pub const HANDLER_STACK: usize = 2048;
 
 /// The switch of RISC-V with 64 bits.
@@ -163,8 +164,8 @@ pub const HANDLER_STACK: usize = 2048;
 pub struct Riscv64;
 
 impl Riscv64 {
-    /// What the task itself has on its stack at least: the frames of the runtime's poll loop (1.9 KiB in a
-    /// build without optimization), and a little of its own.
+    /// The least that the task's own frames take: those of the runtime's poll loop (1.9 KiB in a build
+    /// without optimization), and a few of the future's.
     const POLL: usize = 3072;
 }
 
@@ -354,11 +355,11 @@ unsafe extern "C" fn start() -> ! {
 /// The size of the `nop` that [`start`] and [`resume_float`] begin with.
 const NOP: usize = 4;
 
-/// How deep a task that leaves by itself goes, from where the core must not be taken any more.
+/// How many bytes of stack a task that leaves by itself takes, from where it must not be preempted any more.
 pub(crate) const LEAVE: usize = 1024;
 
-/// Touches the stack `DEPTH` bytes below. If it isn't there, that is the fault of the code that calls, which
-/// can be ended alone: a fault further down would come in the runtime's own code, or a handler's.
+/// Reads the stack `DEPTH` bytes below. If nothing is mapped there, the fault comes here, in the code of the task,
+/// which can be ended alone. Without this it would come in the runtime's own code, or in a handler.
 #[inline(always)]
 pub(crate) fn touch_stack<const DEPTH: usize>() {
     // SAFETY: reads what lies below the stack pointer, if anything does.
@@ -382,7 +383,7 @@ pub(crate) fn has_rights() -> bool {
     rights != 0
 }
 
-/// Gives such rights up, before other code runs, and says which they were.
+/// Gives such rights up, before other code runs, and returns which they were.
 #[cold]
 pub(crate) fn drop_rights() -> usize {
     let status: usize;

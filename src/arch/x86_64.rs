@@ -6,8 +6,8 @@
 //! ```text
 //!   higher addresses
 //!   |        ...           |
-//!   |  the frame of whoever|   with all that it needs of the other registers
-//!   |  switches            |
+//!   |  frame of the code   |   with all that it needs of the other registers
+//!   |  that switches       |
 //!   +----------------------+
 //!   |  rip: where to go on |
 //!   |  rbp                 |
@@ -70,7 +70,7 @@
 //! The processor takes a trap in user mode on the stack that the TSS names, and `syscall` on none; so
 //! the TSS names the context's own memory, and all pushes fill it in. Both places are written by the
 //! last instructions before user mode and read by the first after it, with interrupts masked all the
-//! while: nobody comes between, and nothing needs to be put back when runs nest.
+//! while: no other code runs in between, and nothing needs to be put back when runs nest.
 //!
 //! # Traps that cannot wait for a good moment
 //!
@@ -140,9 +140,10 @@ const _: () = {
     assert!((size_of::<Start>() - offset_of!(Start, main)).is_multiple_of(16));
 };
 
-/// How many bytes a handler of an interrupt may use of the interrupted stack, with its call of
-/// [`preempt::on_timer`](crate::preempt::on_timer) and the switch, which need less than the half of it in a
-/// build without optimization. The trap entry sees to it that they are there.
+/// How many bytes of the interrupted stack the handler of an interrupt may use. That includes its call of
+/// [`preempt::on_timer`](crate::preempt::on_timer) and the switch, which take less than half of it in a
+/// build without optimization. The trap entry makes sure that so much is there: if not, the trap is an
+/// [overflow](TrapContext::is_overflow).
 pub const HANDLER_STACK: usize = 4096;
 
 /// The switch of x86_64's System V ABI.
@@ -261,11 +262,11 @@ unsafe extern "C" fn start() -> ! {
 /// The size of the `nop` at the beginning of [`start`].
 const START: usize = 1;
 
-/// How deep a task that leaves by itself goes, from where the core must not be taken any more.
+/// How many bytes of stack a task that leaves by itself takes, from where it must not be preempted any more.
 pub(crate) const LEAVE: usize = 1024;
 
-/// Touches the stack `DEPTH` bytes below. If it isn't there, that is the fault of the code that calls, which
-/// can be ended alone: a fault further down would come in the runtime's own code, or a handler's.
+/// Reads the stack `DEPTH` bytes below. If nothing is mapped there, the fault comes here, in the code of the task,
+/// which can be ended alone. Without this it would come in the runtime's own code, or in a handler.
 #[inline(always)]
 pub(crate) fn touch_stack<const DEPTH: usize>() {
     // SAFETY: reads what lies below the stack pointer, if anything does.
@@ -285,7 +286,7 @@ pub(crate) fn has_rights() -> bool {
     flags & AC != 0
 }
 
-/// Gives such rights up, before other code runs, and says which they were. Not by `clac`, which not every
+/// Gives such rights up, before other code runs, and returns which they were. Not by `clac`, which not every
 /// processor has.
 #[cold]
 pub(crate) fn drop_rights() -> usize {
@@ -439,7 +440,7 @@ mod traps {
 
         /// # Safety
         ///
-        /// CR0.TS is clear, and nobody wants what the registers hold. `FP_SAVE` was set on this core.
+        /// CR0.TS is clear, and what the registers hold is not used any more. `FP_SAVE` was set on this core.
         unsafe fn load(&self) {
             let area = self.0.as_ptr();
             // SAFETY: the area is as large and as aligned as the instruction wants, and holds only what
