@@ -31,8 +31,8 @@ pub(crate) struct Arena {
     lists: [Cell<List>; SIZES],
     /// How many bytes more may be kept.
     room: Cell<usize>,
-    /// Somebody has asked for memory here, so it is worth keeping some. Where the platform is not certain of
-    /// interrupts, nobody does.
+    /// Memory has been asked for here, so it is worth keeping some. Where the platform is not certain of
+    /// interrupts, it never is.
     is_used: Cell<bool>,
 }
 
@@ -80,7 +80,7 @@ impl Arena {
     ///
     /// # Safety
     ///
-    /// The memory is the allocator's, of this layout, and nobody uses it again.
+    /// The memory is the allocator's, of this layout, and is not used again.
     #[inline]
     pub(crate) unsafe fn free(&self, memory: NonNull<u8>, layout: Layout) {
         let room = self.room.get().checked_sub(layout.size()).filter(|_| self.is_used.get());

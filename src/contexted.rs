@@ -114,7 +114,7 @@ impl Drop for NoPanic {
     }
 }
 
-/// Runs `code` inside of `surroundings`, and lets whoever takes the core meanwhile know of them.
+/// Runs `code` inside of `surroundings`, of which the runtime knows if the task is preempted there.
 pub(crate) fn within<R>(surroundings: Surroundings<'_>, code: impl FnOnce() -> R) -> R {
     let mut scope = Scope::new(surroundings);
     let _inside = scope.begin();
@@ -126,7 +126,7 @@ impl<'a> Scope<'a> {
         Self { inside_of, outer: None }
     }
 
-    /// Enters, until what this returns is dropped; whoever takes the core meanwhile knows of the scope.
+    /// Enters, until what this returns is dropped. The runtime knows of the scope meanwhile.
     #[inline(never)]
     pub(crate) fn begin(&mut self) -> Inside<'_> {
         let _guard = PreemptGuard::new();
@@ -152,7 +152,7 @@ impl Drop for Inside<'_> {
         let _guard = PreemptGuard::new();
         if let Some(runtime) = self.runtime {
             if runtime.scopes().get() != Some(NonNull::from(self.scope).cast()) {
-                // Its stack was left in the middle by somebody who isn't us: some code is in what is gone.
+                // Code that is not the runtime's has left its stack in the middle, so frames of a scope are gone.
                 fatal(
                     "trapline: scopes of hooks or task-locals ended in another order than they began",
                 );

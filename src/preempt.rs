@@ -30,8 +30,9 @@ use crate::platform::bound;
 use crate::stackful::Reason;
 use crate::sync::local::{AtomicBool, AtomicU64, AtomicUsize, Ordering, compiler_fence};
 
-/// The gate of one core. Only that core and its interrupts touch it, so all is relaxed, and compiler
-/// fences keep the order that an interrupt sees.
+/// The preempt count of one core and its need_resched flag. The gate is open while the count is zero.
+/// Only that core and its interrupts touch it, so all is relaxed, and compiler fences keep the order
+/// that an interrupt sees.
 #[derive(Debug)]
 pub(crate) struct Gate {
     /// How many reasons there are to keep the core. The runtime's own code is one.
@@ -43,7 +44,7 @@ pub(crate) struct Gate {
     called: AtomicBool,
     /// How often all guards were declared void.
     epoch: AtomicUsize,
-    /// How many alarms the platform did not let take the core, and in which stretch of a task's.
+    /// How many alarms could not preempt since `may_preempt` said no, and in which stretch of a task.
     refused: AtomicU64,
     refused_in: AtomicU64,
 }
@@ -60,7 +61,7 @@ impl Gate {
         }
     }
 
-    /// Shuts it for the runtime's own code alone. Guards that somebody still has count no longer, and
+    /// Sets the count to 1, for the runtime's own code. Guards that still live count no longer, and
     /// their drops do nothing.
     pub(crate) fn void_guards(&self) {
         self.epoch.store(self.epoch.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
@@ -103,15 +104,15 @@ impl Gate {
         self.owed.load(Ordering::Relaxed)
     }
 
-    /// An alarm could not pay. `stretch` numbers the stretches that tasks have had on the core. Its core, in the
-    /// handler.
+    /// `may_preempt` said no to an alarm. `stretch` is the number of stretches that tasks have had on the
+    /// core. Its core, in the handler.
     pub(crate) fn refuse(&self, stretch: u64) {
         let before = self.refusals(stretch);
         self.refused_in.store(stretch, Ordering::Relaxed);
         self.refused.store(before.saturating_add(1), Ordering::Relaxed);
     }
 
-    /// How many alarms could not pay in this stretch.
+    /// To how many alarms `may_preempt` said no in this stretch.
     fn refusals(&self, stretch: u64) -> u64 {
         if self.refused_in.load(Ordering::Relaxed) == stretch {
             self.refused.load(Ordering::Relaxed)
@@ -120,17 +121,17 @@ impl Gate {
         }
     }
 
-    /// After how many nanoseconds an alarm tries again to pay.
+    /// After how many nanoseconds the next alarm asks `may_preempt` again.
     pub(crate) fn retry_after(&self, slice: u64, stretch: u64) -> u64 {
-        /// For a kernel that calls no `point`: what its count held up waits no longer.
+        /// In nanoseconds. In a kernel that calls no `point`, an owed preemption waits at most so long.
         const MOST: u64 = 10_000_000;
-        /// For short slices: it is not asked more often.
+        /// Where slices are short, so many of them are enough.
         const MOST_SLICES: u64 = 16;
         let slices = 1 << self.refusals(stretch).min(MOST_SLICES.ilog2().into());
         slice.saturating_mul(slices).min(slice.max(MOST))
     }
 
-    /// Whoever owes it has come to pay, so nothing is owed. The loop is called all the same.
+    /// The task leaves the core, so nothing is owed. That the loop was called stays noted.
     #[inline]
     pub(crate) fn settle(&self) {
         self.owed.store(false, Ordering::Relaxed);
@@ -197,7 +198,7 @@ pub unsafe fn on_timer() {
         return;
     }
     if alarm.protects() && alarm.stays(now) {
-        // Should the task leave by itself before its time, the loop looks at the timers then.
+        // If the task leaves by itself before that time, the loop looks at the timers then.
         alarm.set_due(now);
         runtime.gate().call();
         return;

@@ -56,7 +56,7 @@ impl Runtime {
             in_place()(future.as_mut().poll(context), |poll: *mut Poll<F::Output>| {
                 // SAFETY: what has just been returned, and is ours.
                 let Poll::Ready(value) = (unsafe { &*poll }) else { return Poll::Pending };
-                // SAFETY: it is moved once, and the place is empty: nobody polls after Ready.
+                // SAFETY: it is moved once, and the place is empty: it is not polled after Ready.
                 unsafe { output.place.copy_from_nonoverlapping(value, 1) };
                 output.is_there = true;
                 Poll::Ready(())
@@ -114,7 +114,7 @@ impl Runtime {
             Err(owner) => return Err(EnterError::OtherCore { owner: owner - 1 }),
         }
         self.gate.void_guards();
-        // Whatever the alarm did while nobody was inside: look at the timers.
+        // The alarm may have fired while the core was not inside: look at the timers.
         self.alarm.set_due(bound::now());
         self.gate.call();
         slot.set_runtime(Some(self));

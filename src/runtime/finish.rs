@@ -38,7 +38,7 @@ impl Runtime {
         self.link(task);
         if self.take_yield() {
             match place {
-                // SAFETY: RUNNING, so nobody else pushes it.
+                // SAFETY: RUNNING, so no other code pushes it.
                 Place::Loop => unsafe { self.own.ready.push_back(task) },
                 // SAFETY: as above.
                 Place::Stack => unsafe { self.own.stacks.turns.push_back(task) },
@@ -50,7 +50,7 @@ impl Runtime {
             Pending::Blocked => {}
             // If it was aborted as well, `start` acts on it.
             Pending::Ready => {
-                // SAFETY: READY, and whoever set it while it was RUNNING did not push it.
+                // SAFETY: READY, and the wake that set it while it was RUNNING did not push it.
                 unsafe { self.own.ready.push_back(task) };
             }
         }
@@ -141,7 +141,7 @@ impl Runtime {
         // SAFETY: RUNNING, hence alive, until the reference is released below.
         let header = unsafe { task.as_ref() };
         if release && header.state.is_unreachable() {
-            // SAFETY: rule 6: there is no join handle, and nobody who could tell that DONE isn't set.
+            // SAFETY: rule 6: there is no join handle, and no other reference that could ask for DONE.
             unsafe {
                 self.drop_output(task, output);
                 Header::free(task, Some(self.arena()));

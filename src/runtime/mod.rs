@@ -214,8 +214,8 @@ impl Runtime {
         let is_inside = bound::slot().runtime().is_some_and(|own| core::ptr::eq(own, self));
         // Relaxed: a core finds its own number only after it has stored it.
         let is_owner = bound::core().checked_add(1) == Some(self.owner.load(Ordering::Relaxed));
-        // In a poll the loop is at no work of its own; in an interrupt of one it isn't either, but this
-        // function may be.
+        // While a task is polled, the loop is not in the middle of work on the pool. In an interrupt of
+        // that poll it isn't either, but an interrupted call of this function may be: `is_trimming`.
         let is_polled = self.current_task().is_some() && !self.is_on_stack();
         if !is_owner || (is_inside && !is_polled) || self.own.is_trimming.replace(true) {
             return 0;
@@ -281,7 +281,7 @@ impl Runtime {
         &self.own.stacks
     }
 
-    /// What is told of panics that nobody gets.
+    /// The hook for panics that no join handle gives.
     pub(crate) fn on_panic(&self) -> Option<fn(&TaskPanic<'_>)> {
         self.config.on_panic
     }
@@ -321,7 +321,8 @@ impl Runtime {
         self.current_task().filter(|&task| is_inside || Header::is_future(task, whole))
     }
 
-    /// Until what this returns is dropped, `inside` is polled, the whole of the running task but for hooks.
+    /// Notes that `inside` is polled, which is the running task's whole future but for hooks around it.
+    /// Ends when what this returns is dropped.
     pub(crate) fn inside_of_hooks(&self, inside: Typed) -> InsideOfHooks<'_> {
         self.own.inside_of_hooks.set(Some(inside));
         InsideOfHooks(&self.own.inside_of_hooks)
@@ -398,7 +399,7 @@ impl Runtime {
         }
     }
 
-    /// Whether there is somebody to leave a stack for: a push that came meanwhile, or a debt.
+    /// Whether the running stackful task is to leave: a task was pushed meanwhile, or a preemption is owed.
     #[inline]
     pub(crate) fn is_wanted(&self) -> bool {
         !self.inbox.is_empty() || self.gate.owes()

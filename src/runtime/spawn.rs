@@ -90,8 +90,8 @@ impl Runtime {
     ///
     /// # Safety
     ///
-    /// As [`New::spawn`], for a `New<F, _>` of this runtime's that nobody has seen. The caller may call the
-    /// allocator if the task is its.
+    /// As [`New::spawn`], for a `New<F, _>` of this runtime's that no other code has seen. If the task is the
+    /// allocator's memory, the caller may call the allocator.
     #[inline]
     pub(crate) unsafe fn publish<F>(
         &'static self,
@@ -107,7 +107,7 @@ impl Runtime {
             // SAFETY: the other reference is the join handle's.
             Ok(()) => Ok(unsafe { JoinHandle::new(task) }),
             Err(ready::Closed) => {
-                // SAFETY: nobody has seen the task, and what it was made of is still where it was copied from.
+                // SAFETY: no other code has seen the task, and the future is still where it was copied from.
                 unsafe { Header::free(task, None) };
                 Err(SpawnErrorReason::ShutDown)
             }

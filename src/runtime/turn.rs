@@ -8,14 +8,14 @@
 //! 3. Then stackful tasks that were woken get a slice each, in that order; then those that have used
 //!    up a slice or have yielded, by turns. One that is preempted for something that was woken keeps its
 //!    place and what is left of its slice.
-//! 4. What goes last is owed something: while plain tasks keep the core, the stackful get it after each
-//!    [`PATIENCE`] for an [`OWED`]th of the time that they have waited; and while stackful tasks are woken
-//!    all the time, one that takes turns gets it after a slice of waiting.
+//! 4. Those that go last are granted a share: while plain tasks keep the core, a stackful one gets it
+//!    after each [`PATIENCE`], for an [`OWED`]th of the time that it has waited; and while stackful tasks
+//!    are woken all the time, one that takes turns gets it after a slice of waiting.
 //! 5. A task that has a stack is preempted as soon as something is woken, unless its last stretch was
 //!    shorter than [`LEAST_STRETCH`](crate::time::LEAST_STRETCH): then it has that first.
 //!
-//! All this is counted in time, which is the alarm's business: the loop looks at no clock but where
-//! the others have waited for [`ASK_STACKFUL_AFTER`] polls.
+//! All this is counted in time, which the alarm measures: the loop itself reads the clock only after
+//! stackful tasks have waited for [`ASK_STACKFUL_AFTER`] polls.
 
 use core::ptr::NonNull;
 use core::task::{Context, Poll};
@@ -31,25 +31,26 @@ use crate::task::join::JoinError;
 use crate::task::state::{Pending, Start};
 use crate::time::NEVER;
 
-/// So many nanoseconds stackful tasks wait for plain ones before they are owed the core. (And until then
-/// the polls of [`ASK_STACKFUL_AFTER`], if those take longer.)
+/// How many nanoseconds stackful tasks wait for plain ones before they are granted the core. (They wait
+/// longer if [`ASK_STACKFUL_AFTER`] polls take longer.)
 const PATIENCE: u64 = 250_000;
 
-/// That part of the time which they have waited is what they are owed. So among plain tasks that never let
-/// go, they have a twelfth of the core.
+/// They are granted this part of the time that they have waited: one nanosecond after eleven. So beside
+/// plain tasks that never stop, they have a twelfth of the core.
 const OWED: u64 = 11;
 
 /// After so many polls of plain tasks the loop looks at the clock for the stackful.
 const ASK_STACKFUL_AFTER: u64 = 8;
 
-/// And after at most so many if nothing was owed, whatever became of the alarm.
+/// After so many further polls it looks again if they had not waited long enough, whatever became of the
+/// alarm that was set for it.
 const ASK_STACKFUL_AGAIN_AFTER: u64 = 1024;
 
-/// After so many polls of woken stackful tasks it looks at the clock for those that take turns; then after
-/// as many again as there were.
+/// After so many polls of woken stackful tasks it looks at the clock for those that take turns; then each
+/// time after as many polls as there were so far.
 const ASK_TURNS_AFTER: u64 = 2;
 
-/// And after at most so many.
+/// But after at most so many.
 const ASK_TURNS_AGAIN_AFTER: u64 = 64;
 
 /// Who gets the core next. Taken from the queue that it was in.
@@ -116,7 +117,7 @@ impl Runtime {
     #[inline(always)]
     fn look(&'static self) {
         if self.gate.is_called() {
-            // In this order: what is owed after this comes with a reason that is seen below, or it makes
+            // First: an interrupt that sets the flags after this has pushed what is seen below, or it makes
             // the next stackful task leave at once.
             self.gate.answer();
             let patience = &self.own.stacks.patience;
@@ -237,7 +238,7 @@ impl Runtime {
         }
         let stacks = &self.own.stacks;
         if stacks.are_idle() {
-            // Now the waiting begins, whenever that is.
+            // The waiting begins now. When that is, is asked later, if at all.
             stacks.patience.forget();
             stacks.patience.ask_at(self.polls() + ASK_STACKFUL_AFTER);
         }
@@ -285,8 +286,8 @@ impl Runtime {
             return None;
         }
         let next = self.choose_turn(self.polls())?;
-        // For tasks that keep the core for long, it waits no longer than for its equals. Those that are
-        // gone soon go on before it is through.
+        // Behind tasks that use much of a slice each, it gets a whole slice, as among its equals. Behind tasks
+        // that leave soon it gets a small grant, so that they wait no longer than that.
         let are_long = waited / polls >= self.slice / 8;
         Some(if are_long { next } else { self.grant_only(next, waited / OWED) })
     }

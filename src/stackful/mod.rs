@@ -83,9 +83,9 @@ pub struct Stackful<F: Future> {
     /// `None` once it has been moved into a task of its own. Pinned from the first poll on a stack,
     /// which is the first poll of it at all.
     future: Option<F>,
-    /// It is the whole of a task that runs on a stack, perhaps with hooks around it. Nothing moves it any more,
-    /// also if `F: Unpin`: the task's memory is the runtime's alone, and hooks give nobody what is inside of
-    /// them.
+    /// It is the whole of a task that runs on a stack, perhaps with hooks around it. Nothing moves it any
+    /// more, also if `F: Unpin`: only the runtime reaches the task's memory, and hooks give no access to
+    /// the future inside of them.
     on_stack: bool,
     child: Option<JoinHandle<F::Output>>,
     /// What hooks a child runs inside of, since its parent was inside of them.
@@ -201,8 +201,8 @@ where
                 self.child = None;
                 Poll::Pending
             }
-            // Nobody else has its handle. The shutdown ends its parent too, unless that has been moved
-            // to another runtime.
+            // Aborted: only this has its handle, so a shutdown did it. That ends its parent too, unless the
+            // parent has been moved to another runtime.
             error => panic!("a stackful future was ended: {error}"),
         }
     }
@@ -215,7 +215,7 @@ where
         // The child is a copy of what this is until it has been published, or was refused.
         self.hooks = hooks;
         self.on_stack = true;
-        // SAFETY: a `Stackful` that nobody else sees, and that is the task's if there is one.
+        // SAFETY: a `Stackful` that only this code sees, and that is the task's if there is one.
         match unsafe { runtime.spawn_stackful(self) } {
             Ok(child) => {
                 // SAFETY: what is overwritten has been moved.
@@ -432,7 +432,7 @@ impl Runtime {
         }
     }
 
-    /// Something came between the loop's last look and the opening of the gate, or just after that.
+    /// A preemption became owed between the loop's last look and the opening of the gate, or just after it.
     ///
     /// # Safety
     ///
@@ -445,7 +445,8 @@ impl Runtime {
         loop {
             let (stack, now) = (self.running_stack(), bound::now());
             if alarm.protects() {
-                // The least stretch begins here. If the alarm comes on the way again, it's longer next time.
+                // The least stretch begins here. If the alarm fires again before the task's code runs, the
+                // next one is longer.
                 alarm.protect(now, least);
                 least = least.saturating_mul(2);
                 if self.stay(now) {
@@ -469,8 +470,8 @@ impl Runtime {
         }
     }
 
-    /// Switches to the loop; when that enters the stack again, opens the gate. Returns whether something is
-    /// owed nevertheless.
+    /// Switches to the loop; when that enters the stack again, opens the gate. Returns whether a preemption
+    /// is owed then.
     ///
     /// # Safety
     ///
@@ -526,8 +527,8 @@ impl Runtime {
         self.gate().owes()
     }
 
-    /// Leaves it at what is owed until the running task has had its least stretch, if it has not, and opens
-    /// the gate for its code. `false`: something is owed all the same. Its core, in task context or masked.
+    /// If the running task has not had its least stretch yet: opens the gate for its code, and the alarm is
+    /// set for the end of that stretch. `false`: a preemption is owed now. Its core, in task context or masked.
     #[cold]
     #[inline(never)]
     fn stay(&self, now: u64) -> bool {
@@ -541,16 +542,17 @@ impl Runtime {
         !self.open_gate()
     }
 
-    /// The core must not be taken though the gate is open, or about to be: what is owed stays owed, and an alarm
-    /// comes back to it: after a while, or if `may_preempt`, as soon as interrupts are enabled. Its core, on a
-    /// stack, with interrupts masked.
+    /// The core must not be taken although the gate is open, or about to be: the preemption stays owed, and
+    /// the alarm is set to try again. If `may_preempt` said yes, interrupts are what forbids it: the alarm
+    /// fires as soon as they are enabled. Else it fires after a while. Its core, on a stack, with interrupts
+    /// masked.
     #[cold]
     #[inline(never)]
     pub(crate) fn put_off(&self, may_preempt: bool) {
         self.gate().owe();
         let wait =
             if may_preempt { 0 } else { self.gate().retry_after(self.slice(), self.polls()) };
-        // Without the timers: one that is due would make the alarm fire at once, again and again.
+        // Not for the timers: one that is due would make the alarm fire at once, again and again.
         self.alarm().set_by(bound::now().saturating_add(wait));
     }
 
@@ -624,8 +626,8 @@ unsafe extern "C" fn stack_main(stack: *mut ()) -> ! {
     }
 }
 
-// The calling code's own stack is the task's. Whatever belongs to its poll lies here, and not in the runtime: up
-// to the moment in which the preempt count is raised for good, the task may be preempted, and others' polls end.
+// This code runs on the task's stack. What belongs to the poll lies there too, and not in the runtime: until the
+// preempt count is raised for good, the task may be preempted, and other tasks' polls may end meanwhile.
 impl Runtime {
     /// Polls a stackful task, or drops its future if it was aborted; if that was its end, finishes it as far as
     /// user code is involved. Returns with preemption disabled.
@@ -735,9 +737,9 @@ pub(crate) struct Stacks {
     pub(crate) ready: Fifo,
     /// Those of them for which no stack was left when their turn came. They go before the others.
     waiting: Fifo,
-    /// How many they are. Anyone may ask.
+    /// How many tasks wait. Any core may ask.
     waiting_now: AtomicU64,
-    /// How often one came there. Anyone may ask.
+    /// How often a task began to wait. Any core may ask.
     failed_growths: AtomicU64,
     /// When [`Config::on_stall`](crate::Config::on_stall) may be called again.
     pub(crate) next_report: Cell<u64>,
@@ -817,7 +819,7 @@ impl Stacks {
         Some(task)
     }
 
-    /// Takes those out for whom `f` says `false`, which has them then. Loop only.
+    /// Takes out those tasks for which `f` says `false`: they are `f`'s then. Loop only.
     pub(crate) fn retain_waiting(&self, mut f: impl FnMut(NonNull<Header>) -> bool) {
         let kept = Fifo::new();
         while let Some(task) = self.pop_waiting() {

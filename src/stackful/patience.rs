@@ -4,21 +4,21 @@ use core::cell::Cell;
 
 use crate::time::NEVER;
 
-/// How long a group waits for another that goes first, and when it is to be asked for that.
+/// How long one group of tasks has waited for another group that goes first.
 ///
-/// The loop doesn't look at the clock for each poll. After a few polls of the others it asks the group
-/// whether that has waited for too long, and only then it does.
+/// The loop does not read the clock at each poll. After a few polls of the group that goes first it asks
+/// whether the other group has waited for too long, and reads the clock only then.
 #[derive(Debug)]
 pub(crate) struct Patience {
-    /// At how many polls it is to be asked.
+    /// At which count of polls the loop asks next.
     ask_at: Cell<u64>,
-    /// What that was when it had been asked last.
+    /// What `ask_at` was set to when the loop last asked.
     asked: Cell<u64>,
-    /// How many polls had been counted when it was asked for the first time since its turn.
+    /// The count of polls when the loop asked for the first time since the group's turn.
     polls: Cell<u64>,
-    /// Since when it waits, or [`NEVER`] if that is not known yet.
+    /// Since when the group waits, or [`NEVER`] if that is not known yet.
     since: Cell<u64>,
-    /// When it will have waited for too long, if it knows.
+    /// When it will have waited for too long; [`NEVER`] if that is not known.
     until: Cell<u64>,
 }
 
@@ -33,7 +33,7 @@ impl Patience {
         }
     }
 
-    /// It has its turn, and is asked again at so many polls.
+    /// The group has its turn; the loop asks again at this count of polls.
     #[inline]
     pub(crate) fn ask_at(&self, polls: u64) {
         self.ask_at.set(polls);
@@ -44,8 +44,9 @@ impl Patience {
         counted >= self.ask_at.get()
     }
 
-    /// It has been asked, and will be again. Returns since when it has waited, and how many polls there
-    /// were since; it counts from now if this is the first time since its turn.
+    /// The loop has asked, and asks again after as many polls as there were so far, at most `most`. Returns
+    /// since when the group has waited, and how many polls there were since. Both count from now if this is
+    /// the first time since its turn.
     pub(crate) fn wait_on(&self, now: u64, counted: u64, most: u64) -> (u64, u64) {
         if self.asked.get() != self.ask_at.get() {
             self.since.set(now);
@@ -57,13 +58,13 @@ impl Patience {
         (self.since.get(), polls)
     }
 
-    /// Since when it waits is not known.
+    /// Forgets since when it waits.
     #[inline]
     pub(crate) fn forget(&self) {
         self.since.set(NEVER);
     }
 
-    /// Since when it has waited, which is `now` if that was not known.
+    /// Since when it has waited: `now`, if that was not known.
     pub(crate) fn since(&self, now: u64) -> u64 {
         if self.since.get() == NEVER {
             self.since.set(now);

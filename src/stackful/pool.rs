@@ -28,7 +28,8 @@ pub(crate) struct Stack {
     preempted: Cell<bool>,
     /// Something was left of the slice of a preempted task, so it goes on before others of its kind.
     has_left: Cell<bool>,
-    /// For so many nanoseconds it goes on whatever comes: its last stretch was too short, or it is owed them.
+    /// When it goes on, it is not preempted for so many nanoseconds: its last stretch was too short, or it
+    /// was granted them.
     pub(crate) protected: Cell<u64>,
     /// A preempted poll had asked to be polled again, or to go on, after the others.
     pub(crate) yielded: Cell<bool>,
@@ -40,8 +41,8 @@ pub(crate) struct Stack {
     base: NonNull<u8>,
     size: usize,
     next_idle: Cell<StackLink>,
-    /// While it is idle, and while it is on loan from the idle ones to a task that doesn't hold it: how many of
-    /// them it and those after it are.
+    /// How many stacks are idle from this one on in the list, itself included. Valid while it is idle, and
+    /// while a task is polled on it that does not hold it.
     idle_from_here: Cell<usize>,
     previous: Cell<StackLink>,
     next: Cell<StackLink>,
@@ -78,7 +79,7 @@ impl Stack {
         self.has_left.get()
     }
 
-    /// Gives it no more than `most` when it goes on, and that for sure.
+    /// When it goes on, it gets `most` nanoseconds at most, and is not preempted for that long.
     pub(crate) fn grant(&self, most: u64) {
         self.left.set(self.left.get().min(most));
         self.protected.set(protection(most));
@@ -91,9 +92,9 @@ impl Stack {
         self.left.set(left);
     }
 
-    /// Ends the program if code on this stack has run out of it: by then something else has been
-    /// overwritten, unless a guard caught it earlier, and to go on would only hide where. To be called whenever
-    /// the stack is left; also finds what came back up since.
+    /// Ends the program if code on this stack has overflowed it and no guard caught that: something else may
+    /// have been overwritten by then. To be called whenever the stack is left; it also finds an overflow by
+    /// code that has returned since.
     #[inline(always)]
     pub(super) fn check_canary(&self) {
         // SAFETY: `Pool::grow` wrote it at the base of the stack's memory, which is aligned to 16. Volatile,
@@ -104,8 +105,8 @@ impl Stack {
         }
     }
 
-    /// As [`check_canary`](Self::check_canary), and also finds code that is too deep now, and has jumped over the
-    /// canary with a large frame.
+    /// As [`check_canary`](Self::check_canary), and also finds code that is below the stack now, and whose
+    /// large frame has skipped the canary.
     #[inline(always)]
     pub(super) fn check_depth(&self) {
         self.check_canary();
@@ -128,14 +129,14 @@ impl Stack {
     }
 }
 
-/// What a stack that begins there has in its first word. Its own address: that takes no instruction to make, is
-/// not zero, and is not what a neighbour has.
+/// The canary of a stack that begins at `base`: its own address. That takes no instruction to make, is not
+/// zero, and is not what another stack has.
 #[inline(always)]
 fn canary_at(base: NonNull<u8>) -> usize {
     base.addr().get()
 }
 
-/// What the canary takes of a stack, whose alignment is kept.
+/// How many bytes of a stack the canary takes; a multiple of the stack's alignment.
 const CANARY: usize = 16;
 
 /// The least size of a stack in bytes, with its account and its canary.
@@ -160,7 +161,7 @@ fn colour(number: usize, size: usize) -> usize {
 pub(crate) struct Pool {
     all: Cell<StackLink>,
     idle: Cell<StackLink>,
-    /// Anyone may ask.
+    /// How many stacks there are. Any core may ask.
     total: AtomicUsize,
 }
 
@@ -230,7 +231,8 @@ impl Pool {
         Some(stack)
     }
 
-    /// Takes a stack back that was on loan. Nothing else was done with the pool meanwhile, so it takes no counting.
+    /// Takes back a stack that no task came to hold. The pool has not changed since it was taken, so nothing
+    /// needs to be counted.
     ///
     /// # Safety
     ///
@@ -241,7 +243,7 @@ impl Pool {
         unsafe { stack.as_ref() }.next_idle.set(self.idle.replace(Some(stack)));
     }
 
-    /// Takes a stack back that was held by a task, and frees it if `most` others, or the only one, are idle.
+    /// Takes back a stack that a task held, and frees it if `most` others are idle (one, if `most` is zero).
     ///
     /// # Safety
     ///
@@ -269,7 +271,7 @@ impl Pool {
 
     /// # Safety
     ///
-    /// `stack` is of this pool, holds no frames, is not in the idle list, and nobody uses it again.
+    /// `stack` is of this pool, holds no frames, is not in the idle list, and is not used again.
     #[cold]
     unsafe fn free(&self, stack: NonNull<Stack>) {
         // SAFETY: the caller's; stacks in the list are alive. Base and size are what the platform was asked for.

@@ -66,8 +66,7 @@ pub(crate) fn running_in(waker: &Waker) -> Option<&'static Runtime> {
     (is_here && runtime.current_task() == Some(task)).then_some(runtime)
 }
 
-/// As [`Waker::wake`], with less to ask for a task of `runtime`: a timer that preempts somebody comes this
-/// way.
+/// As [`Waker::wake`], with less to ask for a task of `runtime`: timers that preempt a task wake this way.
 ///
 /// # Safety
 ///
@@ -100,7 +99,7 @@ unsafe fn wake_the_long_way(runtime: &Runtime, task: NonNull<Header>) {
         // SAFETY: the state word said so.
         unsafe { ready::push(runtime, task) };
     } else if runtime.is_running_here(task) {
-        // So it yields: it was not woken by something that it waited for.
+        // The task has woken itself, not something that it waited for: it yields.
         runtime.yield_current();
     }
 }

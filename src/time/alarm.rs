@@ -8,13 +8,13 @@ use crate::sync::local::{AtomicBool, AtomicU64, Ordering, compiler_fence};
 /// No time: an alarm that is not set, a queue without timers.
 pub(crate) const NEVER: u64 = u64::MAX;
 
-/// So many nanoseconds of the core a task has for sure, by its second stretch at the latest: one that was
-/// preempted earlier is not preempted again before it has had them. What is urgent is late by as much then.
+/// The least stretch, in nanoseconds: if a task was preempted after less than that, its next stretch is not
+/// preempted before it has had as much. What is urgent comes later by as much then.
 ///
-/// Longer than the way onto a stack and off it: hosted, that is by system calls and signals.
+/// It is longer than the switch to a stack and back takes: hosted, with system calls and signals.
 pub(crate) const LEAST_STRETCH: u64 = if cfg!(target_os = "none") { 5_000 } else { 50_000 };
 
-/// Stands for the end of a slice that nobody looked at the clock for.
+/// Stands for the end of a slice that began without a look at the clock.
 const UNKNOWN: u64 = 0;
 
 /// What the alarm is set to. Only the core and its interrupts touch it, so all is relaxed.
@@ -34,7 +34,7 @@ pub(crate) struct Alarm {
     slice_end: AtomicU64,
     /// The alarm that is set fires within a slice from when it was set.
     covers_slice: AtomicBool,
-    /// What is granted instead of the next whole slice, or zero.
+    /// What the next slice is to be instead of a whole one, in nanoseconds; or zero.
     granted: AtomicU64,
     /// When it fired, if the loop has not looked at the timers since; else [`NEVER`].
     due: AtomicU64,
@@ -42,11 +42,12 @@ pub(crate) struct Alarm {
     seen: AtomicU64,
     /// Until when the running task is not preempted, if that is later than now.
     protected_until: AtomicU64,
-    /// It would have been preempted but for that.
+    /// It would have been preempted but for `protected_until`.
     put_off: AtomicBool,
 }
 
-/// For how much of a stretch that it is owed a task is protected. What is urgent is late by as much.
+/// For how many nanoseconds of a stretch that it is granted a task is not preempted. What is urgent comes later
+/// by as much.
 pub(crate) fn protection(owed: u64) -> u64 {
     owed.clamp(LEAST_STRETCH, 5 * LEAST_STRETCH)
 }
@@ -166,7 +167,7 @@ impl Alarm {
         now.wrapping_sub(self.seen.load(Ordering::Relaxed)) < LEAST_STRETCH
     }
 
-    /// Something wants the core, perhaps too early. If so, the alarm will fire when it is time.
+    /// Whether the running task may not be preempted yet; then the alarm is set to fire when it may.
     #[cold]
     #[inline(never)]
     pub(crate) fn stays(&self, now: u64) -> bool {
@@ -181,7 +182,7 @@ impl Alarm {
         true
     }
 
-    /// Whether something wanted the core too early.
+    /// Whether something wanted the core while the task was not to be preempted, since the last call.
     #[inline]
     pub(crate) fn take_put_off(&self) -> bool {
         self.put_off.swap(false, Ordering::Relaxed)

@@ -103,8 +103,9 @@ impl Timers {
         }
     }
 
-    /// Takes all out and wakes them, and puts none in from now on: the runtime has been shut down. What still
-    /// sleeps has been moved to tasks of others, whose next poll puts it into their runtime's list.
+    /// Takes all timers out and wakes their tasks, and puts none in from now on: the runtime has been shut down.
+    /// A `Sleep` that is still in the list belongs to a task of another runtime, whose next poll puts it into
+    /// that runtime's list.
     pub(crate) fn close(&self, runtime: &Runtime) {
         loop {
             let waker = {
@@ -363,7 +364,7 @@ impl Sleep {
         this.runtime = Some(runtime);
         // SAFETY: it is in no list, pinned, and removed by `drop` at the latest; this is the runtime's core.
         if !unsafe { runtime.timers().insert(node, &mut waker) } {
-            // In its shutdown. What comes to sleep there is told at once what the others were.
+            // In its shutdown: it is woken at once, like those that were in the list.
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
