@@ -244,10 +244,10 @@ impl Runtime {
         }
     }
 
-    /// Calls code of a user's outside of a poll: the only way in which the loop, or the runtime's code on a
-    /// stack, does that. A panic ends here and is reported for `task`; a
-    /// [`PreemptGuard`](crate::preempt::PreemptGuard) that the code leaves is reported likewise, and counts no
-    /// longer; and so are interrupts that it leaves masked.
+    /// Calls user code outside of a poll. All such code is called by this, from the loop and from the runtime's
+    /// code on a stack. A panic ends here and is reported for `task`. A
+    /// [`PreemptGuard`](crate::preempt::PreemptGuard) that the code leaves counts no longer, interrupts that it
+    /// leaves masked are enabled, and both are reported in the same way.
     pub(crate) fn guarded(&self, task: NonNull<Header>, code: impl FnOnce()) {
         // 1 in the loop, 0 on a stack; more, if the poll that `task` panicked in has left a guard.
         let before = self.gate.depth();

@@ -62,13 +62,13 @@ pub(crate) enum Reason {
     Suspended,
     /// The slice is over or something urgent came, in an interrupt.
     Interrupted,
-    /// The same, when a guard dropped.
+    /// The same, in task context: when a guard dropped, or at a preemption point.
     Preempted,
     /// The poll returned `Pending`. The stack is idle.
     Pending,
     /// The task is over, and DONE. Its output is the join handle's. The stack is idle.
     Finished,
-    /// The same, and the join waker is the loop's to take and wake.
+    /// The same, and the loop takes the join waker and wakes it.
     FinishedForJoiner,
     /// The task is over and not DONE yet: it has no join handle, and its output has been dropped. The stack is
     /// idle.
@@ -161,7 +161,7 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    /// A poll of one that is not the whole of a task on a stack, or is so from now on.
+    /// A poll off a stack: that of a child's parent, or the first one of a task that is stackful as a whole.
     fn poll_off_stack(&mut self, context: &mut core::task::Context<'_>) -> Poll<F::Output> {
         let Some(runtime) = bound::slot().runtime() else {
             panic!("stackful() was polled outside of a runtime: spawn it, or await it in a task")
@@ -416,7 +416,7 @@ impl Runtime {
         }
     }
 
-    /// Leaves the running stack in a section that may access users' pages, say: what runs meanwhile may not.
+    /// Leaves the running stack where its code may access users' pages: other code may not meanwhile.
     ///
     /// # Safety
     ///
@@ -589,8 +589,8 @@ impl Runtime {
         unsafe { bound::restore_interrupts(interrupts) };
     }
 
-    /// Enables interrupts if code that has come back to the runtime has left them masked, and says whether it
-    /// had. Task context, at the end of all code of a user's that the runtime calls.
+    /// Enables interrupts if user code that has returned to the runtime left them masked, and returns whether
+    /// it did. Task context; called after all user code that the runtime calls.
     #[inline]
     pub(crate) fn unmask(&self) -> bool {
         let masked = bound::interrupts() == Interrupts::Masked;
@@ -629,8 +629,8 @@ unsafe extern "C" fn stack_main(stack: *mut ()) -> ! {
 // This code runs on the task's stack. What belongs to the poll lies there too, and not in the runtime: until the
 // preempt count is raised for good, the task may be preempted, and other tasks' polls may end meanwhile.
 impl Runtime {
-    /// Polls a stackful task, or drops its future if it was aborted; if that was its end, finishes it as far as
-    /// user code is involved. Returns with preemption disabled.
+    /// Polls a stackful task, or drops its future if it was aborted. If the task ends, all user code that this
+    /// involves runs here. Returns with preemption disabled.
     #[inline(always)]
     fn poll_here(&'static self, task: NonNull<Header>) -> Reason {
         self.enable_preemption();
@@ -700,7 +700,7 @@ impl Runtime {
         Reason::Detached
     }
 
-    /// From the runtime's own code to the task's, on its stack. What is owed is paid first.
+    /// Enables preemption for the task's code, on its stack. If one is owed, it comes first.
     #[inline(always)]
     fn enable_preemption(&'static self) {
         if self.open_gate() {
@@ -709,7 +709,8 @@ impl Runtime {
         }
     }
 
-    /// From a task's code to the runtime's own, on the task's stack. Guards that the task has left count no longer.
+    /// Disables preemption for the runtime's own code, on the task's stack. Guards that the task has left count
+    /// no longer.
     #[inline]
     fn disable_preemption(&self) {
         if self.gate().depth() == 0 {
@@ -735,7 +736,7 @@ pub(crate) struct Stacks {
     /// Those that were woken, and of these the preempted that have something left of their slices, which
     /// go on first.
     pub(crate) ready: Fifo,
-    /// Those of them for which no stack was left when their turn came. They go before the others.
+    /// Tasks whose turn came while there was no stack. They go before the others.
     waiting: Fifo,
     /// How many tasks wait. Any core may ask.
     waiting_now: AtomicU64,
@@ -800,7 +801,7 @@ impl Stacks {
         self.failed_growths.load(Ordering::Relaxed)
     }
 
-    /// Lets a task wait for whose turn there was no stack. Loop only.
+    /// Queues a task whose turn came while there was no stack. Loop only.
     ///
     /// # Safety
     ///

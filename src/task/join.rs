@@ -178,7 +178,7 @@ impl<T> JoinHandle<T> {
 }
 
 impl<T> JoinHandle<T> {
-    /// What `poll` does, but that the output stays where it is until it has been given its last place.
+    /// As `poll`, but the output stays in the task until it is moved to its final place.
     pub(crate) fn poll_in_place(
         &mut self,
         context: &mut Context<'_>,
@@ -312,7 +312,7 @@ impl<T> Drop for JoinHandle<T> {
             return;
         }
         let (done, filled) = header.state.drop_join();
-        // What these drop is not the dropper's: a panic of it is reported, and goes no further.
+        // The code that drops the handle is not concerned in a panic of these: it is reported, and ends here.
         if done {
             if header.state.has_output() {
                 // SAFETY: rule 6: DONE was set while JOIN was, so the output is ours.

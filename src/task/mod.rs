@@ -415,7 +415,7 @@ where
     /// # Safety
     ///
     /// There is a future to be read. The memory is writable, as large and as aligned as a `Task<F, K>`, and
-    /// nobody else's until it is freed.
+    /// used by no other code until it is freed.
     #[inline]
     unsafe fn write(self, memory: NonNull<Task<F, K>>, origin: Origin) -> NonNull<Header> {
         let vtable = if self.local { &Task::<F, K>::LOCAL_VTABLE } else { &Task::<F, K>::VTABLE };
@@ -600,8 +600,8 @@ where
 /// may panic.
 struct Store<P: FnMut()> {
     task: NonNull<Header>,
-    /// Puts it there. Called once, when the future has been dropped, or its drop unwinds, after which nobody
-    /// uses it again.
+    /// Puts it there. Called once, when the future has been dropped, or its drop unwinds, after which it is
+    /// not used again.
     put: P,
 }
 
@@ -638,7 +638,7 @@ pub(crate) static ROOT: Vtable = Vtable {
     freed_anywhere: false,
     layout: Layout::new::<()>(),
     future: |_| core::ptr::null(),
-    // Nobody has a future of this type.
+    // There is no future of this type.
     future_type: TypeId::of::<Vtable>(),
     // What `run_until` waits for need not be `Send`.
     local: true,

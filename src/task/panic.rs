@@ -1,4 +1,4 @@
-//! Panics that no join handle gives to anything, and the containment of user code outside of polls.
+//! Panics that no join handle gives, and the containment of user code outside of polls.
 
 use core::fmt;
 use core::ptr::NonNull;
@@ -67,7 +67,7 @@ impl fmt::Debug for TaskPanic<'_> {
     }
 }
 
-/// Calls `code`, a user's that belongs to no poll of `task`. A panic of it ends here, and is reported.
+/// Calls `code`, user code outside of a poll of `task`. A panic of it ends here, and is reported.
 ///
 /// The caller sees to the preempt count: the loop by [`Runtime::guarded`], a poll by the check after it.
 pub(crate) fn contain(task: NonNull<Header>, code: impl FnOnce()) {

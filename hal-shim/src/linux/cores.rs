@@ -3,12 +3,12 @@
 //! # Masking
 //!
 //! Interrupts are masked without a system call: by a flag. A signal that finds it set is noted and
-//! its handler returns; whoever clears the flag handles what was noted. A core has three signals:
+//! its handler returns; the code that clears the flag handles what was noted. A core has three signals:
 //! its alarm, a wake from another core, and the software interrupt.
 //!
 //! All signals are also blocked in the kernel while a handler runs, so that two never lie on one
 //! stack with the lower one not begun: if the upper one left the stack, the lower would be lost
-//! until somebody resumes it, or for ever if it was one of the program's own that ended the task. What `sigreturn`
+//! until it is resumed, or for ever if it was one of the program's own that ended the task. What `sigreturn`
 //! does for a handler that stays on its stack, the runtime's loop does when it was left: it gives
 //! the thread the mask that it had in the beginning.
 //!
@@ -35,7 +35,7 @@
 //! At most two. The first was left in the middle and has been resumed; until it has blocked our
 //! signals again, one more can come. That one doesn't leave the stack (either it finds the flag
 //! set, or the runtime is not yet back in the task), blocks the others, and is gone when they
-//! are unblocked. And whoever unmasks in a handler does so while they are blocked, until the
+//! are unblocked. And code that unmasks in a handler does so while they are blocked, until the
 //! kernel has taken the handler's frame down.
 
 use std::cell::Cell;

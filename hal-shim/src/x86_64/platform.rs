@@ -208,7 +208,7 @@ pub(crate) fn answers(trap: Trap) -> bool {
 }
 
 /// A stack has overflowed, perhaps when the processor pushed there for an interrupt, whose handler was not
-/// called then: it is acknowledged here. Whoever goes on looks what it may have been about.
+/// called then: it is acknowledged here. The code that goes on finds out what it may have been about.
 pub(crate) fn after_overflow() {
     apic::end_all_interrupts();
     Core::here().is_notified.swap(0, Ordering::AcqRel);
