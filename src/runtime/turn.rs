@@ -116,41 +116,62 @@ impl Runtime {
     /// Admits what has become ready. To be called between a poll and the queueing of its task.
     #[inline(always)]
     fn look(&'static self) {
+        self.look_and(Self::fire_out_of_line);
+    }
+
+    /// The same after an alarm: timers are likely to be due.
+    #[inline(always)]
+    fn look_at_timers(&'static self) {
+        self.look_and(Self::fire);
+    }
+
+    #[inline(always)]
+    fn look_and(&'static self, fire: fn(&'static Self)) {
         if self.gate.is_called() {
             // First: an interrupt that sets the flags after this has pushed what is seen below, or it makes
             // the next stackful task leave at once.
             self.gate.answer();
-            let patience = &self.own.stacks.patience;
             if self.alarm.is_due() {
-                let now = self.alarm.take_due();
-                self.alarm.forget();
-                if now >= patience.until() {
-                    patience.ask_at(0);
-                    patience.wait_until(NEVER);
-                }
-                // SAFETY: this is the loop.
-                unsafe { self.timers.fire(self, now) };
+                fire(self);
             }
-            self.alarm.set_by(self.timers.next().min(patience.until()));
+            self.alarm.set_by(self.timers.next().min(self.own.stacks.patience.until()));
         }
         if !self.inbox.is_empty() {
             self.inbox.take(&self.own.ready, false);
         }
     }
 
-    /// The same.
-    #[cold]
-    #[inline(never)]
-    fn look_out_of_line(&'static self) {
-        self.look();
+    /// Wakes the timers that are due, since the alarm has fired.
+    #[inline(always)]
+    fn fire(&'static self) {
+        let now = self.alarm.take_due();
+        self.alarm.forget();
+        let patience = &self.own.stacks.patience;
+        if now >= patience.until() {
+            patience.ask_at(0);
+            patience.wait_until(NEVER);
+        }
+        // SAFETY: this is the loop.
+        unsafe { self.timers.fire(self, now) };
     }
 
-    /// The same where little is to be seen as a rule.
+    #[inline(never)]
+    fn fire_out_of_line(&'static self) {
+        self.fire();
+    }
+
+    /// The same as [`look`](Self::look) where little is to be seen as a rule.
     #[inline(always)]
     fn glance(&'static self) {
         if self.gate.is_called() || !self.inbox.is_empty() {
             self.look_out_of_line();
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn look_out_of_line(&'static self) {
+        self.look();
     }
 
     /// Returns whether to go on.
@@ -510,7 +531,7 @@ impl Runtime {
                 }
                 held.set(Some(stack));
                 self.preempted(task, stack);
-                self.look();
+                self.look_at_timers();
             }
             Reason::Pending => {
                 self.put_back(task, stack);

@@ -374,7 +374,7 @@ impl Runtime {
     /// # Safety
     ///
     /// As [`leave_stack`](Self::leave_stack).
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn leave_preempted(&'static self, left: SliceLeft, now: u64, reason: Reason) {
         let stack = self.running_stack();
         let is_short = self.alarm().is_short(now);

@@ -72,7 +72,7 @@ impl Timers {
     /// # Safety
     ///
     /// The caller is the loop of `runtime`, whose timers these are.
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn fire(&self, runtime: &Runtime, now: u64) {
         while self.next() <= now {
             let waker = {
