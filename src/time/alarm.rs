@@ -71,17 +71,18 @@ impl Alarm {
         }
     }
 
+    /// With preemption disabled or interrupts masked: a handler that comes meanwhile sets no alarm.
     #[inline]
     fn set(&self, at: u64) {
-        // An alarm that fires on either side of the store makes the timers due, after which nothing
-        // of this is relied on.
         if self.at.load(Ordering::Relaxed) != at {
-            bound::set_alarm(at);
+            // In this order: an alarm that fires in between is forgotten, and the next comes although it need
+            // not; in the other order it would be relied on although it is gone.
             self.at.store(at, Ordering::Relaxed);
+            bound::set_alarm(at);
         }
     }
 
-    /// Sees to it that the alarm fires at `at` or earlier.
+    /// Sees to it that the alarm fires at `at` or earlier. As [`set`](Self::set).
     #[inline]
     pub(crate) fn set_by(&self, at: u64) {
         if at < self.at.load(Ordering::Relaxed) {

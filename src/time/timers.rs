@@ -14,7 +14,7 @@ use core::time::Duration;
 use super::{Instant, NEVER};
 use crate::Runtime;
 use crate::platform::bound;
-use crate::preempt::PreemptLock;
+use crate::preempt::{PreemptGuard, PreemptLock};
 use crate::task::waker;
 use crate::yield_now::yield_in;
 
@@ -369,6 +369,8 @@ impl Sleep {
             return Poll::Pending;
         }
         if runtime.is_on_stack() {
+            // Preempted between the two steps of it, the task would go on to set what the loop has set since.
+            let _guard = PreemptGuard::new();
             runtime.alarm().set_by(runtime.timers().next());
         } else {
             // The loop will, before it gives the core away again.
