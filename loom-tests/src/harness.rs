@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use loom::thread::JoinHandle;
 use trapline::platform::InInterrupt;
@@ -122,6 +122,11 @@ fn check(bound: Option<usize>, in_interrupt: InInterrupt, body: Arc<Body>) -> us
 /// A runtime for this run of the model.
 pub(crate) fn runtime() -> &'static Runtime {
     keep(Runtime::new())
+}
+
+/// A runtime in which no slice ends, so that an alarm comes for timers and debts alone.
+pub(crate) fn runtime_without_slices() -> &'static Runtime {
+    keep(Runtime::with_config(Config { slice: Duration::from_secs(1 << 20), ..Config::new() }))
 }
 
 /// A runtime whose stackful tasks have to take turns on one stack.

@@ -33,8 +33,8 @@ struct Core {
     rung: AtomicBool,
     masked: Cell<bool>,
     in_handler: Cell<bool>,
-    /// The alarm was set to a time that has passed, and comes as soon as it can.
-    alarm: Cell<bool>,
+    /// When the alarm comes, or as soon as it can after that; `u64::MAX`: it is not set.
+    alarm: Cell<u64>,
     /// How many locks of the kernel's own are held, as [`lock`] counts them.
     locks: Cell<usize>,
     now: Cell<u64>,
@@ -67,8 +67,9 @@ struct Interrupts {
 std::thread_local! {
     static CORES: RefCell<Vec<&'static Core>> = const { RefCell::new(Vec::new()) };
     static IN_INTERRUPT: Cell<InInterrupt> = const { Cell::new(InInterrupt::Perhaps) };
-    /// Whether alarms come by themselves, if their time has passed. (No clock runs.)
-    static ALARMS: Cell<bool> = const { Cell::new(false) };
+    static ALARMS: Cell<Alarms> = const { Cell::new(Alarms::Never) };
+    /// Until when tasks sleep.
+    static DEADLINES: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
     static INTERRUPTS: RefCell<Interrupts> = RefCell::default();
     static STACKS: RefCell<Vec<Memory>> = const { RefCell::new(Vec::new()) };
 }
@@ -85,7 +86,7 @@ loom::thread_local! {
                 rung,
                 masked: Cell::new(false),
                 in_handler: Cell::new(false),
-                alarm: Cell::new(false),
+                alarm: Cell::new(u64::MAX),
                 locks: Cell::new(0),
                 now: Cell::new(0),
             });
@@ -95,11 +96,34 @@ loom::thread_local! {
     };
 }
 
+/// Which alarms come by themselves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Alarms {
+    /// None: handlers of the model's take their place.
+    Never,
+    /// Those that are set to a time that has passed. No clock runs but by handlers of the model's.
+    Passed,
+    /// All: where a core parks, its clock goes on to what the alarm is set to.
+    All,
+}
+
+/// What sleeps until then is asleep, or is not any more.
+pub(crate) fn sleeps_until(deadline: u64, is_asleep: bool) {
+    DEADLINES.with_borrow_mut(|deadlines| {
+        if is_asleep {
+            deadlines.push(deadline);
+        } else {
+            deadlines.retain(|other| *other != deadline);
+        }
+    });
+}
+
 /// Starts a run of a model: no cores yet, and this is what they say of interrupts.
 pub(crate) fn reset(in_interrupt: InInterrupt) {
     CORES.with(|cores| cores.borrow_mut().clear());
     IN_INTERRUPT.set(in_interrupt);
-    ALARMS.set(false);
+    ALARMS.set(Alarms::Never);
+    DEADLINES.take();
     INTERRUPTS.with_borrow_mut(|interrupts| interrupts.armed = 0);
 }
 
@@ -118,7 +142,39 @@ pub(crate) fn sure_interrupts_come() {
 
 /// In this run, an alarm comes that is set to a time that has passed.
 pub(crate) fn alarms_come() {
-    ALARMS.set(true);
+    ALARMS.set(Alarms::Passed);
+}
+
+/// In this run, each alarm comes, when the clock has got there. A core that parks is asked whether its alarm is set
+/// for the first that [sleeps](sleeps_until).
+pub(crate) fn clock_runs() {
+    ALARMS.set(Alarms::All);
+}
+
+/// An interrupt of the model's that lets the clock go on to what the alarm is set to, which comes then. Returns
+/// whether it is set.
+pub(crate) fn time_passes() -> bool {
+    let core = Core::here();
+    let at = core.alarm.get();
+    if at != u64::MAX {
+        core.now.set(core.now.get().max(at));
+    }
+    at != u64::MAX
+}
+
+/// Nanoseconds of this core's clock.
+pub(crate) fn clock() -> u64 {
+    Core::here().now.get()
+}
+
+/// Task context, in code that computes for long: lets an alarm come that is set.
+///
+/// # Panics
+///
+/// If none is set: the code would compute for ever.
+pub(crate) fn compute() {
+    assert!(time_passes(), "no alarm is set, so this task keeps the core for ever");
+    __trapline_model_step();
 }
 
 /// Says after how many steps each interrupt of the model is to come; a panic says it again.
@@ -221,7 +277,9 @@ pub(crate) fn take_inter_processor_interrupt() {
 
 #[unsafe(no_mangle)]
 fn __trapline_model_step() {
-    if INTERRUPTS.with_borrow(|interrupts| interrupts.coming.is_empty()) && !ALARMS.get() {
+    if INTERRUPTS.with_borrow(|interrupts| interrupts.coming.is_empty())
+        && ALARMS.get() == Alarms::Never
+    {
         return;
     }
     let core = Core::here();
@@ -265,12 +323,17 @@ impl Core {
         })
     }
 
+    fn alarm_is_due(&self) -> bool {
+        ALARMS.get() != Alarms::Never && self.alarm.get() <= self.now.get()
+    }
+
     /// Runs the handlers of those whose time has come. Not masked.
     fn take_interrupts(&'static self) {
         loop {
             if let Some(interrupt) = self.next_interrupt() {
                 self.handle(interrupt.handler);
-            } else if self.alarm.take() {
+            } else if self.alarm_is_due() {
+                self.alarm.set(u64::MAX);
                 // SAFETY: as in `on_timer`.
                 self.handle(|| unsafe { trapline::preempt::on_timer() });
             } else {
@@ -317,7 +380,7 @@ pub(crate) struct Expected;
 
 struct Model;
 
-// SAFETY: `slot` and `core` are a loom thread's own. `now` moves in handlers alone. Handlers are
+// SAFETY: `slot` and `core` are a loom thread's own. `now` only goes forward. Handlers are
 // called by `take_interrupts` only, which the mask keeps from it. `bell` keeps a wake until the next
 // `park` and orders memory; the handlers that a wake causes elsewhere are those that a model arms.
 // "No" is said outside of handlers only. `interrupts` is the mask. Nothing that panics can be interrupted before that
@@ -339,18 +402,28 @@ unsafe impl Platform for Model {
     }
 
     fn set_alarm(&self, at: u64) {
-        let core = Core::here();
-        core.alarm.set(ALARMS.get() && at <= core.now.get());
+        // Alarms come on either side of the setting.
+        __trapline_model_step();
+        Core::here().alarm.set(at);
     }
 
     fn park(&self) {
         let core = Core::here();
-        if core.alarm.get() {
+        if core.alarm_is_due() || core.sure_ones_are_due() {
             return;
         }
-        if !core.sure_ones_are_due() {
-            core.bell.wait();
+        if ALARMS.get() == Alarms::All {
+            let first = DEADLINES.with_borrow(|deadlines| deadlines.iter().min().copied());
+            let alarm = core.alarm.get();
+            assert!(
+                first.is_none_or(|first| alarm <= first),
+                "parks until {alarm}, and not {first:?}"
+            );
+            if time_passes() {
+                return;
+            }
         }
+        core.bell.wait();
     }
 
     fn wake(&self, core: usize) {

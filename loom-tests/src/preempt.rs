@@ -12,11 +12,13 @@ use trapline::{JoinError, block_on, stackful, yield_now};
 
 use crate::harness::{
     Drops, FireOnDrop, Signal, Threads, interrupted, model, runtime, runtime_with_one_stack,
+    runtime_without_slices,
 };
 use crate::memory::free_abandoned;
 use crate::platform::{
-    Arrival, Expected, alarms_come, assert_task_context, interrupt, lock, masked, on_interrupt,
-    on_timer, take_inter_processor_interrupt, unlock,
+    Arrival, Expected, alarms_come, assert_task_context, clock, clock_runs, compute, interrupt,
+    lock, masked, on_interrupt, on_timer, sleeps_until, take_inter_processor_interrupt,
+    time_passes, unlock,
 };
 
 /// Three tasks keep the FIFO moving, and an interrupt wakes a fourth. It is not lost, nor is one of them.
@@ -290,6 +292,155 @@ fn a_guard_in_a_handler_pays_nothing() {
             })
             .unwrap();
         runtime.shutdown().unwrap();
+    });
+}
+
+/// Polls both, in this order, until both are done.
+async fn both(first: impl Future<Output = ()>, second: impl Future<Output = ()>) {
+    let mut both = (Box::pin(first), Box::pin(second));
+    let mut done = (false, false);
+    poll_fn(move |context| {
+        done.0 = done.0 || both.0.as_mut().poll(context).is_ready();
+        done.1 = done.1 || both.1.as_mut().poll(context).is_ready();
+        if done == (true, true) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+}
+
+/// Sleeps; a core that parks meanwhile has its alarm set for that.
+async fn sleep_in_time(milliseconds: u64) {
+    let mut sleep = Box::pin(trapline::time::sleep(Duration::from_millis(milliseconds)));
+    let due = clock() + milliseconds * 1_000_000;
+    poll_fn(move |context| {
+        sleeps_until(due, false);
+        let poll = sleep.as_mut().poll(context);
+        sleeps_until(due, poll.is_pending() && clock() < due);
+        poll
+    })
+    .await;
+}
+
+/// A stackful task goes to sleep, the later of two timers first, and alarms and a debt come between any two of its
+/// steps. The timers fire in time, though no slice ends.
+fn timers_of_a_stackful_task(in_interrupt: InInterrupt) {
+    interrupted::<2>(None, in_interrupt, || {
+        clock_runs();
+        let runtime = runtime_without_slices();
+        let woken = Signal::default();
+        let waiter = runtime.spawn({
+            let wait = woken.wait(1);
+            async move {
+                wait.await;
+                sleep_in_time(2).await;
+            }
+        });
+        let plain = runtime.spawn(sleep_in_time(1));
+        let sleeps = stackful(async move {
+            interrupt(Arrival::Perhaps, || {
+                time_passes();
+            });
+            interrupt(Arrival::Sure, move || {
+                woken.fire();
+                on_interrupt();
+            });
+            both(sleep_in_time(20), sleep_in_time(10)).await;
+        });
+        runtime
+            .run_until(async move {
+                yield_now().await;
+                trapline::spawn(sleeps).await.unwrap();
+                plain.await.unwrap();
+                waiter.await.unwrap();
+            })
+            .unwrap();
+        runtime.shutdown().unwrap();
+    });
+}
+
+#[test]
+fn alarms_against_timers_of_a_stackful_task() {
+    timers_of_a_stackful_task(Perhaps);
+}
+
+/// A task computes until others have had the core, which come by an interrupt and by a timer; alarms come when
+/// their time is there and at any step before. It computes with guards, under a lock of the kernel's, and masked.
+fn hog<const N: usize>(in_interrupt: InInterrupt, section: fn()) {
+    interrupted::<N>(None, in_interrupt, move || {
+        clock_runs();
+        let runtime = runtime();
+        let errand = Errand::default();
+        let slept = Arc::new(AtomicBool::new(false));
+        let waiter = runtime.spawn(errand.clone().interrupt());
+        let sleeper = runtime.spawn({
+            let slept = slept.clone();
+            async move {
+                sleep_in_time(1).await;
+                slept.store(true, Relaxed);
+            }
+        });
+        let computes = stackful(async move {
+            if N == 2 {
+                interrupt(Arrival::Perhaps, || {
+                    time_passes();
+                });
+            }
+            section();
+            let mut alarms = 0;
+            while !(errand.answered.load(Relaxed) || !errand.came.load(Relaxed))
+                || !slept.load(Relaxed)
+            {
+                compute();
+                alarms += 1;
+                assert!(alarms < 20, "alarms come again and again, and the core stays here");
+            }
+        });
+        runtime
+            .run_until(async move {
+                yield_now().await;
+                trapline::spawn(computes).await.unwrap();
+                sleeper.await.unwrap();
+                waiter.await.unwrap();
+            })
+            .unwrap();
+        runtime.shutdown().unwrap();
+    });
+}
+
+#[test]
+fn alarms_against_a_hog() {
+    hog::<2>(No, || ());
+}
+
+#[test]
+fn alarms_against_a_hog_with_guards() {
+    hog::<1>(No, || {
+        let guard = PreemptGuard::new();
+        time_passes();
+        drop(PreemptGuard::new());
+        drop(guard);
+    });
+}
+
+#[test]
+fn alarms_against_a_hog_under_a_lock() {
+    hog::<1>(No, || {
+        lock();
+        drop(PreemptGuard::new());
+        compute();
+        drop(PreemptGuard::new());
+        unlock();
+    });
+}
+
+#[test]
+fn alarms_against_a_hog_that_is_masked() {
+    hog::<1>(Perhaps, || {
+        let guard = PreemptGuard::new();
+        masked(|| {
+            drop(guard);
+            time_passes();
+            drop(PreemptGuard::new());
+        });
     });
 }
 
