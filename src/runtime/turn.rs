@@ -51,7 +51,7 @@ const ASK_STACKFUL_AGAIN_AFTER: u64 = 1024;
 const ASK_TURNS_AFTER: u64 = 2;
 
 /// But after at most so many.
-const ASK_TURNS_AGAIN_AFTER: u64 = 64;
+const ASK_TURNS_AGAIN_AFTER: u64 = 8;
 
 /// Who gets the core next. Taken from the queue that it was in.
 enum Next {
@@ -300,10 +300,14 @@ impl Runtime {
     #[inline(never)]
     fn choose_owed_turn(&'static self) -> Option<Chosen> {
         let stacks = &self.own.stacks;
+        if stacks.turns.is_empty() {
+            stacks.turn_patience.ask_at(self.polls() + ASK_TURNS_AFTER);
+            return None;
+        }
         let (now, polls) = (bound::now(), self.polls());
         let (since, polls) = stacks.turn_patience.wait_on(now, polls, ASK_TURNS_AGAIN_AFTER);
         let waited = now.saturating_sub(since);
-        if stacks.turns.is_empty() || waited < self.slice {
+        if waited < self.slice {
             return None;
         }
         let next = self.choose_turn(self.polls())?;

@@ -508,6 +508,8 @@ impl Runtime {
     pub(crate) unsafe fn end_stack(&'static self) -> ! {
         let stack = self.running_stack();
         self.gate().set_depth(1);
+        // The loop has none of what the task may access. (The entry of a trap has dropped it already.)
+        arch::drop_rights();
         self.stacks().reason.set(Reason::Ended);
         // The fault may have cost an interrupt, such as the alarm's: the loop looks, and sets it again.
         self.alarm().forget();
@@ -725,6 +727,10 @@ impl Runtime {
     fn finish_poll(&'static self, stack: &Stack, reason: Reason) {
         stack.check_canary();
         self.stacks().reason.set(reason);
+        if arch::has_rights() {
+            // The poll has left a section open in which it may access users' pages: not the others.
+            arch::drop_rights();
+        }
         // SAFETY: as in `yield_core`. No frame of a task's is left below `stack_main`.
         unsafe { Context::switch(stack.context.as_ptr(), self.stacks().loop_context.get()) };
     }
