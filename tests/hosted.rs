@@ -1116,6 +1116,47 @@ fn is_ended_by(signal: libc::c_int) {
     });
 }
 
+/// A task that lost a child to a fault is aborted. Its drops may wait all the same, for something else.
+#[test]
+fn drops_after_the_loss_of_a_child_may_block() {
+    struct Flush(Arc<AtomicUsize>);
+    impl Drop for Flush {
+        fn drop(&mut self) {
+            block_on(sleep(Duration::from_millis(1)));
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+    with_runtime(|runtime| {
+        handle(libc::SIGWINCH, libc::SA_NODEFER, &[], ends_the_task);
+        let flushed = Arc::new(AtomicUsize::new(0));
+        let (in_poll, dropped) = (flushed.clone(), Flush(flushed.clone()));
+        runtime
+            .run_until(async {
+                let parent = spawn(stackful(async move {
+                    let _dropped = dropped;
+                    let mut child = Box::pin(stackful(async {
+                        // SAFETY: no conditions.
+                        unsafe { libc::raise(libc::SIGWINCH) };
+                    }));
+                    poll_fn(|context| {
+                        let polled = child.as_mut().poll(context);
+                        assert!(polled.is_pending());
+                        // In the poll that loses it, too.
+                        block_on(sleep(Duration::from_millis(1)));
+                        in_poll.fetch_add(1, SeqCst);
+                        polled
+                    })
+                    .await;
+                }));
+                assert!(matches!(parent.await, Err(JoinError::Aborted)));
+            })
+            .unwrap();
+        assert_eq!(flushed.load(SeqCst), 3);
+        assert_eq!(runtime.stats().ended, 1, "the child");
+        assert_eq!(runtime.shutdown().unwrap().stacks_with_frames, 1);
+    });
+}
+
 #[test]
 fn a_handler_that_ended_its_task_leaves_no_signal_blocked() {
     handle(libc::SIGPWR, 0, &[libc::SIGTTIN, libc::SIGURG], ends_the_task);

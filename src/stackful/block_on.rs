@@ -1,5 +1,6 @@
 //! Waiting for a future in code that is not async.
 
+use core::cell::Cell;
 use core::future::Future;
 use core::mem::ManuallyDrop;
 use core::pin::{Pin, pin};
@@ -94,6 +95,9 @@ fn suspend_until<F: Future>(runtime: &'static Runtime, mut future: Pin<&mut F>) 
         name()
     );
     let mut given_back = GiveBack { waker: &waker, waited: false };
+    let stack = runtime.running_stack();
+    // What the poll around this one has lost, or the future whose drop this is, is not waited for here.
+    let _lost = LostBefore { lost: &stack.lost_child, before: stack.lost_child.replace(false) };
     loop {
         if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
             return output;
@@ -106,7 +110,6 @@ fn suspend_until<F: Future>(runtime: &'static Runtime, mut future: Pin<&mut F>) 
             bound::interrupts() != Interrupts::Masked,
             "a future in block_on had interrupts masked when its poll returned: enable them before the await"
         );
-        let stack = runtime.running_stack();
         if stack.lost_child.get() {
             // SAFETY: the running task's own code, by the checks above.
             unsafe { runtime.end_stack() }
@@ -127,6 +130,20 @@ impl Drop for GiveBack<'_> {
     fn drop(&mut self) {
         if self.waited {
             self.waker.wake_by_ref();
+        }
+    }
+}
+
+/// Tells what is around a `block_on` of a child again that was lost before it.
+struct LostBefore<'a> {
+    lost: &'a Cell<bool>,
+    before: bool,
+}
+
+impl Drop for LostBefore<'_> {
+    fn drop(&mut self) {
+        if self.before {
+            self.lost.set(true);
         }
     }
 }

@@ -610,6 +610,30 @@ pub fn trim_frees_what_is_idle() {
     assert_eq!((runtime.trim(), runtime.stats().stacks), (0, 0));
 }
 
+/// A stackful task of another runtime could be preempted halfway through it, and an interrupt come in the middle of
+/// what the platform does with stacks.
+pub fn trim_does_nothing_on_another_runtimes_stack_or_in_an_interrupt() {
+    static IN_INTERRUPT: AtomicUsize = AtomicUsize::new(0);
+    static TRIMMED: spin::Mutex<Option<&'static Runtime>> = spin::Mutex::new(None);
+    let (one, other) = (runtime(), runtime());
+    run_on(one, burst(one, 4));
+    run_on(other, async {
+        assert_eq!(spawn(stackful(async { one.trim() })).await.unwrap(), 0, "on a stack");
+        burst(other, 3).await;
+        *TRIMMED.lock() = Some(other);
+        hal_shim::interrupt::on_soft(|| {
+            let trimmed = TRIMMED.lock().take().map_or(0, Runtime::trim);
+            IN_INTERRUPT.store(trimmed + 1, SeqCst);
+        });
+        hal_shim::interrupt::raise();
+        while IN_INTERRUPT.load(SeqCst) == 0 {
+            yield_now().await;
+        }
+        assert_eq!(IN_INTERRUPT.load(SeqCst), 1, "in an interrupt");
+        assert_eq!((one.trim(), other.trim()), (4, 3), "in a plain task");
+    });
+}
+
 /// In builds without optimization too. A stack that is too small ends its task, or the program.
 pub fn the_least_stack_is_enough() {
     let too_small = configured(Config { stack_size: 16, ..Config::new() }).run_until(async {});
