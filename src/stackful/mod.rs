@@ -333,6 +333,9 @@ impl Runtime {
             // SAFETY: the loop, which a handler has just left for.
             unsafe { bound::enable_interrupts() };
         }
+        // Hooks that drop the task's join handle find that frames of it are left.
+        // SAFETY: the task is RUNNING, hence alive, and this is its core (rule 4).
+        unsafe { task.as_ref() }.stack.set(Some(NonNull::from(stack)));
         let scopes = self.scopes().take();
         // SAFETY: a poll that is over has left all its scopes, so this one is in the middle.
         self.guarded(task, || unsafe { contexted::leave(scopes) });
