@@ -211,16 +211,27 @@ impl Runtime {
     /// [`Platform::free_stack`](crate::platform::Platform::free_stack) and the allocator. See also
     /// [`Config::idle_stacks`].
     pub fn trim(&self) -> usize {
-        let is_inside = bound::slot().runtime().is_some_and(|own| core::ptr::eq(own, self));
+        let may_trim = match bound::slot().runtime() {
+            None => true,
+            // While a task is polled, the loop is not in the middle of work on the pool.
+            Some(own) if core::ptr::eq(own, self) => {
+                self.current_task().is_some() && !self.is_on_stack()
+            }
+            // On a stack of another runtime's, this could be preempted halfway, and the core enter this one then.
+            Some(other) => !other.is_on_stack(),
+        };
         // Relaxed: a core finds its own number only after it has stored it.
         let is_owner = bound::core().checked_add(1) == Some(self.owner.load(Ordering::Relaxed));
-        // While a task is polled, the loop is not in the middle of work on the pool. In an interrupt of
-        // that poll it isn't either, but an interrupted call of this function may be: `is_trimming`.
-        let is_polled = self.current_task().is_some() && !self.is_on_stack();
-        if !is_owner || (is_inside && !is_polled) || self.own.is_trimming.replace(true) {
+        let in_interrupt = bound::in_interrupt();
+        // Where the platform isn't certain, it may be an interrupt of this very function.
+        if !may_trim
+            || !is_owner
+            || in_interrupt == InInterrupt::Yes
+            || self.own.is_trimming.replace(true)
+        {
             return 0;
         }
-        if bound::in_interrupt() == InInterrupt::No {
+        if in_interrupt == InInterrupt::No {
             self.own.arena.trim();
         }
         let freed = self.own.stacks.pool.trim();
