@@ -210,6 +210,7 @@ fn program() {
         errors::spawn_outside_of_a_runtime,
         errors::nothing_runs_after_a_shutdown,
         errors::shutdown_inside_of_the_runtime,
+        errors::a_runtime_is_neither_entered_nor_shut_down_in_an_interrupt,
         errors::shutdown_with_tasks_in_every_state,
         errors::no_such_core,
     ];

@@ -10,7 +10,7 @@ use core::task::{Context, Poll};
 
 use super::{RootPoll, Runtime};
 use crate::config::ConfigError;
-use crate::platform::{Interrupts, PanicPayload, bound};
+use crate::platform::{InInterrupt, Interrupts, PanicPayload, bound};
 use crate::sync::atomic::Ordering;
 use crate::task::in_place;
 use crate::task::join::panic_message;
@@ -105,6 +105,10 @@ impl Runtime {
         if slot.runtime().is_some() {
             return Err(EnterError::Nested);
         }
+        // It may have come halfway through this, or through a `trim`.
+        if bound::in_interrupt() == InInterrupt::Yes {
+            return Err(EnterError::InInterrupt);
+        }
         let Some(core) = bound::core().checked_add(1) else { return Err(EnterError::NoCore) };
         // Acquire and release: a runtime that was built up on one core may be entered on another.
         match self.owner.compare_exchange(0, core, Ordering::AcqRel, Ordering::Acquire) {
@@ -173,6 +177,8 @@ pub enum EnterError {
     NoCore,
     /// The runtime has been shut down.
     ShutDown,
+    /// Called in an interrupt, and the platform is certain that it is one.
+    InInterrupt,
     /// Interrupts are masked. Nothing would be preempted, and no alarm would be taken: enable them first.
     InterruptsMasked,
     /// The runtime's [`Config`](crate::Config) is not valid.
@@ -189,6 +195,7 @@ impl fmt::Display for EnterError {
             Self::OtherCore { owner } => write!(f, "the runtime belongs to core {owner}"),
             Self::NoCore => f.write_str("the caller is not a core of the platform"),
             Self::ShutDown => f.write_str("the runtime has been shut down"),
+            Self::InInterrupt => f.write_str("a runtime is entered and shut down in task context"),
             Self::InterruptsMasked => f.write_str("interrupts are masked: enable them first"),
             Self::Config(error) => error.fmt(f),
             Self::Panicked(payload) => write!(f, "panicked: {}", panic_message(payload)),

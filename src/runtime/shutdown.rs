@@ -27,8 +27,9 @@ impl Runtime {
     ///
     /// # Errors
     ///
-    /// [`Nested`](EnterError::Nested) inside of a runtime, [`OtherCore`](EnterError::OtherCore) on
-    /// another core than the owning one, [`NoCore`](EnterError::NoCore) by a caller that is no core.
+    /// [`Nested`](EnterError::Nested) inside of a runtime, [`InInterrupt`](EnterError::InInterrupt) in an
+    /// interrupt, [`OtherCore`](EnterError::OtherCore) on another core than the owning one,
+    /// [`NoCore`](EnterError::NoCore) by a caller that is no core.
     pub fn shutdown(&'static self) -> Result<Shutdown, EnterError> {
         let _entered = self.claim_for_shutdown()?;
         self.own.closed.set(true);

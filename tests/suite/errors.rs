@@ -185,6 +185,26 @@ pub fn shutdown_inside_of_the_runtime() {
     assert_eq!(run_on(runtime, async { 3 }), 3);
 }
 
+/// The interrupt may have come in the middle of the same.
+pub fn a_runtime_is_neither_entered_nor_shut_down_in_an_interrupt() {
+    static TRIED: spin::Mutex<Option<&'static Runtime>> = spin::Mutex::new(None);
+    static REFUSED: Event = Event::constant();
+    let runtime = runtime();
+    *TRIED.lock() = Some(runtime);
+    hal_shim::interrupt::on_soft(|| {
+        if let Some(runtime) = TRIED.lock().take() {
+            let shut = runtime.shutdown();
+            assert!(matches!(shut, Err(EnterError::InInterrupt)), "{shut:?}");
+            let entered = runtime.run_until(async {});
+            assert!(matches!(entered, Err(EnterError::InInterrupt)), "{entered:?}");
+            REFUSED.set();
+        }
+    });
+    hal_shim::interrupt::raise();
+    while !REFUSED.is_set() {}
+    run_on(runtime, async {});
+}
+
 pub fn shutdown_with_tasks_in_every_state() {
     let runtime = configured(Config { stacks: 2, ..Config::new() });
     let drops = Count::new();
