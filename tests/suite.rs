@@ -199,6 +199,7 @@ fn program() {
         smp::sleep_moved_to_another_core_needs_the_first_no_more,
         smp::sleeps_are_moved_and_dropped_while_they_are_due,
         smp::tasks_of_two_cores_meet,
+        smp::a_storm_of_all_operations,
         errors::nested_runtimes,
         errors::zero_slice_or_nearly,
         errors::stack_that_holds_no_context,

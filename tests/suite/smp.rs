@@ -1,15 +1,36 @@
 //! Two cores: spawns, wakes, and what must not be shared.
 
 use alloc::boxed::Box;
+use alloc::rc::Rc;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::cell::Cell;
 use core::future::{Future, poll_fn};
 use core::pin::Pin;
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::SeqCst};
 use core::task::{Poll, Waker};
+use core::time::Duration;
 
-use trapline::time::{now, sleep};
-use trapline::{Config, EnterError, JoinHandle, Runtime, block_on, spawn, stackful, yield_now};
+use trapline::preempt::{self, PreemptGuard};
+use trapline::time::{now, sleep, timeout};
+use trapline::{
+    Config, EnterError, Hooks, JoinHandle, LocalSpawner, Runtime, StaticTask, TaskBuilder,
+    block_on, contexted, current, spawn, stackful, task_local, yield_now,
+};
 
 use crate::support::*;
+
+/// Starts a core that may have been left just now, and still be on its way out.
+fn start(core: usize, program: fn()) {
+    let give_up = now() + ms(5_000);
+    loop {
+        match hal_shim::start_core(core, program) {
+            Ok(()) => break,
+            Err(hal_shim::StartError::Running) if now() < give_up => core::hint::spin_loop(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
 
 static JOB: spin::Mutex<Option<Box<dyn FnOnce() + Send>>> = spin::Mutex::new(None);
 
@@ -23,22 +44,13 @@ fn beside<T>(theirs: impl FnOnce() + Send + 'static, ours: impl FnOnce() -> T) -
     }
     DONE.clear();
     *JOB.lock() = Some(Box::new(theirs));
-    // A core that was just left may still be on its way out.
-    let give_up = now() + ms(5_000);
-    loop {
-        let started = hal_shim::start_core(1, || {
-            let job = JOB.lock().take();
-            if let Some(job) = job {
-                job();
-            }
-            DONE.set();
-        });
-        match started {
-            Ok(()) => break,
-            Err(hal_shim::StartError::Running) if now() < give_up => core::hint::spin_loop(),
-            Err(error) => panic!("{error}"),
+    start(1, || {
+        let job = JOB.lock().take();
+        if let Some(job) = job {
+            job();
         }
-    }
+        DONE.set();
+    });
     let output = ours();
     // Parked: a core that spins keeps the other from running where QEMU counts instructions.
     block_on(DONE.wait());
@@ -395,4 +407,352 @@ pub fn tasks_of_two_cores_meet() {
         assert_eq!(met.futures_dropped.get(), met.spawned.get());
         assert_eq!(met.outputs_dropped.get(), met.outputs_made.get());
     }
+}
+
+/// Numbers that look random, the same from the same seed.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        self.0 ^ self.0 >> 31
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() >> 33) as usize % n
+    }
+
+    fn microseconds(&mut self, most: usize) -> Duration {
+        Duration::from_micros(self.below(most) as u64)
+    }
+}
+
+/// A part of a future, an output, or what a panic carries. It must be dropped once, and be whole then.
+struct Part {
+    whole: [u64; 4],
+    dropped: Count,
+}
+
+impl Part {
+    const WHOLE: [u64; 4] = [0x7061_7274; 4];
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        assert_eq!(self.whole, Self::WHOLE, "a part was dropped twice or overwritten");
+        self.whole = [0; 4];
+        self.dropped.add();
+    }
+}
+
+/// Hooks that must be called in turn. They may not panic.
+#[derive(Default)]
+struct InTurn {
+    is_inside: AtomicUsize,
+    wrong: Count,
+}
+
+impl Hooks for InTurn {
+    fn enter(&self) {
+        if self.is_inside.swap(1, SeqCst) != 0 {
+            self.wrong.add();
+        }
+    }
+
+    fn leave(&self) {
+        if self.is_inside.swap(0, SeqCst) != 1 {
+            self.wrong.add();
+        }
+    }
+}
+
+type Acts = Pin<Box<dyn Future<Output = Part> + Send>>;
+
+/// What the tasks of a storm share.
+struct Storm {
+    runtimes: Vec<&'static Runtime>,
+    handles: [spin::Mutex<Option<JoinHandle<Part>>>; 16],
+    wakers: [spin::Mutex<Option<Waker>>; 8],
+    /// How many tasks may still be made.
+    tasks: AtomicUsize,
+    made: Count,
+    dropped: Count,
+    wrong: Count,
+    /// Cores that do nothing more by themselves.
+    finished: Count,
+}
+
+static STORM: spin::Mutex<Option<Arc<Storm>>> = spin::Mutex::new(None);
+static STORMS_CELLS: [StaticTask<Acts>; 4] = [const { StaticTask::new() }; 4];
+/// Set by interrupts.
+static SOFT: Event = Event::constant();
+
+task_local! {
+    static DEPTH: Cell<u64>;
+}
+
+/// A lock that stackful tasks share, which may not be preempted where they hold it.
+fn locked<T, R>(place: &spin::Mutex<T>, f: impl FnOnce(&mut T) -> R) -> R {
+    let _guard = PreemptGuard::new();
+    f(&mut place.lock())
+}
+
+fn compute(random: &mut Random) {
+    let mut values = [0_u64; 16];
+    values.fill_with(|| random.next());
+    let before = core::hint::black_box(values);
+    for _ in 0..random.below(4_000) {
+        core::hint::black_box(&mut values);
+    }
+    assert_eq!(values, before, "a task's stack has changed");
+}
+
+impl Storm {
+    fn part(&self) -> Part {
+        self.made.add();
+        Part { whole: Part::WHOLE, dropped: self.dropped.clone() }
+    }
+
+    fn hooks(&self) -> Arc<InTurn> {
+        Arc::new(InTurn { wrong: self.wrong.clone(), ..InTurn::default() })
+    }
+
+    /// A future that acts at random; none if there were enough.
+    fn acts(self: &Arc<Self>, random: &mut Random, depth: usize, panics: bool) -> Option<Acts> {
+        let one_less = |tasks: usize| tasks.checked_sub(1);
+        if depth > 2 || self.tasks.fetch_update(SeqCst, SeqCst, one_less).is_err() {
+            return None;
+        }
+        let (storm, mut random, part) = (self.clone(), Random(random.next()), self.part());
+        Some(Box::pin(async move {
+            for _ in 0..=random.below(6) {
+                storm.act(&mut random, depth + 1, panics).await;
+            }
+            assert_eq!(part.whole, Part::WHOLE);
+            storm.part()
+        }))
+    }
+
+    /// Leaves a handle to others. The task of the one that was there before runs on by itself.
+    fn leave(&self, random: &mut Random, handle: JoinHandle<Part>) {
+        let place = &self.handles[random.below(self.handles.len())];
+        let _detached = locked(place, |place| place.replace(handle));
+    }
+
+    fn take(&self, random: &mut Random) -> Option<JoinHandle<Part>> {
+        locked(&self.handles[random.below(self.handles.len())], Option::take)
+    }
+
+    /// Does one of the things that a program can do. All that it waits for comes, or is given up.
+    async fn act(self: &Arc<Self>, random: &mut Random, depth: usize, panics: bool) {
+        let there = self.runtimes[random.below(self.runtimes.len())];
+        let what = random.below(26);
+        match what {
+            // Tasks of their own.
+            0..=7 => {
+                let Some(acts) = self.acts(random, depth, true) else { return };
+                let handle = match what {
+                    0 => there.spawn(acts),
+                    1 => there.spawn(stackful(acts)),
+                    2 => there.spawn(contexted(acts, self.hooks())),
+                    3 => there.spawn(contexted(stackful(acts), self.hooks())),
+                    4 => spawn(stackful(contexted(acts, self.hooks()))),
+                    5 => TaskBuilder::new().name("storm").spawn(acts).unwrap(),
+                    6 => match LocalSpawner::current() {
+                        Some(spawner) => {
+                            let shared = Rc::new(random.next());
+                            spawner.spawn(async move {
+                                let before = *shared;
+                                let part = acts.await;
+                                assert_eq!(*shared, before);
+                                part
+                            })
+                        }
+                        None => spawn(acts),
+                    },
+                    _ => {
+                        let cell = &STORMS_CELLS[random.below(STORMS_CELLS.len())];
+                        let spawned = cell.spawn_on(there, acts);
+                        let Ok(handle) = spawned else { return };
+                        handle
+                    }
+                };
+                self.leave(random, handle);
+            }
+            // Parts of this one.
+            8..=12 => {
+                // A child's panic would be one of this task as well, which says something.
+                let Some(acts) = self.acts(random, depth, panics && what == 11) else { return };
+                match what {
+                    8 => drop(stackful(acts).await),
+                    9 => drop(timeout(random.microseconds(300), stackful(acts)).await),
+                    10 => drop(contexted(stackful(acts), self.hooks()).await),
+                    11 => {
+                        let number = random.next();
+                        let scoped = async {
+                            drop(acts.await);
+                            DEPTH.with(Cell::get)
+                        };
+                        assert_eq!(DEPTH.scope(Cell::new(number), scoped).await, number);
+                    }
+                    _ => {
+                        let mut begun = Box::pin(stackful(acts));
+                        poll_fn(|context| Poll::Ready(drop(begun.as_mut().poll(context)))).await;
+                    }
+                }
+            }
+            13 => {
+                let first = self.acts(random, depth, false);
+                let second = self.acts(random, depth, false);
+                let (Some(first), Some(second)) = (first, second) else { return };
+                let (mut first, mut second) = (stackful(first), stackful(second));
+                poll_fn(|context| match Pin::new(&mut first).poll(context) {
+                    Poll::Ready(part) => Poll::Ready(part),
+                    Poll::Pending => Pin::new(&mut second).poll(context),
+                })
+                .await;
+            }
+            14 if current().is_some_and(|task| task.is_stackful()) => {
+                match self.acts(random, depth, panics) {
+                    Some(acts) => drop(block_on(timeout(random.microseconds(300), acts))),
+                    None => block_on(sleep(random.microseconds(100))),
+                }
+            }
+            15 | 16 => {
+                if let Some(handle) = self.take(random) {
+                    handle.abort();
+                    if what == 15 {
+                        let _ = timeout(random.microseconds(300), handle).await;
+                    }
+                }
+            }
+            17 => {
+                if let Some(handle) = self.take(random) {
+                    let _ = timeout(random.microseconds(300), handle).await;
+                }
+            }
+            18 => {
+                let place = &self.wakers[random.below(self.wakers.len())];
+                let woken = poll_fn(|context| {
+                    let mine = context.waker().clone();
+                    let _before = locked(place, |place| place.replace(mine));
+                    Poll::<()>::Pending
+                });
+                let _ = timeout(random.microseconds(100), woken).await;
+            }
+            19 => {
+                let place = &self.wakers[random.below(self.wakers.len())];
+                locked(place, Option::take).into_iter().for_each(Waker::wake);
+            }
+            20 => {
+                SOFT.clear();
+                let _ = timeout(random.microseconds(100), SOFT.wait()).await;
+            }
+            21 => hal_shim::interrupt::raise(),
+            22 => {
+                let guard = PreemptGuard::new();
+                preempt::disable();
+                compute(random);
+                // SAFETY: the pair of the one above.
+                unsafe { preempt::enable() };
+                drop(guard);
+                preempt::point();
+            }
+            23 => drop(there.trim()),
+            24 if panics && random.below(4) == 0 => {
+                // Not where a panic ends the machine. It is no failure, and says nothing.
+                #[cfg(not(target_os = "none"))]
+                std::panic::resume_unwind(Box::new(self.part()));
+            }
+            25 => sleep(random.microseconds(100)).await,
+            _ => {
+                compute(random);
+                yield_now().await;
+            }
+        }
+    }
+
+    /// What one core does.
+    async fn core(self: &Arc<Self>, mut random: Random) {
+        for _ in 0..100 {
+            self.act(&mut random, 0, false).await;
+        }
+        self.finished.add();
+        let give_up = now() + ms(20_000);
+        // In this order: what is made after the look at the one is seen by that at the other.
+        while self.finished.get() < self.runtimes.len() || {
+            let dropped = self.dropped.get();
+            dropped < self.made.get()
+        } {
+            for place in &self.handles {
+                drop(locked(place, Option::take));
+            }
+            sleep(Duration::from_micros(100)).await;
+            assert!(now() < give_up, "{} of {}", self.dropped.get(), self.made.get());
+        }
+    }
+}
+
+static STORMS_SEED: AtomicUsize = AtomicUsize::new(0);
+static STORMS_CORES: AtomicUsize = AtomicUsize::new(0);
+
+/// What one core does in a storm, from its beginning to its runtime's end.
+fn storm_here() {
+    let storm = locked(&STORM, |storm| storm.clone()).expect("it has begun");
+    let core = hal_shim::this_core();
+    let here = storm.runtimes[core];
+    run_on(here, storm.core(Random((STORMS_SEED.load(SeqCst) << 8 | core) as u64)));
+    for place in &storm.wakers {
+        drop(locked(place, Option::take));
+    }
+    here.shutdown().unwrap();
+    let stats = here.stats();
+    assert_eq!((stats.ended, stats.waiting), (0, 0));
+    STORMS_CORES.fetch_sub(1, SeqCst);
+}
+
+/// All that a program can do, as it comes, on as many cores as there are. Futures and outputs are dropped
+/// once, nothing waits for ever, and nothing of a task is overwritten.
+pub fn a_storm_of_all_operations() {
+    let given = hal_shim::arg("seed").and_then(|seed| seed.parse().ok());
+    let seeds = given.map_or(1..4, |seed| seed..seed + 1);
+    let cores = hal_shim::cores().min(4);
+    hal_shim::interrupt::on_soft(|| SOFT.set());
+    for seed in seeds {
+        // Told before: a panic of a task may end the machine.
+        hal_shim::print!("(seed {seed}) ");
+        let config = Config {
+            slice: Duration::from_micros(100),
+            stack_size: 64 * 1024,
+            stacks: 3,
+            idle_stacks: 2,
+            ..Config::new()
+        };
+        let storm = Arc::new(Storm {
+            runtimes: (0..cores).map(|_| shared(config)).collect(),
+            handles: Default::default(),
+            wakers: Default::default(),
+            tasks: AtomicUsize::new(400 * cores),
+            made: Count::new(),
+            dropped: Count::new(),
+            wrong: Count::new(),
+            finished: Count::new(),
+        });
+        *STORM.lock() = Some(storm.clone());
+        STORMS_SEED.store(seed, SeqCst);
+        STORMS_CORES.store(cores, SeqCst);
+        (1..cores).for_each(|core| start(core, storm_here));
+        storm_here();
+        while STORMS_CORES.load(SeqCst) > 0 {
+            core::hint::spin_loop();
+        }
+        assert_eq!(storm.dropped.get(), storm.made.get());
+        assert_eq!(storm.wrong.get(), 0, "hooks were called out of turn");
+        if hal_shim::arg("seed").is_some() {
+            let stats = storm.runtimes.iter().map(|runtime| runtime.stats());
+            let stats: Vec<_> = stats.collect();
+            hal_shim::println!("{} parts, {stats:?}", storm.made.get());
+        }
+    }
+    *STORM.lock() = None;
 }
