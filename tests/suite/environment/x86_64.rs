@@ -48,13 +48,20 @@ pub unsafe extern "C" fn hold(stop: &AtomicUsize) -> usize {
     )
 }
 
-/// Sets both over a breakpoint. Returns those that were cleared by that.
+/// Sets each alone and both over a breakpoint: the entry must not look for one of them only. Returns those that
+/// were cleared by that.
+#[cfg(target_os = "none")]
+pub unsafe fn hold_over_breakpoint() -> usize {
+    // SAFETY: passed on.
+    [DF_AC & !AC, AC, DF_AC].iter().fold(0, |lost, &flags| lost | unsafe { hold_these(flags) })
+}
+
 #[cfg(target_os = "none")]
 #[unsafe(naked)]
-pub unsafe extern "C" fn hold_over_breakpoint() -> usize {
+unsafe extern "C" fn hold_these(flags: usize) -> usize {
     naked_asm!(
         "pushfq",
-        "or dword ptr [rsp], {df_ac}",
+        "or [rsp], rdi",
         "popfq",
         "int3",
         "pushfq",
@@ -62,7 +69,7 @@ pub unsafe extern "C" fn hold_over_breakpoint() -> usize {
         "and dword ptr [rsp], ~{df_ac}",
         "popfq",
         "not eax",
-        "and eax, {df_ac}",
+        "and eax, edi",
         "ret",
         df_ac = const DF_AC,
     )
