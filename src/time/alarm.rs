@@ -12,7 +12,7 @@ pub(crate) const NEVER: u64 = u64::MAX;
 /// preempted before it has had as much. What is urgent comes later by as much then.
 ///
 /// It is longer than the switch to a stack and back takes: hosted, with system calls and signals.
-pub(crate) const LEAST_STRETCH: u64 = if cfg!(target_os = "none") { 5_000 } else { 50_000 };
+pub(crate) const LEAST_STRETCH: u64 = if cfg!(target_os = "none") { 20_000 } else { 50_000 };
 
 /// Stands for the end of a slice that began without a look at the clock.
 const UNKNOWN: u64 = 0;
@@ -49,7 +49,8 @@ pub(crate) struct Alarm {
 /// For how many nanoseconds of a stretch that it is granted a task is not preempted. What is urgent comes later
 /// by as much.
 pub(crate) fn protection(owed: u64) -> u64 {
-    owed.clamp(LEAST_STRETCH, 5 * LEAST_STRETCH)
+    const MOST: u64 = if cfg!(target_os = "none") { 25_000 } else { 250_000 };
+    owed.clamp(LEAST_STRETCH, MOST)
 }
 
 pub(crate) const fn nanoseconds(duration: Duration) -> u64 {
