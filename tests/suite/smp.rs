@@ -597,7 +597,7 @@ impl Storm {
                     }
                     _ => {
                         let mut begun = Box::pin(stackful(acts));
-                        poll_fn(|context| Poll::Ready(drop(begun.as_mut().poll(context)))).await;
+                        let _ = poll_fn(|context| Poll::Ready(begun.as_mut().poll(context))).await;
                     }
                 }
             }
