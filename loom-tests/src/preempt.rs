@@ -386,8 +386,8 @@ fn hog<const N: usize>(in_interrupt: InInterrupt, section: fn()) {
             }
             section();
             let mut alarms = 0;
-            while !(errand.answered.load(Relaxed) || !errand.came.load(Relaxed))
-                || !slept.load(Relaxed)
+            while !slept.load(Relaxed)
+                || errand.came.load(Relaxed) && !errand.answered.load(Relaxed)
             {
                 compute();
                 alarms += 1;
