@@ -181,7 +181,8 @@ pub fn children_inherit_hooks_and_no_values() {
         }
         fn leave(&self) {}
     }
-    run(async {
+    // Without an end of a slice, after which the child would be inside once more.
+    run_on(configured(Config { slice: LONG, ..Config::new() }), async {
         let hooks = Arc::new(Counting(AtomicUsize::new(0)));
         let inside = hooks.clone();
         let task = NUMBER.scope(
