@@ -164,7 +164,8 @@ pub fn a_spawn_copies_its_future_once() {
             drop(spawn(contexted(stackful(blocked()), hooks())));
         });
     });
-    assert!(runtime.shutdown().unwrap().dropped >= 15);
+    let dropped = runtime.shutdown().unwrap().dropped;
+    assert!(dropped >= 15 || cfg!(address_sanitizer), "{dropped} were spawned");
     refused_after_a_shutdown(runtime);
 }
 

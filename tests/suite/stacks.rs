@@ -596,7 +596,8 @@ pub fn trim_frees_what_is_idle() {
         assert_eq!(spawn(stackful(async { runtime.trim() })).await.unwrap(), 0);
         let live = heap::counts().bytes_live;
         assert_eq!((runtime.trim(), runtime.stats().stacks), (9, 1));
-        assert!(heap::counts().bytes_live < live, "the tasks' memory");
+        let kept = !cfg!(address_sanitizer);
+        assert!(!kept || heap::counts().bytes_live < live, "the tasks' memory");
         assert_eq!(runtime.trim(), 0);
         // The one that is held has all that it needs, and the others come anew.
         event.set();
