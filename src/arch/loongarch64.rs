@@ -226,7 +226,7 @@ unsafe impl StackfulBackend for LoongArch64 {
             asm!(
                 "la.pcrel $t0, 2f",
                 "b {exchange}",
-                // Somebody switched to what was saved there.
+                // A switch came back to what was saved there.
                 "2:",
                 exchange = sym exchange,
                 inout("$a0") save => _,

@@ -191,7 +191,7 @@ unsafe impl StackfulBackend for X86_64 {
             asm!(
                 "lea rax, [rip + 2f]",
                 "jmp {exchange}",
-                // Somebody switched to what was saved there.
+                // A switch came back to what was saved there.
                 "2:",
                 exchange = sym exchange,
                 inout("rdi") save => _,

@@ -503,7 +503,7 @@ pub fn a_stall_is_told_again_and_not_too_often() {
             stop.set();
             waiter.await.unwrap();
             holder.await.unwrap();
-            // Nobody waits, so nothing is told.
+            // No task waits, so nothing is told.
             let told = TOLD.load(SeqCst);
             sleep(SLICE * STALL_SLICES * 2).await;
             assert_eq!((TOLD.load(SeqCst), runtime.stats().waiting), (told, 0));
