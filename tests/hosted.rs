@@ -1346,7 +1346,7 @@ fn end_with_little_room() {
     with_runtime(|runtime| {
         handle(libc::SIGSEGV, libc::SA_ONSTACK, &[], ends_the_task);
         let test = async || {
-            for room in (800..6000).step_by(100) {
+            for room in (800..9000).step_by(32) {
                 let done = Arc::new(AtomicUsize::new(0));
                 let sees = done.clone();
                 let task = spawn(stackful(async move {

@@ -5,7 +5,7 @@ use core::task::Waker;
 
 use super::{Runtime, count};
 use crate::platform::{Interrupts, PanicPayload, bound};
-use crate::stackful::{Reason, Stack};
+use crate::stackful::{Reason, Stack, overflowed};
 use crate::task::join::{JoinError, take_waker};
 use crate::task::state::{Pending, Start};
 use crate::task::{Header, panic, waker};
@@ -95,6 +95,7 @@ impl Runtime {
                 self.put_back(task, stack);
                 self.complete(task, Output::Nothing, true);
             }
+            Reason::Overflowed => overflowed(task),
             _ => {
                 // SAFETY: the loop, which a handler has just left for.
                 unsafe { bound::enable_interrupts() };

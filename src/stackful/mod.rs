@@ -47,6 +47,7 @@ use core::task::Poll;
 
 use crate::arch;
 use crate::contexted::{self, Hooks, Scope, Surroundings};
+use crate::fatal::fatal;
 use crate::platform::{Interrupts, PanicPayload, bound};
 use crate::ready::Fifo;
 use crate::sync::local::{AtomicPtr, AtomicU64, Ordering};
@@ -75,6 +76,9 @@ pub(crate) enum Reason {
     Detached,
     /// It caused a fault, and its handler doesn't go back.
     Ended,
+    /// It has overflowed its stack, and no guard caught that. The program ends; the loop says why, since there
+    /// is no room for that on this stack.
+    Overflowed,
 }
 
 /// A future that runs on a stack of its own and is preempted. Made by [`stackful`].
@@ -329,6 +333,9 @@ impl Runtime {
 
     #[inline(never)]
     fn leave_scopes(&self, task: NonNull<Header>, stack: &Stack) {
+        if self.stacks().reason.get() == Reason::Overflowed {
+            overflowed(task);
+        }
         if matches!(self.stacks().reason.get(), Reason::Interrupted | Reason::Ended) {
             // SAFETY: the loop, which a handler has just left for.
             unsafe { bound::enable_interrupts() };
@@ -481,7 +488,9 @@ impl Runtime {
     /// As [`leave_stack`](Self::leave_stack).
     #[inline(always)]
     unsafe fn yield_core(&'static self, stack: &Stack, reason: Reason) -> bool {
-        stack.check_depth();
+        if stack.has_overflowed() {
+            self.leave_overflowed(stack);
+        }
         self.gate().set_depth(1);
         self.stacks().reason.set(reason);
         // SAFETY: the loop saved its context when it entered this stack, and is entered once for
@@ -521,6 +530,17 @@ impl Runtime {
         // SAFETY: as in `yield_core`; what is stored in the stack is never entered.
         unsafe { Context::switch(stack.context.as_ptr(), self.stacks().loop_context.get()) };
         unreachable!("somebody entered a stack that had been ended")
+    }
+
+    /// Leaves the running stack, `stack`, for the loop, which ends the program.
+    #[cold]
+    #[inline(never)]
+    fn leave_overflowed(&'static self, stack: &Stack) -> ! {
+        self.gate().set_depth(1);
+        self.stacks().reason.set(Reason::Overflowed);
+        // SAFETY: as in `yield_core`; what is stored in the stack is never entered.
+        unsafe { Context::switch(stack.context.as_ptr(), self.stacks().loop_context.get()) };
+        unreachable!("a stack that had overflowed was entered")
     }
 
     /// Opens the gate for a task's code unless something is owed. Returns whether it is, perhaps since just now.
@@ -611,6 +631,14 @@ impl Runtime {
 fn enable_interrupts() {
     // SAFETY: the runtime, to which code has returned that has left interrupts masked.
     unsafe { bound::enable_interrupts() };
+}
+
+/// Ends the program, on the loop's stack.
+#[cold]
+pub(crate) fn overflowed(task: NonNull<Header>) -> ! {
+    // SAFETY: RUNNING, hence alive.
+    let task = unsafe { Label::of(task) };
+    fatal(format_args!("trapline: {task} overflowed its stack: set Config::stack_size higher"))
 }
 
 /// What runs on a stack: it polls what the loop brings, for ever. Unwinding ends here.
@@ -728,7 +756,9 @@ impl Runtime {
     /// Leaves an idle stack; returns when the loop brings the next task.
     #[inline]
     fn finish_poll(&'static self, stack: &Stack, reason: Reason) {
-        stack.check_canary();
+        if stack.lost_canary() {
+            self.leave_overflowed(stack);
+        }
         self.stacks().reason.set(reason);
         if arch::has_rights() {
             // The poll has left a section open in which it may access users' pages: not the others.

@@ -7,10 +7,9 @@ use core::ptr::NonNull;
 use super::{Context, stack_main};
 use crate::Runtime;
 use crate::contexted::ScopeLink;
-use crate::fatal::fatal;
 use crate::platform::bound;
 use crate::sync::local::{AtomicUsize, Ordering};
-use crate::task::{Label, Link};
+use crate::task::Link;
 use crate::time::protection;
 
 /// A stack's own account, which lies on top of its memory: the code's frames grow down below it.
@@ -37,7 +36,7 @@ pub(crate) struct Stack {
     pub(crate) lost_child: Cell<bool>,
     /// The hooks that its code is inside of, while it is off the core.
     pub(super) scopes: Cell<ScopeLink>,
-    /// Where its memory begins, with the [canary](Stack::check_canary).
+    /// Where its memory begins, with the [canary](Stack::lost_canary).
     base: NonNull<u8>,
     size: usize,
     next_idle: Cell<StackLink>,
@@ -92,40 +91,23 @@ impl Stack {
         self.left.set(left);
     }
 
-    /// Ends the program if code on this stack has overflowed it and no guard caught that: something else may
-    /// have been overwritten by then. To be called whenever the stack is left; it also finds an overflow by
-    /// code that has returned since.
+    /// Whether code on this stack has overflowed it and no guard caught that: something else may have been
+    /// overwritten by then. To be asked whenever the stack is left; it also finds an overflow by code that
+    /// has returned since.
     #[inline(always)]
-    pub(super) fn check_canary(&self) {
+    pub(super) fn lost_canary(&self) -> bool {
         // SAFETY: `Pool::grow` wrote it at the base of the stack's memory, which is aligned to 16. Volatile,
         // since what would change it is no write of the program's that the compiler knows.
         let canary = unsafe { self.base.cast::<usize>().read_volatile() };
-        if canary != canary_at(self.base) {
-            self.overflowed();
-        }
+        canary != canary_at(self.base)
     }
 
-    /// As [`check_canary`](Self::check_canary), and also finds code that is below the stack now, and whose
+    /// As [`lost_canary`](Self::lost_canary), and also finds code that is below the stack now, and whose
     /// large frame has skipped the canary.
     #[inline(always)]
-    pub(super) fn check_depth(&self) {
-        self.check_canary();
+    pub(super) fn has_overflowed(&self) -> bool {
         let here = 0u8;
-        if (&raw const here).addr() <= self.base.as_ptr().addr() {
-            self.overflowed();
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn overflowed(&self) -> ! {
-        // SAFETY: a stack that is left is its task's, of which the loop has not released its reference yet.
-        match self.task.get().map(|task| unsafe { Label::of(task) }) {
-            Some(task) => fatal(format_args!(
-                "trapline: {task} overflowed its stack: set Config::stack_size higher"
-            )),
-            None => unreachable!("a stack without a task was left"),
-        }
+        self.lost_canary() || (&raw const here).addr() <= self.base.as_ptr().addr()
     }
 }
 
