@@ -14,28 +14,43 @@
 use core::ptr::{self, NonNull};
 
 use crate::Runtime;
+use crate::arena::Arena;
 use crate::platform::{InInterrupt, bound};
+use crate::preempt::PreemptGuard;
 use crate::sync::atomic::{AtomicPtr, Ordering};
 use crate::sync::const_fn;
-use crate::sync::local::Cell;
+use crate::sync::local::{self, Cell};
 use crate::task::{Header, Link};
 
 /// Tasks in the order in which they will be polled. Owning core's loop only.
 #[derive(Debug)]
 pub(crate) struct Fifo {
-    head: Cell<Link>,
+    /// Interrupts look whether it is null.
+    head: local::AtomicPtr<Header>,
     /// The last one, unless it is empty.
     tail: Cell<Link>,
 }
 
 impl Fifo {
     pub(crate) const fn new() -> Self {
-        Self { head: Cell::new(None), tail: Cell::new(None) }
+        Self { head: local::AtomicPtr::new(ptr::null_mut()), tail: Cell::new(None) }
+    }
+
+    /// Its core, any context.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.first().is_none()
+    }
+
+    /// The one that [`pop`](Self::pop) would give.
+    #[inline]
+    pub(crate) fn first(&self) -> Link {
+        NonNull::new(self.head.load(Ordering::Relaxed))
     }
 
     #[inline]
-    pub(crate) fn is_empty(&self) -> bool {
-        self.head.get().is_none()
+    fn set_first(&self, task: Link) {
+        self.head.store(task.map_or(ptr::null_mut(), NonNull::as_ptr), Ordering::Relaxed);
     }
 
     /// # Safety
@@ -57,7 +72,7 @@ impl Fifo {
         match before.filter(|_| !self.is_empty()) {
             // SAFETY: a task in the FIFO is alive, and its link is ours.
             Some(before) => unsafe { set_next(before, Some(first)) },
-            None => self.head.set(Some(first)),
+            None => self.set_first(Some(first)),
         }
     }
 
@@ -65,9 +80,10 @@ impl Fifo {
     ///
     /// As [`push_back`](Self::push_back).
     pub(crate) unsafe fn push_front(&self, task: NonNull<Header>) {
-        let second = self.head.replace(Some(task));
+        let second = self.first();
         // SAFETY: as `push_back`.
         unsafe { set_next(task, second) };
+        self.set_first(Some(task));
         if second.is_none() {
             self.tail.set(Some(task));
         }
@@ -75,15 +91,15 @@ impl Fifo {
 
     #[inline]
     pub(crate) fn pop(&self) -> Link {
-        let task = self.head.get()?;
+        let task = self.first()?;
         // SAFETY: a task in the FIFO is alive, and its link is ours.
-        self.head.set(unsafe { next(task) });
+        self.set_first(unsafe { next(task) });
         Some(task)
     }
 
     /// Calls `f` for each task, first to last. It puts none in and takes none out.
     pub(crate) fn each(&self, mut f: impl FnMut(NonNull<Header>)) {
-        let mut rest = self.head.get();
+        let mut rest = self.first();
         while let Some(task) = rest {
             f(task);
             // SAFETY: a task in the FIFO is alive, and its link is ours.
@@ -305,13 +321,14 @@ impl Inbox {
     }
 }
 
-/// Whether this is task context of `runtime`'s own core in which nothing can come between (off a stack the
-/// gate is shut): only there may anybody but the loop touch its FIFO, or free memory.
+/// Whether this is task context of `runtime`'s own core with preemption disabled, where nothing can come
+/// between: only there may other code than the loop touch its FIFO, or free memory. A stackful task's code
+/// makes it so with a [`PreemptGuard`].
 #[inline]
 pub(crate) fn short_way(runtime: &Runtime) -> bool {
     bound::slot().runtime().is_some_and(|own| ptr::eq(own, runtime))
         && bound::in_interrupt() == InInterrupt::No
-        && !runtime.is_on_stack()
+        && !runtime.gate().is_open()
 }
 
 /// Publishes a task of `runtime`. Any context, with preemption off.
@@ -321,8 +338,8 @@ pub(crate) fn short_way(runtime: &Runtime) -> bool {
 /// Its state word told the caller to push it.
 pub(crate) unsafe fn push(runtime: &Runtime, task: NonNull<Header>) {
     if short_way(runtime) {
-        // SAFETY: this is the owning core, in task context between two steps of its loop, and not on
-        // a stack that could be preempted in the middle; the task is alive while it is queued.
+        // SAFETY: this is the owning core, in task context between two steps of its loop, with preemption
+        // disabled; the task is alive while it is queued.
         unsafe { runtime.ready().push_back(task) };
         return;
     }
@@ -376,7 +393,7 @@ pub(crate) unsafe fn push_new(
 /// As [`push_new`].
 #[inline(never)]
 unsafe fn push_new_elsewhere(runtime: &Runtime, task: NonNull<Header>) -> Result<(), Closed> {
-    let _guard = crate::preempt::PreemptGuard::new();
+    let _guard = PreemptGuard::new();
     // SAFETY: passed on.
     if unsafe { runtime.inbox().push_new(task, urgency(runtime)) }? {
         runtime.wake_core();
@@ -385,12 +402,24 @@ unsafe fn push_new_elsewhere(runtime: &Runtime, task: NonNull<Header>) -> Result
 }
 
 /// Frees a task whose last reference is gone: here, if that needs no allocator, which the caller may be in the
-/// middle of; else by its runtime's loop.
+/// middle of; else by its runtime's loop. Any context.
 pub(crate) fn free(task: NonNull<Header>) {
     // SAFETY: without references it is the caller's alone.
     let header = unsafe { task.as_ref() };
     let Some(runtime) = header.runtime.get() else { return };
-    let arena = short_way(runtime).then(|| runtime.arena());
+    if short_way(runtime) {
+        free_here(runtime, task, Some(runtime.arena()));
+    } else {
+        let _guard = PreemptGuard::new();
+        free_here(runtime, task, short_way(runtime).then(|| runtime.arena()));
+    }
+}
+
+/// `arena` is that of `runtime` where the [short way](short_way) is open.
+#[inline]
+fn free_here(runtime: &Runtime, task: NonNull<Header>, arena: Option<&Arena>) {
+    // SAFETY: as in `free`.
+    let header = unsafe { task.as_ref() };
     let arena = arena.filter(|arena| arena.keeps(header.vtable.layout));
     if header.vtable.freed_anywhere || arena.is_some() {
         // SAFETY: it calls no allocator, and the arena is used in task context of its core; the references are

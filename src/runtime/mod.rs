@@ -346,15 +346,6 @@ impl Runtime {
         self.own.yielded.store(true, Ordering::Relaxed);
     }
 
-    /// Whether this is the code of `task`, on a stack, and certainly no interrupt of it. With preemption off.
-    #[inline]
-    pub(crate) fn is_running_here(&self, task: NonNull<Header>) -> bool {
-        bound::slot().runtime().is_some_and(|here| core::ptr::eq(here, self))
-            && self.is_on_stack()
-            && self.current_task() == Some(task)
-            && bound::in_interrupt() == InInterrupt::No
-    }
-
     /// Whether the task that has just left the core asked for that. The loop, and that task itself.
     #[inline]
     pub(crate) fn take_yield(&self) -> bool {
@@ -410,10 +401,10 @@ impl Runtime {
         }
     }
 
-    /// Whether the running stackful task is to leave: a task was pushed meanwhile, or a preemption is owed.
+    /// Whether the running stackful task is to leave: another task became ready, or a preemption is owed.
     #[inline]
     pub(crate) fn is_wanted(&self) -> bool {
-        !self.inbox.is_empty() || self.gate.owes()
+        !self.inbox.is_empty() || !self.own.ready.is_empty() || self.gate.owes()
     }
 
     /// Panics if the poll that has just returned left a guard, or interrupts masked.

@@ -7,6 +7,7 @@ use core::ptr::{self, NonNull};
 
 use super::Runtime;
 use crate::platform::{InInterrupt, bound};
+use crate::preempt::PreemptGuard;
 use crate::ready::{self, Origin};
 use crate::stackful::Stackful;
 use crate::task::join::JoinHandle;
@@ -195,8 +196,33 @@ where
     /// the runtime. The future is there to be read; it is the task's if this is `Ok`, and the caller's if not.
     #[inline]
     unsafe fn spawn(self) -> Spawned<F> {
+        if ready::short_way(self.runtime) {
+            // SAFETY: passed on.
+            return unsafe { self.spawn_from(Origin::Here) };
+        }
+        // SAFETY: passed on.
+        unsafe { self.spawn_with_guard() }
+    }
+
+    /// From a stackful task, which may be preempted here, or from elsewhere.
+    ///
+    /// # Safety
+    ///
+    /// As [`spawn`](Self::spawn).
+    #[inline(never)]
+    unsafe fn spawn_with_guard(self) -> Spawned<F> {
+        let _guard = PreemptGuard::new();
+        let origin = ready::origin(self.runtime);
+        // SAFETY: passed on.
+        unsafe { self.spawn_from(origin) }
+    }
+
+    /// # Safety
+    ///
+    /// As [`spawn`](Self::spawn); `origin` is the caller's.
+    #[inline(always)]
+    unsafe fn spawn_from(self, origin: Origin) -> Spawned<F> {
         let runtime = self.runtime;
-        let origin = ready::origin(runtime);
         // SAFETY: the caller's promise.
         match unsafe { self.allocate(origin) } {
             // SAFETY: a new task of this runtime's, and the caller promises the rest.

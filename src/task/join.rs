@@ -10,6 +10,7 @@ use core::task::{Context, Poll, Waker};
 use super::state::Abort;
 use super::waker::{self, release_last};
 use super::{Header, Label, Outcome, TaskId, panic};
+use crate::Runtime;
 use crate::platform::PanicPayload;
 use crate::preempt::PreemptGuard;
 use crate::ready;
@@ -297,18 +298,34 @@ pub(crate) unsafe fn take_waker(task: &Header) -> Waker {
     unsafe { task.join_waker.with(|cell| (*cell).assume_init_read()) }
 }
 
+/// Drops a join handle's reference on the task's core, if there is nothing else to do.
+#[inline]
+fn detach_here(task: NonNull<Header>) -> bool {
+    // SAFETY: the handle's reference keeps the header.
+    let header = unsafe { task.as_ref() };
+    let Some(runtime) = header.runtime.get() else { return false };
+    if !ready::short_way(runtime) {
+        return detach_with_guard(runtime, task);
+    }
+    // In the middle of its poll it may have lent its waker to another core, without a reference.
+    runtime.current_task() != Some(task)
+        && header.stack.get().is_none()
+        && header.state.detach_alone()
+}
+
+/// The same in a stackful task, which may be preempted here; on other cores and in interrupts it does nothing.
+#[inline(never)]
+fn detach_with_guard(runtime: &Runtime, task: NonNull<Header>) -> bool {
+    let _guard = PreemptGuard::new();
+    ready::short_way(runtime) && detach_here(task)
+}
+
 impl<T> Drop for JoinHandle<T> {
     fn drop(&mut self) {
         let Some(task) = self.task() else { return };
         // SAFETY: the handle's reference keeps the header.
         let header = unsafe { task.as_ref() };
-        let alone = header.runtime.get().is_some_and(|runtime| {
-            // In the middle of its poll it may have lent its waker to another core, without a reference.
-            ready::short_way(runtime)
-                && runtime.current_task() != Some(task)
-                && header.stack.get().is_none()
-        });
-        if alone && header.state.detach_alone() || header.state.detach() {
+        if detach_here(task) || header.state.detach() {
             return;
         }
         let (done, filled) = header.state.drop_join();

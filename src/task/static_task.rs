@@ -22,6 +22,7 @@ use core::task::{Context, Poll};
 
 use super::{Kind, New, Stage, Task, in_place};
 use crate::arena::Arena;
+use crate::preempt::PreemptGuard;
 use crate::ready;
 use crate::runtime::{LocalSpawner, Spawned, here, or_error};
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -225,6 +226,8 @@ impl<F: Future + 'static> StaticTask<F> {
             return Err(SpawnErrorReason::InUse);
         };
         let new = New { runtime, future, kind, local, stackful: false };
+        // A stackful task may be preempted here.
+        let _guard = PreemptGuard::new();
         let origin = ready::origin(runtime);
         // SAFETY: large and aligned enough, by the above, and ours (rule 8) until the kind frees it.
         let task = unsafe { new.write(NonNull::from(&self.memory).cast(), origin) };

@@ -44,6 +44,9 @@ unsafe fn wake_task(task: NonNull<Header>) {
     } else if header.state.wake_here() == Wake::Push {
         // SAFETY: the short way, and RUNNING keeps the task alive.
         unsafe { runtime.ready().push_back(task) };
+    } else if runtime.is_on_stack() && runtime.current_task() == Some(task) {
+        // The task has woken itself, not something that it waited for: it yields.
+        runtime.yield_current();
     }
 }
 
@@ -94,13 +97,15 @@ unsafe fn wake_the_long_way(runtime: &Runtime, task: NonNull<Header>) {
     // Preempted between the flag and the push, a waker would keep the task from the queue for as
     // long as it stays preempted itself.
     let _guard = PreemptGuard::new();
+    if ready::short_way(runtime) {
+        // SAFETY: passed on.
+        unsafe { wake_task(task) };
+        return;
+    }
     // SAFETY: the caller's reference keeps the header.
     if unsafe { task.as_ref() }.state.wake() == Wake::Push {
         // SAFETY: the state word said so.
         unsafe { ready::push(runtime, task) };
-    } else if runtime.is_running_here(task) {
-        // The task has woken itself, not something that it waited for: it yields.
-        runtime.yield_current();
     }
 }
 
