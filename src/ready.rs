@@ -48,6 +48,12 @@ impl Fifo {
         NonNull::new(self.head.load(Ordering::Relaxed))
     }
 
+    /// Whether `task`, which is the first, is the only one.
+    #[inline]
+    pub(crate) fn is_last(&self, task: NonNull<Header>) -> bool {
+        self.tail.get() == Some(task)
+    }
+
     #[inline]
     fn set_first(&self, task: Link) {
         self.head.store(task.map_or(ptr::null_mut(), NonNull::as_ptr), Ordering::Relaxed);

@@ -5,7 +5,7 @@ use core::task::Waker;
 
 use super::{Runtime, count};
 use crate::platform::{Interrupts, PanicPayload, bound};
-use crate::stackful::{Reason, Stack, overflowed};
+use crate::stackful::{Reason, Stack};
 use crate::task::join::{JoinError, take_waker};
 use crate::task::state::{Pending, Start};
 use crate::task::{Header, panic, waker};
@@ -78,35 +78,25 @@ impl Runtime {
         }
     }
 
-    /// A task that is not to have the core again.
+    /// A stackful task whose last poll has ended, as `reason` says.
     #[inline(never)]
-    pub(super) fn ended(
-        &'static self,
-        task: NonNull<Header>,
-        stack: NonNull<Stack>,
-        reason: Reason,
-    ) {
-        match reason {
-            Reason::Finished | Reason::FinishedForJoiner => {
-                self.put_back(task, stack);
-                self.finished(task, reason == Reason::FinishedForJoiner, true);
-            }
-            Reason::Detached => {
-                self.put_back(task, stack);
-                self.complete(task, Output::Nothing, true);
-            }
-            Reason::Overflowed => overflowed(task),
-            _ => {
-                // SAFETY: the loop, which a handler has just left for.
-                unsafe { bound::enable_interrupts() };
-                // SAFETY: the task is RUNNING, hence alive, and this is its core (rule 4).
-                unsafe { task.as_ref() }.stack.set(Some(stack));
-                count(&self.counters.ended);
-                self.abandon(task);
-                // Guards that the task had leaked.
-                self.gate.void_guards();
-            }
+    pub(super) fn poll_was_last(&'static self, task: NonNull<Header>, reason: Reason) {
+        if reason == Reason::Detached {
+            self.complete(task, Output::Nothing, true);
+        } else {
+            self.finished(task, reason == Reason::FinishedForJoiner, true);
         }
+    }
+
+    /// A task that a fault has ended on `stack`, which is left to it.
+    pub(super) fn ended(&'static self, task: NonNull<Header>, stack: NonNull<Stack>) {
+        // SAFETY: the loop, which a handler has just left for.
+        unsafe { bound::enable_interrupts() };
+        self.hold(task, stack);
+        count(&self.counters.ended);
+        self.abandon(task);
+        // Guards that the task had leaked.
+        self.gate.void_guards();
     }
 
     /// A plain task whose poll panicked.

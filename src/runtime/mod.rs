@@ -239,11 +239,6 @@ impl Runtime {
         freed
     }
 
-    /// How many idle stacks are kept.
-    pub(crate) fn idle_stacks(&self) -> usize {
-        self.config.idle_stacks
-    }
-
     /// Whether it is memory that sets the limit to the stacks there are.
     pub(crate) fn may_have_more_stacks(&self) -> bool {
         self.own.stacks.pool.total() < self.config.stacks

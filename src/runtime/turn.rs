@@ -24,11 +24,11 @@ use super::finish::{Output, Place};
 use super::{Runtime, count};
 use crate::config::STALL_SLICES;
 use crate::platform::{PanicPayload, bound};
-use crate::stackful::{Reason, Stack, Stall};
+use crate::stackful::{Left, Reason, Stack, Stall, overflowed};
 use crate::sync::atomic::Ordering;
-use crate::task::Header;
-use crate::task::join::JoinError;
+use crate::task::join::{JoinError, joiner_is_task};
 use crate::task::state::{Pending, Start};
+use crate::task::{Header, Link};
 use crate::time::NEVER;
 
 /// How many nanoseconds stackful tasks wait for plain ones before they are granted the core. (They wait
@@ -94,7 +94,9 @@ impl Runtime {
                 self.look_out_of_line();
                 while self.turn() {}
             });
-            let Err(payload) = caught else { return Ok(()) };
+            let Err(payload) = caught else {
+                return self.own.stacks.take_payload().map_or(Ok(()), Err);
+            };
             self.unmask();
             let task = self.current_task();
             self.set_current(None);
@@ -213,8 +215,7 @@ impl Runtime {
                 return true;
             }
         };
-        self.enter_stack(task, stack);
-        true
+        self.enter_stack(task, stack)
     }
 
     #[inline(always)]
@@ -408,8 +409,7 @@ impl Runtime {
             return None;
         };
         let Some(task) = stacks.pop_waiting() else {
-            // SAFETY: taken above, and not entered.
-            unsafe { stacks.pool.give(stack) };
+            self.give_back(stack);
             return None;
         };
         stacks.in_turn.set(false);
@@ -475,8 +475,7 @@ impl Runtime {
             Start::Run { .. } => self.fail(task, JoinError::Aborted, true),
             other => {
                 if let Some(stack) = stack.filter(|_| !holds_frames) {
-                    // SAFETY: taken for the task, and not entered.
-                    unsafe { self.own.stacks.pool.give(stack) };
+                    self.give_back(stack);
                 }
                 self.bury(task, other);
             }
@@ -511,20 +510,29 @@ impl Runtime {
         }
     }
 
-    /// Gives the core to a task that is RUNNING, on its stack, until it leaves.
+    /// Before a task's code gets the core on a stack, wherever the loop is.
     #[inline(always)]
-    fn enter_stack(&'static self, task: NonNull<Header>, stack: NonNull<Stack>) {
+    fn begin_stretch(&'static self, task: NonNull<Header>, stack: NonNull<Stack>) {
         while !self.inbox.announce_stackful() {
             // It came after this turn's look, perhaps in a hurry: the task leaves at once.
             self.inbox.take(&self.own.ready, false);
             self.gate.owe();
         }
         self.own.stacks.patience.ask_at(count(&self.counters.polls) + ASK_STACKFUL_AFTER);
-        // SAFETY: RUNNING, hence alive, unless it is done below; and this is its core (rule 4).
-        let held = unsafe { &task.as_ref().stack };
-        match self.run_on_stack(task, stack) {
+        self.set_running(task, stack);
+    }
+
+    /// Gives the core to a task that is RUNNING, on its stack, until it comes home. By then, others may have
+    /// been polled there. Returns whether to go on.
+    #[inline(always)]
+    fn enter_stack(&'static self, task: NonNull<Header>, stack: NonNull<Stack>) -> bool {
+        self.begin_stretch(task, stack);
+        let left = self.leave_home(task, stack);
+        match left.reason {
+            Reason::Idle => self.give_back(left.stack),
             Reason::Suspended => {
-                held.set(Some(stack));
+                let task = left.task();
+                self.hold(task, left.stack);
                 self.glance();
                 self.wait(task, Place::Stack);
             }
@@ -533,18 +541,129 @@ impl Runtime {
                     // SAFETY: the loop, which a handler has just left for.
                     unsafe { bound::enable_interrupts() };
                 }
-                held.set(Some(stack));
-                self.preempted(task, stack);
+                self.hold(left.task(), left.stack);
+                self.preempted(left.task(), left.stack);
                 self.look_at_timers();
             }
             Reason::Pending => {
-                self.put_back(task, stack);
+                self.give_back(left.stack);
                 self.glance();
-                self.wait(task, Place::Stack);
+                self.wait(left.task(), Place::Stack);
             }
-            ended => {
-                self.ended(task, stack, ended);
-                self.glance();
+            _ => return self.came_home(&left),
+        }
+        true
+    }
+
+    /// The core came home for what is rare. Returns whether to go on.
+    #[inline(never)]
+    fn came_home(&'static self, left: &Left) -> bool {
+        match left.reason {
+            Reason::Panicked => {
+                self.give_back(left.stack);
+                return false;
+            }
+            Reason::Overflowed => overflowed(left.task()),
+            Reason::Ended => self.ended(left.task(), left.stack),
+            reason => {
+                self.give_back(left.stack);
+                self.poll_was_last(left.task(), reason);
+            }
+        }
+        self.glance();
+        true
+    }
+
+    /// Takes an idle stack back. At home.
+    #[inline(always)]
+    fn give_back(&self, stack: NonNull<Stack>) {
+        // SAFETY: of this runtime's pool, and left, or not entered since it was taken; a task's that held it is
+        // over.
+        unsafe { self.own.stacks.pool.give(stack, self.config.idle_stacks) };
+    }
+
+    /// On `stack`, when the poll of `task` there has ended: does what there is to do for the task, and begins the
+    /// next poll there. `Some`: the core is to go home, for this reason.
+    ///
+    /// All that may call user code is left to home, where there is room for it: timers that are due, a joiner
+    /// that is not a task, a plain task.
+    #[inline(always)]
+    pub(crate) fn next_on_stack(
+        &'static self,
+        stack: NonNull<Stack>,
+        task: NonNull<Header>,
+        reason: Reason,
+    ) -> Option<Reason> {
+        if self.gate.is_called()
+            // SAFETY: rule 7: this core has set DONE, and was told so.
+            || reason == Reason::FinishedForJoiner && !unsafe { joiner_is_task(task.as_ref()) }
+        {
+            return Some(reason);
+        }
+        self.clear_running();
+        if !self.inbox.is_empty() {
+            self.inbox.take(&self.own.ready, false);
+        }
+        if reason == Reason::Pending {
+            self.wait(task, Place::Stack);
+        } else {
+            self.poll_was_last(task, reason);
+        }
+        let Some(next) = self.choose_on_stack() else { return Some(Reason::Idle) };
+        self.grant_slice(stack);
+        self.begin_stretch(next, stack);
+        None
+    }
+
+    /// The task that [`choose`](Self::choose) would choose next, taken from its queue and RUNNING, if it is to be
+    /// polled on a stack and holds none. `None`: home chooses.
+    #[inline(always)]
+    fn choose_on_stack(&'static self) -> Link {
+        let stacks = &self.own.stacks;
+        let polls = self.polls();
+        if stacks.patience.is_to_be_asked(polls) || stacks.are_awaited() {
+            return None;
+        }
+        loop {
+            let (queue, in_turn) = if let Some(task) = self.own.ready.first() {
+                // SAFETY: alive, as in `choose`.
+                let header = unsafe { task.as_ref() };
+                if !header.state.is_stackful() || header.state.is_done() {
+                    return None;
+                }
+                let is_alone = self.own.ready.is_last(task) && stacks.are_idle();
+                if !is_alone {
+                    self.own.ready.pop();
+                    self.queue_stackful(task);
+                    continue;
+                }
+                (&self.own.ready, false)
+            } else if !stacks.ready.is_empty() {
+                if stacks.turn_patience.is_to_be_asked(polls) {
+                    if !stacks.turns.is_empty() {
+                        return None;
+                    }
+                    stacks.turn_patience.ask_at(polls + ASK_TURNS_AFTER);
+                }
+                (&stacks.ready, false)
+            } else {
+                (&stacks.turns, true)
+            };
+            let task = queue.first()?;
+            // SAFETY: alive, as in `choose`.
+            let header = unsafe { task.as_ref() };
+            if header.stack.get().is_some() {
+                return None;
+            }
+            queue.pop();
+            stacks.in_turn.set(in_turn);
+            if in_turn {
+                stacks.turn_patience.ask_at(polls + ASK_TURNS_AFTER);
+            }
+            match header.state.start() {
+                // One that was aborted has its future dropped there.
+                Start::Run { .. } => return Some(task),
+                other => self.bury(task, other),
             }
         }
     }

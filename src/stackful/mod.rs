@@ -56,29 +56,48 @@ use crate::task::{Header, Label, Link, panic};
 use crate::time::{LEAST_STRETCH, SliceLeft};
 use crate::{Runtime, TaskId};
 
-/// Why a stack's code gave the core to the loop.
+/// Why the core came home from a stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
+    /// The loop on the stack has nothing to poll there. The stack is idle.
+    Idle,
     /// The task waits in `block_on`.
     Suspended,
     /// The slice is over or something urgent came, in an interrupt.
     Interrupted,
     /// The same, in task context: when a guard dropped, or at a preemption point.
     Preempted,
-    /// The poll returned `Pending`. The stack is idle.
+    /// The poll returned `Pending`. The stack is idle; so it is in the next three.
     Pending,
-    /// The task is over, and DONE. Its output is the join handle's. The stack is idle.
+    /// The task is over, and DONE. Its output is the join handle's.
     Finished,
     /// The same, and the loop takes the join waker and wakes it.
     FinishedForJoiner,
-    /// The task is over and not DONE yet: it has no join handle, and its output has been dropped. The stack is
-    /// idle.
+    /// The task is over and not DONE yet: it has no join handle, and its output has been dropped.
     Detached,
+    /// The loop on the stack panicked, outside of any task. The stack is idle.
+    Panicked,
     /// It caused a fault, and its handler doesn't go back.
     Ended,
     /// It has overflowed its stack, and no guard caught that. The program ends; the loop says why, since there
     /// is no room for that on this stack.
     Overflowed,
+}
+
+/// From where the core came home.
+pub(crate) struct Left {
+    /// The task that had it, unless the loop on the stack sends the core home by itself.
+    task: Link,
+    pub(crate) stack: NonNull<Stack>,
+    pub(crate) reason: Reason,
+}
+
+impl Left {
+    #[inline(always)]
+    pub(crate) fn task(&self) -> NonNull<Header> {
+        let Some(task) = self.task else { unreachable!("no task had the core") };
+        task
+    }
 }
 
 /// A future that runs on a stack of its own and is preempted. Made by [`stackful`].
@@ -296,31 +315,46 @@ impl Runtime {
         }
     }
 
-    /// Polls a stackful task, or lets it go on, on `stack`. Loop only; the task is RUNNING.
+    /// Makes `task` the one that has the core next, on `stack`. The loop, wherever it is.
     #[inline(always)]
-    pub(crate) fn run_on_stack(
-        &'static self,
-        task: NonNull<Header>,
-        stack: NonNull<Stack>,
-    ) -> Reason {
-        // SAFETY: as in `grant_slice`.
-        let this = unsafe { stack.as_ref() };
-        this.task.set(Some(task));
+    pub(crate) fn set_running(&self, task: NonNull<Header>, stack: NonNull<Stack>) {
         self.set_current(Some(task));
         self.stacks().set_running(Some(stack));
+    }
+
+    /// No task has the core any more. The loop, wherever it is.
+    #[inline(always)]
+    pub(crate) fn clear_running(&self) {
+        self.stacks().set_running(None);
+        self.set_current(None);
+    }
+
+    /// Gives the core to the [running](Self::set_running) task, on its stack, until the core comes home. Other
+    /// stackful tasks may have been polled by then, also on other stacks: so nothing is returned but what is
+    /// read after that.
+    #[inline(always)]
+    pub(crate) fn leave_home(&'static self, task: NonNull<Header>, stack: NonNull<Stack>) -> Left {
+        // SAFETY: as in `grant_slice`.
+        let this = unsafe { stack.as_ref() };
+        this.task.set(None);
+        // SAFETY: RUNNING, hence alive, and this is its core (rule 4).
+        unsafe { task.as_ref() }.stack.set(None);
         if this.scopes.get().is_some() {
             self.enter_scopes(task, this);
         }
-        // SAFETY: the stack is prepared or was saved by `leave_stack` on this core, and is alive; it
-        // is entered once for each time, since its task is in one queue and an idle stack in one
-        // pool. The loop's place outlives the switch, since it is in the runtime.
-        unsafe { Context::switch(self.stacks().loop_context.as_ptr(), this.context.get()) };
-        self.stacks().set_running(None);
-        self.set_current(None);
+        // SAFETY: the stack is prepared or was saved by `yield_core` or `go_home` on this core, and is alive; it
+        // is entered once for each time, since its task is in one queue and an idle stack in one pool. Home's
+        // place outlives the switch, since it is in the runtime.
+        unsafe { Context::switch(self.stacks().home.as_ptr(), this.context.get()) };
+        let Some(stack) = self.stacks().running() else {
+            unreachable!("the core came home from no stack")
+        };
+        let left = Left { task: self.current_task(), stack, reason: self.stacks().reason.get() };
+        self.clear_running();
         if self.scopes().get().is_some() {
-            self.leave_scopes(task, this);
+            self.leave_scopes(&left);
         }
-        self.stacks().reason.get()
+        left
     }
 
     #[inline(never)]
@@ -332,50 +366,33 @@ impl Runtime {
     }
 
     #[inline(never)]
-    fn leave_scopes(&self, task: NonNull<Header>, stack: &Stack) {
-        if self.stacks().reason.get() == Reason::Overflowed {
-            overflowed(task);
-        }
-        if matches!(self.stacks().reason.get(), Reason::Interrupted | Reason::Ended) {
-            // SAFETY: the loop, which a handler has just left for.
-            unsafe { bound::enable_interrupts() };
+    fn leave_scopes(&self, left: &Left) {
+        // Only a poll that is in the middle is inside of hooks.
+        let task = left.task();
+        match left.reason {
+            Reason::Overflowed => overflowed(task),
+            Reason::Interrupted | Reason::Ended => {
+                // SAFETY: the loop, which a handler has just left for.
+                unsafe { bound::enable_interrupts() };
+            }
+            _ => {}
         }
         // Hooks that drop the task's join handle find that frames of it are left.
-        // SAFETY: the task is RUNNING, hence alive, and this is its core (rule 4).
-        unsafe { task.as_ref() }.stack.set(Some(NonNull::from(stack)));
+        self.hold(task, left.stack);
         let scopes = self.scopes().take();
         // SAFETY: a poll that is over has left all its scopes, so this one is in the middle.
         self.guarded(task, || unsafe { contexted::leave(scopes) });
-        stack.scopes.set(scopes);
+        // SAFETY: as in `grant_slice`.
+        unsafe { left.stack.as_ref() }.scopes.set(scopes);
     }
 
-    /// Takes an idle stack back. Loop only; it has just been left.
+    /// Notes that `stack` holds frames of `task`, which is off the core. At home.
     #[inline(always)]
-    pub(crate) fn put_back(&self, task: NonNull<Header>, stack: NonNull<Stack>) {
-        // SAFETY: the task is RUNNING, hence alive, and this is its core (rule 4); the stack is this
-        // runtime's, and idle. If the task doesn't hold it, it had the core without a break.
+    pub(crate) fn hold(&self, task: NonNull<Header>, stack: NonNull<Stack>) {
+        // SAFETY: RUNNING, hence alive, and this is its core (rule 4). Stacks live until the loop frees them.
         unsafe {
-            stack.as_ref().task.set(None);
-            stack.as_ref().lost_child.set(false);
-            if task.as_ref().stack.get().is_some() {
-                self.put_held_back(task, stack);
-            } else {
-                self.stacks().pool.give(stack);
-            }
-        }
-    }
-
-    /// Takes a stack back that its task has held.
-    ///
-    /// # Safety
-    ///
-    /// In `put_back`.
-    #[inline(never)]
-    unsafe fn put_held_back(&self, task: NonNull<Header>, stack: NonNull<Stack>) {
-        // SAFETY: as in `put_back`.
-        unsafe {
-            task.as_ref().stack.set(None);
-            self.stacks().pool.give_held(stack, self.idle_stacks());
+            task.as_ref().stack.set(Some(stack));
+            stack.as_ref().task.set(Some(task));
         }
     }
 
@@ -480,8 +497,8 @@ impl Runtime {
         }
     }
 
-    /// Switches to the loop; when that enters the stack again, opens the gate. Returns whether a preemption
-    /// is owed then.
+    /// Goes home; when the loop enters the stack again, opens the gate. Returns whether a preemption is owed
+    /// then.
     ///
     /// # Safety
     ///
@@ -493,9 +510,9 @@ impl Runtime {
         }
         self.gate().set_depth(1);
         self.stacks().reason.set(reason);
-        // SAFETY: the loop saved its context when it entered this stack, and is entered once for
-        // that. The place in `stack` outlives the switch, since it lies on top of the stack.
-        unsafe { Context::switch(stack.context.as_ptr(), self.stacks().loop_context.get()) };
+        // SAFETY: a task's code runs, so the loop has left home and saved its context there, which is entered
+        // once for that. The place in `stack` outlives the switch, since it lies on top of the stack.
+        unsafe { Context::switch(stack.context.as_ptr(), self.stacks().home.get()) };
         if reason == Reason::Interrupted {
             // The handler goes on; its return restores what the interrupted code had.
             bound::mask_interrupts();
@@ -528,7 +545,7 @@ impl Runtime {
         self.alarm().set_due(bound::now());
         self.gate().call();
         // SAFETY: as in `yield_core`; what is stored in the stack is never entered.
-        unsafe { Context::switch(stack.context.as_ptr(), self.stacks().loop_context.get()) };
+        unsafe { Context::switch(stack.context.as_ptr(), self.stacks().home.get()) };
         unreachable!("somebody entered a stack that had been ended")
     }
 
@@ -539,7 +556,7 @@ impl Runtime {
         self.gate().set_depth(1);
         self.stacks().reason.set(Reason::Overflowed);
         // SAFETY: as in `yield_core`; what is stored in the stack is never entered.
-        unsafe { Context::switch(stack.context.as_ptr(), self.stacks().loop_context.get()) };
+        unsafe { Context::switch(stack.context.as_ptr(), self.stacks().home.get()) };
         unreachable!("a stack that had overflowed was entered")
     }
 
@@ -641,56 +658,117 @@ pub(crate) fn overflowed(task: NonNull<Header>) -> ! {
     fatal(format_args!("trapline: {task} overflowed its stack: set Config::stack_size higher"))
 }
 
-/// What runs on a stack: it polls what the loop brings, for ever. Unwinding ends here.
+/// What runs on a stack: the loop, as far as stackful tasks are polled, and the tasks. Unwinding ends here.
 ///
 /// # Safety
 ///
-/// `stack` is the `Stack` that this runs on.
+/// `stack` is the `Stack` that this runs on, which was entered for the running task.
 unsafe extern "C" fn stack_main(stack: *mut ()) -> ! {
     // SAFETY: the caller's promise; a stack is freed only while nothing runs on it.
     let stack = unsafe { &*stack.cast::<Stack>() };
     let runtime = stack.runtime;
+    let mut ended = None;
     loop {
-        let Some(task) = stack.task.get() else {
-            unreachable!("a stack was entered without a task")
-        };
-        let reason = runtime.poll_here(task);
-        runtime.finish_poll(stack, reason);
+        let caught = bound::catch_unwind(&mut || runtime.turn_on(stack, ended.take()));
+        let Err(payload) = caught else { unreachable!("the loop on a stack has ended") };
+        ended = runtime.caught_on(stack, payload);
     }
 }
 
-// This code runs on the task's stack. What belongs to the poll lies there too, and not in the runtime: until the
+// This code runs on a pooled stack. What belongs to a poll lies there too, and not in the runtime: until the
 // preempt count is raised for good, the task may be preempted, and other tasks' polls may end meanwhile.
 impl Runtime {
-    /// Polls a stackful task, or drops its future if it was aborted. If the task ends, all user code that this
-    /// involves runs here. Returns with preemption disabled.
+    /// The loop on a stack. It polls the running task, then those whose turn comes and of which no stack holds
+    /// frames, and goes home for all else. `ended`: how the running task's poll has ended, which panicked.
+    ///
+    /// The frames that are there during a poll know the stack, the task and the runtime, and nothing that was
+    /// read before: the core has done other things meanwhile, and may be another thread.
+    fn turn_on(&'static self, stack: &Stack, ended: Option<(NonNull<Header>, Reason)>) {
+        if let Some((task, reason)) = ended {
+            self.leave_poll(stack, task, reason);
+        }
+        loop {
+            let Some(task) = self.current_task() else {
+                unreachable!("a stack was entered without a task")
+            };
+            stack.lost_child.set(false);
+            self.enable_preemption();
+            // SAFETY: the loop has started it: it is RUNNING, hence alive.
+            if unsafe { task.as_ref() }.state.is_aborted() {
+                self.end_aborted(stack, task);
+            } else {
+                // SAFETY: RUNNING, on this core.
+                let poll = unsafe { Header::poll(task) };
+                self.end_poll(stack, task, poll);
+            }
+        }
+    }
+
+    /// A panic on a stack. Returns how the poll of a task ended, if it was one's.
+    #[cold]
+    #[inline(never)]
+    fn caught_on(
+        &'static self,
+        stack: &Stack,
+        payload: PanicPayload,
+    ) -> Option<(NonNull<Header>, Reason)> {
+        if let Some(task) = self.current_task() {
+            return Some((task, self.panicked_here(task, payload)));
+        }
+        self.stacks().payload.set(Some(payload));
+        self.go_home(stack, Reason::Panicked);
+        None
+    }
+
+    /// Ends the poll of a stackful task that has returned, and begins the next one. If the task is over, all user
+    /// code that this involves runs here, on its stack.
+    #[inline(never)]
+    fn end_poll(&'static self, stack: &Stack, task: NonNull<Header>, poll: Poll<()>) {
+        self.check_guards(0, task, poll);
+        let reason = if poll.is_ready() {
+            self.end_here(task, None)
+        // SAFETY: RUNNING, hence alive.
+        } else if unsafe { task.as_ref() }.state.is_aborted() {
+            // It asked to be polled again, which it is not.
+            self.take_yield();
+            self.end_here(task, Some(JoinError::Aborted))
+        } else {
+            self.gate().set_depth(1);
+            Reason::Pending
+        };
+        self.leave_poll(stack, task, reason);
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn end_aborted(&'static self, stack: &Stack, task: NonNull<Header>) {
+        let reason = self.end_here(task, Some(JoinError::Aborted));
+        self.leave_poll(stack, task, reason);
+    }
+
+    /// With preemption disabled: begins the next poll on this stack, or goes home until there is one.
     #[inline(always)]
-    fn poll_here(&'static self, task: NonNull<Header>) -> Reason {
-        self.enable_preemption();
-        // SAFETY: the loop entered the stack for a task that it had started: it is RUNNING, hence alive.
-        let state = unsafe { &task.as_ref().state };
-        if state.is_aborted() {
-            return self.end_here(task, Some(JoinError::Aborted));
+    fn leave_poll(&'static self, stack: &Stack, task: NonNull<Header>, reason: Reason) {
+        if stack.lost_canary() {
+            self.leave_overflowed(stack);
         }
-        let mut poll = Poll::Pending;
-        let caught = bound::catch_unwind(&mut || {
-            // SAFETY: RUNNING, on this core.
-            poll = unsafe { Header::poll(task) };
-            self.check_guards(0, task, poll);
-        });
-        match caught {
-            Ok(()) if poll.is_ready() => self.end_here(task, None),
-            Ok(()) if state.is_aborted() => {
-                // It asked to be polled again, which it is not.
-                self.take_yield();
-                self.end_here(task, Some(JoinError::Aborted))
-            }
-            Ok(()) => {
-                self.gate().set_depth(1);
-                Reason::Pending
-            }
-            Err(payload) => self.panicked_here(task, payload),
+        if arch::has_rights() {
+            // The poll has left a section open in which it may access users' pages: not the others.
+            arch::drop_rights();
         }
+        if let Some(reason) = self.next_on_stack(NonNull::from(stack), task, reason) {
+            self.go_home(stack, reason);
+        }
+    }
+
+    /// Goes home from an idle stack; returns when the loop brings the next task.
+    #[inline(never)]
+    fn go_home(&'static self, stack: &Stack, reason: Reason) {
+        self.stacks().set_running(Some(NonNull::from(stack)));
+        self.stacks().reason.set(reason);
+        // SAFETY: as in `yield_core`. No frame of a task's is left below `turn_on`. The stack is given to the
+        // pool at home, after this.
+        unsafe { Context::switch(stack.context.as_ptr(), self.stacks().home.get()) };
     }
 
     /// A stackful task whose poll panicked. Guards that it has left stay in force until its future is gone.
@@ -698,7 +776,7 @@ impl Runtime {
     #[inline(never)]
     fn panicked_here(&'static self, task: NonNull<Header>, payload: PanicPayload) -> Reason {
         self.unmask();
-        // SAFETY: as in `poll_here`.
+        // SAFETY: RUNNING, hence alive.
         if unsafe { task.as_ref() }.state.is_stored() {
             self.guarded(task, || panic::discard(task, payload));
             self.end_here(task, None)
@@ -717,7 +795,7 @@ impl Runtime {
             self.guarded(task, || unsafe { Header::fail(task, error) });
         }
         self.disable_preemption();
-        // SAFETY: as in `poll_here`.
+        // SAFETY: RUNNING, hence alive.
         let header = unsafe { task.as_ref() };
         match header.state.complete_for_join() {
             Some(false) => return Reason::Finished,
@@ -752,21 +830,6 @@ impl Runtime {
             self.gate().void_guards();
         }
     }
-
-    /// Leaves an idle stack; returns when the loop brings the next task.
-    #[inline]
-    fn finish_poll(&'static self, stack: &Stack, reason: Reason) {
-        if stack.lost_canary() {
-            self.leave_overflowed(stack);
-        }
-        self.stacks().reason.set(reason);
-        if arch::has_rights() {
-            // The poll has left a section open in which it may access users' pages: not the others.
-            arch::drop_rights();
-        }
-        // SAFETY: as in `yield_core`. No frame of a task's is left below `stack_main`.
-        unsafe { Context::switch(stack.context.as_ptr(), self.stacks().loop_context.get()) };
-    }
 }
 
 /// The stacks of one core, and what goes back and forth between them and the loop. Owning core only.
@@ -791,12 +854,14 @@ pub(crate) struct Stacks {
     pub(crate) patience: Patience,
     /// How long those that take turns have waited for those that were woken.
     pub(crate) turn_patience: Patience,
-    /// The loop, while a stack has the core.
-    loop_context: Cell<Context>,
+    /// Home, while a stack has the core: the stack of the code that entered the runtime.
+    home: Cell<Context>,
     /// The stack that has the core. Interrupts look at it.
     running: AtomicPtr<Stack>,
-    /// Why it was left last.
+    /// Why the core came home last.
     reason: Cell<Reason>,
+    /// A panic of the loop on a stack, on its way home.
+    payload: Cell<Option<PanicPayload>>,
 }
 
 impl Stacks {
@@ -812,10 +877,16 @@ impl Stacks {
             in_turn: Cell::new(false),
             patience: Patience::new(),
             turn_patience: Patience::new(),
-            loop_context: Cell::new(Context::NONE),
+            home: Cell::new(Context::NONE),
             running: AtomicPtr::new(core::ptr::null_mut()),
-            reason: Cell::new(Reason::Pending),
+            reason: Cell::new(Reason::Idle),
+            payload: Cell::new(None),
         }
+    }
+
+    /// What the loop on a stack panicked with. At home.
+    pub(crate) fn take_payload(&self) -> Option<PanicPayload> {
+        self.payload.take()
     }
 
     /// Whether no task is queued here.

@@ -18,7 +18,7 @@ pub(crate) struct Stack {
     /// Where its code goes on.
     pub(super) context: Cell<Context>,
     pub(super) runtime: &'static Runtime,
-    /// The task that runs on it or that it holds frames of.
+    /// The task that it holds frames of, while that is off the core.
     pub(super) task: Cell<Link>,
     /// What a preempted task gets when it goes on, in nanoseconds. 0: it began with a slice like all.
     pub(super) left: Cell<u64>,
@@ -40,8 +40,7 @@ pub(crate) struct Stack {
     base: NonNull<u8>,
     size: usize,
     next_idle: Cell<StackLink>,
-    /// How many stacks are idle from this one on in the list, itself included. Valid while it is idle, and
-    /// while a task is polled on it that does not hold it.
+    /// How many stacks are idle from this one on in the list, itself included. Valid while it is idle.
     idle_from_here: Cell<usize>,
     previous: Cell<StackLink>,
     next: Cell<StackLink>,
@@ -198,8 +197,7 @@ impl Pool {
                 base,
                 size,
                 next_idle: Cell::new(None),
-                // It is asked for when none is idle.
-                idle_from_here: Cell::new(1),
+                idle_from_here: Cell::new(0),
                 previous: Cell::new(None),
                 next: Cell::new(self.all.get()),
             });
@@ -213,34 +211,25 @@ impl Pool {
         Some(stack)
     }
 
-    /// Takes back a stack that no task came to hold. The pool has not changed since it was taken, so nothing
-    /// needs to be counted.
+    /// Takes an idle stack back, and frees it if `most` others are idle (one, if `most` is zero).
     ///
     /// # Safety
     ///
-    /// `stack` was taken from this pool last and has not been held by a task since: it holds no frames.
+    /// `stack` was taken from this pool, holds no frames of a task's, and is not the one that the caller is on.
     #[inline]
-    pub(crate) unsafe fn give(&self, stack: NonNull<Stack>) {
-        // SAFETY: it is alive: only idle stacks are freed.
-        unsafe { stack.as_ref() }.next_idle.set(self.idle.replace(Some(stack)));
-    }
-
-    /// Takes back a stack that a task held, and frees it if `most` others are idle (one, if `most` is zero).
-    ///
-    /// # Safety
-    ///
-    /// `stack` was taken from this pool and holds no frames any more.
-    pub(crate) unsafe fn give_held(&self, stack: NonNull<Stack>, most: usize) {
+    pub(crate) unsafe fn give(&self, stack: NonNull<Stack>, most: usize) {
+        let first = self.idle.get();
         // SAFETY: idle stacks are alive, and this one is the caller's.
         unsafe {
-            let others = self.idle.get().map_or(0, |first| first.as_ref().idle_from_here.get());
+            let others = first.map_or(0, |first| first.as_ref().idle_from_here.get());
             if others >= most.max(1) {
                 self.free(stack);
-            } else {
-                stack.as_ref().idle_from_here.set(others + 1);
-                self.give(stack);
+                return;
             }
+            stack.as_ref().idle_from_here.set(others + 1);
+            stack.as_ref().next_idle.set(first);
         }
+        self.idle.set(Some(stack));
     }
 
     /// Frees the idle stacks. Returns how many they were.

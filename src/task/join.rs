@@ -288,6 +288,16 @@ fn wait(header: &Header, waker: &Waker) -> bool {
     false
 }
 
+/// Whether the join waker is a task's, so that waking it calls no user code.
+///
+/// # Safety
+///
+/// As [`take_waker`].
+pub(crate) unsafe fn joiner_is_task(task: &Header) -> bool {
+    // SAFETY: the caller owns the cell now, and it is filled.
+    task.join_waker.with(|cell| waker::task_of(unsafe { (*cell).assume_init_ref() }).is_some())
+}
+
 /// Takes the join waker out of its cell.
 ///
 /// # Safety
