@@ -54,6 +54,25 @@ impl Fifo {
         self.tail.get() == Some(task)
     }
 
+    /// Appends `task`, and pops the first.
+    ///
+    /// # Safety
+    ///
+    /// As [`push_back`](Self::push_back).
+    #[inline]
+    pub(crate) unsafe fn rotate(&self, task: NonNull<Header>) -> NonNull<Header> {
+        let Some(first) = self.first() else { return task };
+        let last = self.tail.replace(Some(task)).unwrap_or(first);
+        // SAFETY: the caller owns the task's link, and a task in the FIFO is alive, and its link is ours. In this
+        // order: the first may be the last.
+        unsafe {
+            set_next(task, None);
+            set_next(last, Some(task));
+            self.set_first(next(first));
+        }
+        first
+    }
+
     #[inline]
     fn set_first(&self, task: Link) {
         self.head.store(task.map_or(ptr::null_mut(), NonNull::as_ptr), Ordering::Relaxed);
@@ -332,9 +351,14 @@ impl Inbox {
 /// makes it so with a [`PreemptGuard`].
 #[inline]
 pub(crate) fn short_way(runtime: &Runtime) -> bool {
+    is_here(runtime) && !runtime.gate().is_open()
+}
+
+/// Whether this is certainly task context of `runtime`'s own core.
+#[inline]
+pub(crate) fn is_here(runtime: &Runtime) -> bool {
     bound::slot().runtime().is_some_and(|own| ptr::eq(own, runtime))
         && bound::in_interrupt() == InInterrupt::No
-        && !runtime.gate().is_open()
 }
 
 /// Publishes a task of `runtime`. Any context, with preemption off.

@@ -179,6 +179,8 @@ fn begin_stay() -> bool {
     } else {
         nanoseconds(LEAST_SLICE)
     };
-    runtime.alarm().begin_slice(slice, runtime.timers().next());
+    if !runtime.alarm().begin_covered() {
+        runtime.alarm().begin_slice(slice, runtime.timers().next());
+    }
     true
 }

@@ -45,6 +45,12 @@ impl Runtime {
             }
             return;
         }
+        self.wait_for_wake(task);
+    }
+
+    /// A task that waits, and does not yield.
+    #[inline(always)]
+    pub(super) fn wait_for_wake(&'static self, task: NonNull<Header>) {
         // SAFETY: the task is RUNNING, hence alive.
         match unsafe { task.as_ref() }.state.pending() {
             Pending::Blocked => {}
@@ -278,7 +284,7 @@ impl Runtime {
     }
 
     #[inline]
-    fn link(&self, task: NonNull<Header>) {
+    pub(super) fn link(&self, task: NonNull<Header>) {
         // SAFETY: alive, and its links are the loop's (rule 4).
         let is_first = unsafe { task.as_ref() }.siblings.previous.get().is_none();
         if is_first && self.own.tasks.get() != Some(task) {

@@ -26,9 +26,9 @@ use crate::config::STALL_SLICES;
 use crate::platform::{PanicPayload, bound};
 use crate::stackful::{Left, Reason, Stack, Stall, overflowed};
 use crate::sync::atomic::Ordering;
+use crate::task::Header;
 use crate::task::join::{JoinError, joiner_is_task};
 use crate::task::state::{Pending, Start};
-use crate::task::{Header, Link};
 use crate::time::NEVER;
 
 /// How many nanoseconds stackful tasks wait for plain ones before they are granted the core. (They wait
@@ -512,21 +512,21 @@ impl Runtime {
 
     /// Before a task's code gets the core on a stack, wherever the loop is.
     #[inline(always)]
-    fn begin_stretch(&'static self, task: NonNull<Header>, stack: NonNull<Stack>) {
+    fn begin_stretch(&'static self, task: NonNull<Header>) {
         while !self.inbox.announce_stackful() {
             // It came after this turn's look, perhaps in a hurry: the task leaves at once.
             self.inbox.take(&self.own.ready, false);
             self.gate.owe();
         }
         self.own.stacks.patience.ask_at(count(&self.counters.polls) + ASK_STACKFUL_AFTER);
-        self.set_running(task, stack);
+        self.set_current(Some(task));
     }
 
     /// Gives the core to a task that is RUNNING, on its stack, until it comes home. By then, others may have
     /// been polled there. Returns whether to go on.
     #[inline(always)]
     fn enter_stack(&'static self, task: NonNull<Header>, stack: NonNull<Stack>) -> bool {
-        self.begin_stretch(task, stack);
+        self.begin_stretch(task);
         let left = self.leave_home(task, stack);
         match left.reason {
             Reason::Idle => self.give_back(left.stack),
@@ -583,7 +583,7 @@ impl Runtime {
     }
 
     /// On `stack`, when the poll of `task` there has ended: does what there is to do for the task, and begins the
-    /// next poll there. `Some`: the core is to go home, for this reason.
+    /// next poll there. `Err`: the core is to go home, for this reason.
     ///
     /// All that may call user code is left to home, where there is room for it: timers that are due, a joiner
     /// that is not a task, a plain task.
@@ -593,32 +593,74 @@ impl Runtime {
         stack: NonNull<Stack>,
         task: NonNull<Header>,
         reason: Reason,
-    ) -> Option<Reason> {
+    ) -> Result<NonNull<Header>, Reason> {
         if self.gate.is_called()
             // SAFETY: rule 7: this core has set DONE, and was told so.
             || reason == Reason::FinishedForJoiner && !unsafe { joiner_is_task(task.as_ref()) }
         {
-            return Some(reason);
+            return Err(reason);
         }
-        self.clear_running();
         if !self.inbox.is_empty() {
             self.inbox.take(&self.own.ready, false);
         }
-        if reason == Reason::Pending {
-            self.wait(task, Place::Stack);
+        let next = if reason == Reason::Pending {
+            self.link(task);
+            if self.take_yield() {
+                self.choose_after_yield(task)
+            } else {
+                self.wait_for_wake(task);
+                self.choose_on_stack()
+            }
         } else {
+            // It may be gone after this.
+            self.set_current(None);
             self.poll_was_last(task, reason);
-        }
-        let Some(next) = self.choose_on_stack() else { return Some(Reason::Idle) };
+            self.choose_on_stack()
+        };
+        let next = next.ok_or(Reason::Idle)?;
         self.grant_slice(stack);
-        self.begin_stretch(next, stack);
-        None
+        self.begin_stretch(next);
+        Ok(next)
+    }
+
+    /// As [`choose_on_stack`](Self::choose_on_stack), of those that take turns, of which `task` becomes the last.
+    #[inline(always)]
+    fn choose_after_yield(&'static self, task: NonNull<Header>) -> Option<NonNull<Header>> {
+        let stacks = &self.own.stacks;
+        let polls = self.polls();
+        let are_alone = self.own.ready.is_empty()
+            && stacks.ready.is_empty()
+            && !stacks.are_awaited()
+            && !stacks.patience.is_to_be_asked(polls);
+        if !are_alone {
+            // SAFETY: RUNNING, so no other code pushes it.
+            unsafe { stacks.turns.push_back(task) };
+            return self.choose_on_stack();
+        }
+        // SAFETY: as above.
+        let next = unsafe { stacks.turns.rotate(task) };
+        if !self.start_on_stack(next) {
+            // SAFETY: just popped.
+            unsafe { stacks.turns.push_front(next) };
+            return None;
+        }
+        stacks.in_turn.set(true);
+        stacks.turn_patience.ask_at(polls + ASK_TURNS_AFTER);
+        Some(next)
+    }
+
+    /// Makes a task from a queue RUNNING, if it is to be polled on any stack. `false`: nothing was done.
+    #[inline(always)]
+    fn start_on_stack(&'static self, task: NonNull<Header>) -> bool {
+        // SAFETY: alive, as in `choose`.
+        let header = unsafe { task.as_ref() };
+        header.stack.get().is_none() && header.state.start_unless_over()
     }
 
     /// The task that [`choose`](Self::choose) would choose next, taken from its queue and RUNNING, if it is to be
     /// polled on a stack and holds none. `None`: home chooses.
     #[inline(always)]
-    fn choose_on_stack(&'static self) -> Link {
+    fn choose_on_stack(&'static self) -> Option<NonNull<Header>> {
         let stacks = &self.own.stacks;
         let polls = self.polls();
         if stacks.patience.is_to_be_asked(polls) || stacks.are_awaited() {
@@ -650,9 +692,7 @@ impl Runtime {
                 (&stacks.turns, true)
             };
             let task = queue.first()?;
-            // SAFETY: alive, as in `choose`.
-            let header = unsafe { task.as_ref() };
-            if header.stack.get().is_some() {
+            if !self.start_on_stack(task) {
                 return None;
             }
             queue.pop();
@@ -660,11 +700,7 @@ impl Runtime {
             if in_turn {
                 stacks.turn_patience.ask_at(polls + ASK_TURNS_AFTER);
             }
-            match header.state.start() {
-                // One that was aborted has its future dropped there.
-                Start::Run { .. } => return Some(task),
-                other => self.bury(task, other),
-            }
+            return Some(task);
         }
     }
 

@@ -297,7 +297,9 @@ impl Runtime {
     pub(crate) fn grant_slice(&self, stack: NonNull<Stack>) {
         // SAFETY: stacks live until they are freed, which only the loop does.
         unsafe { stack.as_ref() }.left.set(0);
-        self.alarm().begin_slice(self.slice(), self.timers().next());
+        if !self.alarm().begin_covered() {
+            self.alarm().begin_slice(self.slice(), self.timers().next());
+        }
     }
 
     /// Grants the code on `stack` what it had left when it was preempted. Loop only.
@@ -315,27 +317,13 @@ impl Runtime {
         }
     }
 
-    /// Makes `task` the one that has the core next, on `stack`. The loop, wherever it is.
-    #[inline(always)]
-    pub(crate) fn set_running(&self, task: NonNull<Header>, stack: NonNull<Stack>) {
-        self.set_current(Some(task));
-        self.stacks().set_running(Some(stack));
-    }
-
-    /// No task has the core any more. The loop, wherever it is.
-    #[inline(always)]
-    pub(crate) fn clear_running(&self) {
-        self.stacks().set_running(None);
-        self.set_current(None);
-    }
-
-    /// Gives the core to the [running](Self::set_running) task, on its stack, until the core comes home. Other
-    /// stackful tasks may have been polled by then, also on other stacks: so nothing is returned but what is
-    /// read after that.
+    /// Gives the core to the current task, on its stack, until the core comes home. Other stackful tasks may have
+    /// been polled by then, also on other stacks: so nothing is returned but what is read after that.
     #[inline(always)]
     pub(crate) fn leave_home(&'static self, task: NonNull<Header>, stack: NonNull<Stack>) -> Left {
         // SAFETY: as in `grant_slice`.
         let this = unsafe { stack.as_ref() };
+        self.stacks().set_running(Some(stack));
         this.task.set(None);
         // SAFETY: RUNNING, hence alive, and this is its core (rule 4).
         unsafe { task.as_ref() }.stack.set(None);
@@ -350,7 +338,8 @@ impl Runtime {
             unreachable!("the core came home from no stack")
         };
         let left = Left { task: self.current_task(), stack, reason: self.stacks().reason.get() };
-        self.clear_running();
+        self.stacks().set_running(None);
+        self.set_current(None);
         if self.scopes().get().is_some() {
             self.leave_scopes(&left);
         }
@@ -470,6 +459,7 @@ impl Runtime {
         let reason = if interrupt { Reason::Interrupted } else { Reason::Preempted };
         let (alarm, mut least) = (self.alarm(), LEAST_STRETCH);
         loop {
+            self.gate().set_depth(1);
             let (stack, now) = (self.running_stack(), bound::now());
             if alarm.protects() {
                 // The least stretch begins here. If the alarm fires again before the task's code runs, the
@@ -560,12 +550,11 @@ impl Runtime {
         unreachable!("a stack that had overflowed was entered")
     }
 
-    /// Opens the gate for a task's code unless something is owed. Returns whether it is, perhaps since just now.
+    /// Opens the gate for a task's code. Returns whether a preemption was owed before that; then the caller shuts
+    /// the gate and pays, unless an interrupt has come first.
     #[inline(always)]
     fn open_gate(&self) -> bool {
-        if !self.gate().owes() {
-            self.gate().set_depth(0);
-        }
+        self.gate().set_depth(0);
         self.gate().owes()
     }
 
@@ -610,6 +599,7 @@ impl Runtime {
     #[cold]
     #[inline(never)]
     fn pay(&'static self) {
+        self.gate().set_depth(1);
         let may_preempt = bound::may_preempt();
         if may_preempt && bound::interrupts() == Interrupts::Enabled {
             let (alarm, now) = (self.alarm(), bound::now());
@@ -681,27 +671,40 @@ impl Runtime {
     /// The loop on a stack. It polls the running task, then those whose turn comes and of which no stack holds
     /// frames, and goes home for all else. `ended`: how the running task's poll has ended, which panicked.
     ///
-    /// The frames that are there during a poll know the stack, the task and the runtime, and nothing that was
-    /// read before: the core has done other things meanwhile, and may be another thread.
+    /// A frame of it that is there during a poll knows the stack and the runtime, and the task that is polled; it
+    /// reads all else anew: the core has done other things meanwhile.
     fn turn_on(&'static self, stack: &Stack, ended: Option<(NonNull<Header>, Reason)>) {
-        if let Some((task, reason)) = ended {
-            self.leave_poll(stack, task, reason);
-        }
+        let mut task = match ended {
+            Some((task, reason)) => self.leave_poll(stack, task, reason),
+            None => self.arrive(stack),
+        };
         loop {
-            let Some(task) = self.current_task() else {
-                unreachable!("a stack was entered without a task")
-            };
-            stack.lost_child.set(false);
             self.enable_preemption();
-            // SAFETY: the loop has started it: it is RUNNING, hence alive.
-            if unsafe { task.as_ref() }.state.is_aborted() {
-                self.end_aborted(stack, task);
+            // SAFETY: the loop has started it: it is RUNNING, and this is its core.
+            let poll = unsafe { Header::poll(task) };
+            self.check_guards(0, task, poll);
+            // SAFETY: RUNNING, hence alive.
+            task = if poll.is_ready() || unsafe { task.as_ref() }.state.is_aborted() {
+                self.end_last_poll(stack, task, poll)
             } else {
-                // SAFETY: RUNNING, on this core.
-                let poll = unsafe { Header::poll(task) };
-                self.end_poll(stack, task, poll);
-            }
+                self.gate().set_depth(1);
+                self.leave_poll(stack, task, Reason::Pending)
+            };
         }
+    }
+
+    /// The task that home has brought to this stack, to be polled.
+    #[inline(never)]
+    fn arrive(&'static self, stack: &Stack) -> NonNull<Header> {
+        let Some(task) = self.current_task() else {
+            unreachable!("a stack was entered without a task")
+        };
+        // SAFETY: the loop has started it: it is RUNNING, hence alive.
+        if unsafe { task.as_ref() }.state.is_aborted() {
+            self.enable_preemption();
+            return self.end_last_poll(stack, task, Poll::Pending);
+        }
+        task
     }
 
     /// A panic on a stack. Returns how the poll of a task ended, if it was one's.
@@ -713,42 +716,45 @@ impl Runtime {
         payload: PanicPayload,
     ) -> Option<(NonNull<Header>, Reason)> {
         if let Some(task) = self.current_task() {
-            return Some((task, self.panicked_here(task, payload)));
+            let reason = self.panicked_here(task, payload);
+            stack.lost_child.set(false);
+            return Some((task, reason));
         }
         self.stacks().payload.set(Some(payload));
         self.go_home(stack, Reason::Panicked);
+        // For the task that is current now.
         None
     }
 
-    /// Ends the poll of a stackful task that has returned, and begins the next one. If the task is over, all user
-    /// code that this involves runs here, on its stack.
+    /// Ends a stackful task that has finished or was aborted, and begins the next poll. All user code that this
+    /// involves runs here, on its stack.
     #[inline(never)]
-    fn end_poll(&'static self, stack: &Stack, task: NonNull<Header>, poll: Poll<()>) {
-        self.check_guards(0, task, poll);
-        let reason = if poll.is_ready() {
-            self.end_here(task, None)
-        // SAFETY: RUNNING, hence alive.
-        } else if unsafe { task.as_ref() }.state.is_aborted() {
-            // It asked to be polled again, which it is not.
-            self.take_yield();
-            self.end_here(task, Some(JoinError::Aborted))
+    fn end_last_poll(
+        &'static self,
+        stack: &Stack,
+        task: NonNull<Header>,
+        poll: Poll<()>,
+    ) -> NonNull<Header> {
+        let error = if poll.is_ready() {
+            None
         } else {
-            self.gate().set_depth(1);
-            Reason::Pending
+            // It may have asked to be polled again, which it is not.
+            self.take_yield();
+            Some(JoinError::Aborted)
         };
-        self.leave_poll(stack, task, reason);
+        let reason = self.end_here(task, error);
+        stack.lost_child.set(false);
+        self.leave_poll(stack, task, reason)
     }
 
-    #[cold]
-    #[inline(never)]
-    fn end_aborted(&'static self, stack: &Stack, task: NonNull<Header>) {
-        let reason = self.end_here(task, Some(JoinError::Aborted));
-        self.leave_poll(stack, task, reason);
-    }
-
-    /// With preemption disabled: begins the next poll on this stack, or goes home until there is one.
+    /// With preemption disabled: begins the next poll on this stack, at once, or when home brings a task.
     #[inline(always)]
-    fn leave_poll(&'static self, stack: &Stack, task: NonNull<Header>, reason: Reason) {
+    fn leave_poll(
+        &'static self,
+        stack: &Stack,
+        task: NonNull<Header>,
+        reason: Reason,
+    ) -> NonNull<Header> {
         if stack.lost_canary() {
             self.leave_overflowed(stack);
         }
@@ -756,19 +762,20 @@ impl Runtime {
             // The poll has left a section open in which it may access users' pages: not the others.
             arch::drop_rights();
         }
-        if let Some(reason) = self.next_on_stack(NonNull::from(stack), task, reason) {
-            self.go_home(stack, reason);
+        match self.next_on_stack(NonNull::from(stack), task, reason) {
+            Ok(next) => next,
+            Err(reason) => self.go_home(stack, reason),
         }
     }
 
     /// Goes home from an idle stack; returns when the loop brings the next task.
     #[inline(never)]
-    fn go_home(&'static self, stack: &Stack, reason: Reason) {
-        self.stacks().set_running(Some(NonNull::from(stack)));
+    fn go_home(&'static self, stack: &Stack, reason: Reason) -> NonNull<Header> {
         self.stacks().reason.set(reason);
         // SAFETY: as in `yield_core`. No frame of a task's is left below `turn_on`. The stack is given to the
         // pool at home, after this.
         unsafe { Context::switch(stack.context.as_ptr(), self.stacks().home.get()) };
+        self.arrive(stack)
     }
 
     /// A stackful task whose poll panicked. Guards that it has left stay in force until its future is gone.
@@ -856,7 +863,7 @@ pub(crate) struct Stacks {
     pub(crate) turn_patience: Patience,
     /// Home, while a stack has the core: the stack of the code that entered the runtime.
     home: Cell<Context>,
-    /// The stack that has the core. Interrupts look at it.
+    /// The stack that the core is on; null at home. Interrupts look at it.
     running: AtomicPtr<Stack>,
     /// Why the core came home last.
     reason: Cell<Reason>,

@@ -248,6 +248,20 @@ impl State {
         }
     }
 
+    /// As [`start`](Self::start), unless the task is DONE or was aborted: then it does nothing, and returns `false`.
+    /// Owning core. (Edge 2)
+    #[inline]
+    pub(crate) fn start_unless_over(&self) -> bool {
+        // As in `is_plain_and_started`.
+        let word = self.0.load(Ordering::Relaxed);
+        match word & (READY | RUNNING | DONE | ABORT) {
+            RUNNING => true,
+            flags if flags & (DONE | ABORT) != 0 => false,
+            // An abort that comes just now is found after the poll.
+            _ => matches!(self.start(), Start::Run { .. }),
+        }
+    }
+
     /// The poll returned Pending, or the task suspended itself. Owning core. (Edges 3, 4)
     #[inline]
     pub(crate) fn pending(&self) -> Pending {

@@ -89,19 +89,39 @@ pub(crate) unsafe fn wake_in_loop(runtime: &Runtime, waker: Waker) {
     // `waker` drops its reference.
 }
 
+/// In a stackful task of `runtime`, with preemption enabled.
+///
+/// # Safety
+///
+/// As [`wake_task`]; `runtime` is the task's.
+#[inline]
+unsafe fn wake_on_stack(runtime: &'static Runtime, task: NonNull<Header>) {
+    if runtime.current_task() == Some(task) {
+        // The task has woken itself, not something that it waited for: it yields.
+        runtime.yield_current();
+        return;
+    }
+    runtime.gate().set_depth(1);
+    // SAFETY: the caller's reference keeps the header.
+    if unsafe { task.as_ref() }.state.wake_here() == Wake::Push {
+        // SAFETY: the short way, now that preemption is disabled, and RUNNING keeps the task alive.
+        unsafe { runtime.ready().push_back(task) };
+    }
+    runtime.enter_task();
+}
+
 /// # Safety
 ///
 /// As [`wake_task`]; `runtime` is the task's.
 #[inline(never)]
-unsafe fn wake_the_long_way(runtime: &Runtime, task: NonNull<Header>) {
+unsafe fn wake_the_long_way(runtime: &'static Runtime, task: NonNull<Header>) {
+    if ready::is_here(runtime) {
+        // SAFETY: passed on; in a stackful task, since preemption is enabled.
+        return unsafe { wake_on_stack(runtime, task) };
+    }
     // Preempted between the flag and the push, a waker would keep the task from the queue for as
     // long as it stays preempted itself.
     let _guard = PreemptGuard::new();
-    if ready::short_way(runtime) {
-        // SAFETY: passed on.
-        unsafe { wake_task(task) };
-        return;
-    }
     // SAFETY: the caller's reference keeps the header.
     if unsafe { task.as_ref() }.state.wake() == Wake::Push {
         // SAFETY: the state word said so.

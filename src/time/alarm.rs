@@ -99,20 +99,22 @@ impl Alarm {
         self.covers_slice.store(false, Ordering::Relaxed);
     }
 
-    /// Starts a slice of a task that has not run for a part of it.
+    /// Starts a slice of a task that has not run for a part of it under the alarm that is set. `false`: that
+    /// fires too late.
     #[inline]
-    pub(crate) fn begin_slice(&self, slice: u64, next_timer: u64) {
-        if self.covers_slice.load(Ordering::Relaxed) {
+    pub(crate) fn begin_covered(&self) -> bool {
+        let is_covered = self.covers_slice.load(Ordering::Relaxed);
+        if is_covered {
+            // The next timer is no earlier: the alarm was set so, and each that is added since has seen to it.
             self.slice_end.store(UNKNOWN, Ordering::Relaxed);
             self.protected_until.store(0, Ordering::Relaxed);
-            self.set_by(next_timer);
-        } else {
-            self.begin_uncovered(slice, next_timer);
         }
+        is_covered
     }
 
+    /// Starts a slice, and sets the alarm.
     #[inline(never)]
-    fn begin_uncovered(&self, slice: u64, next_timer: u64) {
+    pub(crate) fn begin_slice(&self, slice: u64, next_timer: u64) {
         match self.granted.swap(0, Ordering::Relaxed) {
             0 => self.resume_slice(slice, next_timer),
             grant => self.resume_protected(grant.min(slice), protection(grant), next_timer),
