@@ -57,7 +57,9 @@ pub(crate) fn add_to(cells: &mut Vec<Cell>) {
         cross::<EdgeExecutor>(cells);
         cross::<Futures>(cells);
     }
-    cells.push(cell::<Stackful>("stackful_yield", None, yields::<Stackful>));
+    for n in [1, 100] {
+        cells.push(cell::<Stackful>("stackful_yield", Some(n), yields::<Stackful>));
+    }
     cells.push(cell::<Stackful>("stackful_spawn_join", None, spawn_join::<Stackful>));
 }
 
@@ -132,7 +134,8 @@ impl Latch {
         self.left.store(n, Ordering::Relaxed);
     }
 
-    /// One more is there. Whether it is the last. All are on one core, so it need not be one step.
+    /// One more is there. Whether it is the last. All are on one core, so a load and a store do; tasks that may
+    /// be preempted between the two call this [in one step](Runtime::in_one_step), or a count would be lost.
     fn count_down(&self) -> bool {
         let left = self.left.load(Ordering::Relaxed) - 1;
         self.left.store(left, Ordering::Relaxed);
@@ -242,13 +245,15 @@ fn yields<R: Runtime>(n: usize, operations: u64) -> Sample {
         all_done.set(n);
         let shared = leaked(Shared { all_started, all_done, span: Mutex::new(None) });
         runtime.spawn_all(n, || async move {
-            if shared.all_started.count_down() {
-                *lock(&shared.span) = Some(Span::begin());
-            }
+            R::in_one_step(|| {
+                if shared.all_started.count_down() {
+                    *lock(&shared.span) = Some(Span::begin());
+                }
+            });
             for _ in 0..rounds {
                 R::yield_now().await;
             }
-            shared.all_done.count_down();
+            R::in_one_step(|| shared.all_done.count_down());
         });
         all_done.zero().await;
         let span = lock(&shared.span).take().expect("all have started");

@@ -1,5 +1,6 @@
 //! Trapline, with plain, static and stackful tasks.
 
+use trapline::preempt::PreemptGuard;
 use trapline::{StaticTask, spawn, stackful, yield_now};
 
 use super::{CrossCore, Join, Places, Runtime, Static};
@@ -133,6 +134,11 @@ impl Runtime for Stackful {
 
     fn yield_now() -> impl Future<Output = ()> + Send {
         yield_now()
+    }
+
+    fn in_one_step<T>(f: impl FnOnce() -> T) -> T {
+        let _guard = PreemptGuard::new();
+        f()
     }
 }
 
