@@ -1,4 +1,4 @@
-//! Trapline, with plain, static and stackful tasks, and with plain and stackful ones beside each other.
+//! Trapline, with plain, static and stackful tasks, and with plain and stackful ones together.
 
 use std::cell::Cell;
 
