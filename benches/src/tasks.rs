@@ -58,14 +58,15 @@ pub(crate) fn add_to(cells: &mut Vec<Cell>) {
         cross::<EdgeExecutor>(cells);
         cross::<Futures>(cells);
     }
-    // Trapline's two kinds of tasks beside each other. The first of these is its `hop` once more, since what is
-    // compared is best measured one soon after the other.
+    // Trapline's two kinds of tasks beside each other. The first of these is its `hop` once more,
+    // since what is compared is best measured one soon after the other.
     cells.push(cell::<Trapline>("turn_plain", None, hop::<Trapline>));
     cells.push(cell::<Stackful>("turn_stackful", None, hop::<Stackful>));
     cells.push(cell::<Mixed>("turn_mixed", None, hop::<Mixed>));
     for n in [1, 100] {
         cells.push(cell::<Stackful>("stackful_yield", Some(n), yields::<Stackful>));
     }
+    cells.push(cell::<Stackful>("spawn_join_in_stackful", None, spawn_join_in_stackful));
     cells.push(cell::<Stackful>("stackful_spawn_join", None, spawn_join::<Stackful>));
 }
 
@@ -234,6 +235,25 @@ fn spawn_join<R: Join>(_: usize, operations: u64) -> Sample {
             runtime.spawn_join(async { black_box(()) }).await;
         }
         span.end(operations)
+    })
+}
+
+/// A stackful task that spawns a plain one and waits for it: [`spawn_join`] from a stack.
+fn spawn_join_in_stackful(_: usize, operations: u64) -> Sample {
+    Stackful::run(move |runtime| async move {
+        let sample = leaked(Mutex::new(None));
+        runtime
+            .spawn_join(async move {
+                Trapline.spawn_join(async {}).await;
+                let span = Span::begin();
+                for _ in 0..operations {
+                    Trapline.spawn_join(async { black_box(()) }).await;
+                }
+                let measured = span.end(operations);
+                *lock(sample) = Some(measured);
+            })
+            .await;
+        lock(sample).take().expect("it has measured")
     })
 }
 
