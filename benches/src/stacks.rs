@@ -38,10 +38,10 @@ pub(crate) fn add_to(cells: &mut Vec<Cell>) {
             cells.push(Cell { bench, n: None, implementation, shape });
         }
     }
-    let may: [(_, Shape); 2] =
-        [("stackful_yield", may_yield), ("stackful_spawn_join", may_spawn_join)];
-    for (bench, shape) in may {
-        cells.push(Cell { bench, n: None, implementation: "may", shape });
+    let may: [(_, _, Shape); 2] =
+        [("stackful_yield", Some(1), may_yield), ("stackful_spawn_join", None, may_spawn_join)];
+    for (bench, n, shape) in may {
+        cells.push(Cell { bench, n, implementation: "may", shape });
     }
 }
 

@@ -311,13 +311,20 @@ fn table(rows: &[Row<'_>]) -> Vec<String> {
         // Names of two words take two lines.
         let names: Vec<_> =
             columns.iter().map(|name| name.rsplit_once('-').unwrap_or(("", name))).collect();
+        let name_width = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0).max(20);
         let width = 1 + names.iter().map(|name| name.1.len()).max().unwrap_or(0);
         if names.iter().any(|name| !name.0.is_empty()) {
             let words = names.iter().map(|name| format!("{:>width$}", name.0));
-            lines.push(style(format!("{:<20}{}", "", words.collect::<String>())).dim().to_string());
+            lines.push(
+                style(format!("{:<name_width$}{}", "", words.collect::<String>()))
+                    .dim()
+                    .to_string(),
+            );
         }
         let words = names.iter().map(|name| format!("{:>width$}", name.1));
-        lines.push(style(format!("{:<20}{}", "", words.collect::<String>())).dim().to_string());
+        lines.push(
+            style(format!("{:<name_width$}{}", "", words.collect::<String>())).dim().to_string(),
+        );
         for row in rows {
             let figures = columns.iter().map(|name| {
                 let figure = row.figure(name).map_or(String::new(), digits);
@@ -328,7 +335,8 @@ fn table(rows: &[Row<'_>]) -> Vec<String> {
                 let mark = if reached { style("ok    ").green() } else { style("missed").red() };
                 format!("{mark} {text}")
             });
-            let line = format!("{:<20}{}  {verdict}", row.name, figures.collect::<String>());
+            let line =
+                format!("{:<name_width$}{}  {verdict}", row.name, figures.collect::<String>());
             lines.push(line.trim_end().to_owned());
         }
     }
@@ -435,6 +443,25 @@ mod tests {
                 "",
                 "                       trapline corosensei",
                 "switch                     4.00       2.50  ok     4.00 (≤ 4.5)",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_long_name_moves_the_columns_of_its_table() {
+        let cells = [
+            cell("turn_plain", None, "trapline", 21.0),
+            cell("spawn_join_in_stackful", None, "trapline", 117.0),
+        ];
+        let rows = [&cells[..1], &cells[1..]].map(|row| Row::of(row, |cell| cell.promised.ns));
+        let lines: Vec<_> =
+            table(&rows).iter().map(|line| console::strip_ansi_codes(line).into_owned()).collect();
+        assert_eq!(
+            lines,
+            [
+                "                       trapline",
+                "turn_plain                 21.0",
+                "spawn_join_in_stackful      117",
             ]
         );
     }

@@ -44,6 +44,12 @@ pub trait Runtime: Sized + 'static {
     fn yield_now() -> impl Future<Output = ()> + Send {
         Yield { yielded: false }
     }
+
+    /// Calls `f`, during which no other task of the core runs. That takes something only where tasks
+    /// are preempted.
+    fn in_one_step<T>(f: impl FnOnce() -> T) -> T {
+        f()
+    }
 }
 
 /// Tasks with handles that can be waited for.

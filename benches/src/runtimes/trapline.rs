@@ -1,5 +1,8 @@
-//! Trapline, with plain, static and stackful tasks.
+//! Trapline, with plain, static and stackful tasks, and with plain and stackful ones together.
 
+use std::cell::Cell;
+
+use trapline::preempt::PreemptGuard;
 use trapline::{StaticTask, spawn, stackful, yield_now};
 
 use super::{CrossCore, Join, Places, Runtime, Static};
@@ -11,6 +14,12 @@ pub struct Trapline;
 /// Stackful tasks.
 #[derive(Debug)]
 pub struct Stackful;
+
+/// Plain and stackful tasks by turns: the first that is spawned is plain.
+#[derive(Debug, Default)]
+pub struct Mixed {
+    next_is_stackful: Cell<bool>,
+}
 
 fn run<M: Future>(main: M) -> M::Output {
     // What is left of it after the shutdown is a page.
@@ -134,6 +143,11 @@ impl Runtime for Stackful {
     fn yield_now() -> impl Future<Output = ()> + Send {
         yield_now()
     }
+
+    fn in_one_step<T>(f: impl FnOnce() -> T) -> T {
+        let _guard = PreemptGuard::new();
+        f()
+    }
 }
 
 impl Join for Stackful {
@@ -142,5 +156,37 @@ impl Join for Stackful {
         F: Future<Output = ()> + Send + 'static,
     {
         spawn(stackful(future)).await.expect("nobody aborts it");
+    }
+}
+
+impl Runtime for Mixed {
+    const NAME: &'static str = Trapline::NAME;
+
+    fn run<M>(main: impl FnOnce(Self) -> M) -> M::Output
+    where
+        M: Future<Output: 'static> + 'static,
+    {
+        run(main(Self::default()))
+    }
+
+    fn spawn<F>(&self, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let is_stackful = self.next_is_stackful.get();
+        self.next_is_stackful.set(!is_stackful);
+        if is_stackful {
+            Stackful.spawn(future);
+        } else {
+            Trapline.spawn(future);
+        }
+    }
+
+    fn yield_now() -> impl Future<Output = ()> + Send {
+        yield_now()
+    }
+
+    fn in_one_step<T>(f: impl FnOnce() -> T) -> T {
+        Stackful::in_one_step(f)
     }
 }
