@@ -24,11 +24,11 @@ use super::finish::{Output, Place};
 use super::{Runtime, count};
 use crate::config::STALL_SLICES;
 use crate::platform::{PanicPayload, bound};
-use crate::stackful::{Left, Reason, Stack, Stall, overflowed};
+use crate::stackful::{Reason, Stack, Stall, overflowed};
 use crate::sync::atomic::Ordering;
-use crate::task::Header;
 use crate::task::join::{JoinError, joiner_is_task};
 use crate::task::state::{Pending, Start};
+use crate::task::{Header, Link};
 use crate::time::NEVER;
 
 /// How many nanoseconds stackful tasks wait for plain ones before they are granted the core. (They wait
@@ -61,26 +61,24 @@ enum Next {
     DealtWith,
     /// To be polled or to go on on this stack.
     Stackful(NonNull<Header>, NonNull<Stack>),
-    /// RUNNING, to go on.
-    Preempted(NonNull<Header>),
+    /// RUNNING, to go on, on this stack.
+    Preempted(NonNull<Header>, NonNull<Stack>),
     Nobody,
 }
 
-/// A stackful task that gets the core, and the stack that it is to be polled on; without one, it was
-/// preempted, and goes on.
+/// A stackful task that gets the core, and its stack.
 #[derive(Clone, Copy)]
 struct Chosen {
     task: NonNull<Header>,
-    stack: Option<NonNull<Stack>>,
+    stack: NonNull<Stack>,
+    /// It was preempted, and goes on there.
+    was_preempted: bool,
 }
 
 impl From<Chosen> for Next {
     #[inline(always)]
-    fn from(Chosen { task, stack }: Chosen) -> Self {
-        match stack {
-            Some(stack) => Self::Stackful(task, stack),
-            None => Self::Preempted(task),
-        }
+    fn from(Chosen { task, stack, was_preempted }: Chosen) -> Self {
+        if was_preempted { Self::Preempted(task, stack) } else { Self::Stackful(task, stack) }
     }
 }
 
@@ -193,13 +191,9 @@ impl Runtime {
                 self.grant_slice(stack);
                 (task, stack)
             }
-            Next::Preempted(task) => {
+            Next::Preempted(task, stack) => {
                 // SAFETY: preempted tasks are RUNNING, hence alive.
-                let header = unsafe { task.as_ref() };
-                let Some(stack) = header.stack.get() else {
-                    unreachable!("a preempted task has a stack")
-                };
-                if header.state.is_aborted() {
+                if unsafe { task.as_ref() }.state.is_aborted() {
                     count(&self.counters.aborted_in_poll);
                 }
                 // SAFETY: the stack of a task that holds frames is alive.
@@ -296,15 +290,25 @@ impl Runtime {
         Some(self.grant_only(next, (now - since) / OWED))
     }
 
+    /// Whether it is to be asked for how long tasks that take turns have waited.
+    #[inline(always)]
+    fn may_owe_a_turn(&'static self, polls: u64) -> bool {
+        let stacks = &self.own.stacks;
+        if !stacks.turn_patience.is_to_be_asked(polls) {
+            return false;
+        }
+        if stacks.turns.is_empty() {
+            stacks.turn_patience.ask_at(polls + ASK_TURNS_AFTER);
+            return false;
+        }
+        true
+    }
+
     /// Lets those that take turns have one, if woken stackful tasks have kept the core for too long.
     #[cold]
     #[inline(never)]
     fn choose_owed_turn(&'static self) -> Option<Chosen> {
         let stacks = &self.own.stacks;
-        if stacks.turns.is_empty() {
-            stacks.turn_patience.ask_at(self.polls() + ASK_TURNS_AFTER);
-            return None;
-        }
         let (now, polls) = (bound::now(), self.polls());
         let (since, polls) = stacks.turn_patience.wait_on(now, polls, ASK_TURNS_AGAIN_AFTER);
         let waited = now.saturating_sub(since);
@@ -320,16 +324,11 @@ impl Runtime {
 
     /// Grants what was chosen no more than so many nanoseconds.
     fn grant_only(&'static self, chosen: Chosen, grant: u64) -> Chosen {
-        match chosen.stack {
-            Some(_) => self.alarm.grant(grant),
-            None => {
-                // SAFETY: preempted tasks are RUNNING, hence alive, and so is the stack of a task that holds
-                // frames.
-                if let Some(stack) = unsafe { chosen.task.as_ref() }.stack.get() {
-                    // SAFETY: as above.
-                    unsafe { stack.as_ref() }.grant(grant);
-                }
-            }
+        if chosen.was_preempted {
+            // SAFETY: the stack of a task that holds frames is alive.
+            unsafe { chosen.stack.as_ref() }.grant(grant);
+        } else {
+            self.alarm.grant(grant);
         }
         chosen
     }
@@ -345,7 +344,7 @@ impl Runtime {
             return Some(next);
         }
         if !stacks.ready.is_empty() {
-            if stacks.turn_patience.is_to_be_asked(polls)
+            if self.may_owe_a_turn(polls)
                 && let Some(next) = self.choose_owed_turn()
             {
                 return Some(next);
@@ -383,15 +382,16 @@ impl Runtime {
     fn with_stack(&'static self, task: NonNull<Header>) -> Option<Chosen> {
         // SAFETY: as in `choose`.
         let held = unsafe { task.as_ref() }.stack.get();
-        // SAFETY: the stack of a task that holds frames is alive.
-        if held.is_some_and(|stack| unsafe { stack.as_ref() }.take_preempted()) {
-            return Some(Chosen { task, stack: None });
+        if let Some(stack) = held {
+            // SAFETY: the stack of a task that holds frames is alive.
+            let was_preempted = unsafe { stack.as_ref() }.take_preempted();
+            return Some(Chosen { task, stack, was_preempted });
         }
-        let stack = held.or_else(|| self.take_stack());
+        let stack = self.take_stack();
         if stack.is_none() {
             self.put_off_start(task);
         }
-        stack.map(|stack| Chosen { task, stack: Some(stack) })
+        stack.map(|stack| Chosen { task, stack, was_preempted: false })
     }
 
     /// The first of those that wait for a stack, if there is one now.
@@ -413,7 +413,7 @@ impl Runtime {
             return None;
         };
         stacks.in_turn.set(false);
-        Some(Chosen { task, stack: Some(stack) })
+        Some(Chosen { task, stack, was_preempted: false })
     }
 
     /// A stackful task whose turn has come, and there is no stack for it.
@@ -550,24 +550,25 @@ impl Runtime {
                 self.glance();
                 self.wait(left.task(), Place::Stack);
             }
-            _ => return self.came_home(&left),
+            reason => return self.came_home(left.task, left.stack, reason),
         }
         true
     }
 
     /// The core came home for what is rare. Returns whether to go on.
     #[inline(never)]
-    fn came_home(&'static self, left: &Left) -> bool {
-        match left.reason {
-            Reason::Panicked => {
-                self.give_back(left.stack);
-                return false;
+    fn came_home(&'static self, task: Link, stack: NonNull<Stack>, reason: Reason) -> bool {
+        match (reason, task) {
+            (Reason::Overflowed, Some(task)) => overflowed(task),
+            (Reason::Ended, Some(task)) => self.ended(task, stack),
+            (_, Some(task)) => {
+                self.give_back(stack);
+                self.poll_was_last(task, reason);
             }
-            Reason::Overflowed => overflowed(left.task()),
-            Reason::Ended => self.ended(left.task(), left.stack),
-            reason => {
-                self.give_back(left.stack);
-                self.poll_was_last(left.task(), reason);
+            // A panic that is no task's.
+            (_, None) => {
+                self.give_back(stack);
+                return false;
             }
         }
         self.glance();
@@ -600,6 +601,8 @@ impl Runtime {
         {
             return Err(reason);
         }
+        // The task may be gone after this, and a panic here is not its own.
+        self.set_current(None);
         if !self.inbox.is_empty() {
             self.inbox.take(&self.own.ready, false);
         }
@@ -612,8 +615,6 @@ impl Runtime {
                 self.choose_on_stack()
             }
         } else {
-            // It may be gone after this.
-            self.set_current(None);
             self.poll_was_last(task, reason);
             self.choose_on_stack()
         };
@@ -681,11 +682,8 @@ impl Runtime {
                 }
                 (&self.own.ready, false)
             } else if !stacks.ready.is_empty() {
-                if stacks.turn_patience.is_to_be_asked(polls) {
-                    if !stacks.turns.is_empty() {
-                        return None;
-                    }
-                    stacks.turn_patience.ask_at(polls + ASK_TURNS_AFTER);
+                if self.may_owe_a_turn(polls) {
+                    return None;
                 }
                 (&stacks.ready, false)
             } else {

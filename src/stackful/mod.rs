@@ -85,16 +85,17 @@ pub(crate) enum Reason {
 }
 
 /// From where the core came home.
+#[derive(Clone, Copy)]
 pub(crate) struct Left {
     /// The task that had it, unless the loop on the stack sends the core home by itself.
-    task: Link,
+    pub(crate) task: Link,
     pub(crate) stack: NonNull<Stack>,
     pub(crate) reason: Reason,
 }
 
 impl Left {
     #[inline(always)]
-    pub(crate) fn task(&self) -> NonNull<Header> {
+    pub(crate) fn task(self) -> NonNull<Header> {
         let Some(task) = self.task else { unreachable!("no task had the core") };
         task
     }
@@ -341,7 +342,8 @@ impl Runtime {
         self.stacks().set_running(None);
         self.set_current(None);
         if self.scopes().get().is_some() {
-            self.leave_scopes(&left);
+            // Only a poll that is in the middle is inside of hooks.
+            self.leave_scopes(left.task(), left.stack, left.reason);
         }
         left
     }
@@ -355,10 +357,8 @@ impl Runtime {
     }
 
     #[inline(never)]
-    fn leave_scopes(&self, left: &Left) {
-        // Only a poll that is in the middle is inside of hooks.
-        let task = left.task();
-        match left.reason {
+    fn leave_scopes(&self, task: NonNull<Header>, stack: NonNull<Stack>, reason: Reason) {
+        match reason {
             Reason::Overflowed => overflowed(task),
             Reason::Interrupted | Reason::Ended => {
                 // SAFETY: the loop, which a handler has just left for.
@@ -367,12 +367,12 @@ impl Runtime {
             _ => {}
         }
         // Hooks that drop the task's join handle find that frames of it are left.
-        self.hold(task, left.stack);
+        self.hold(task, stack);
         let scopes = self.scopes().take();
         // SAFETY: a poll that is over has left all its scopes, so this one is in the middle.
         self.guarded(task, || unsafe { contexted::leave(scopes) });
         // SAFETY: as in `grant_slice`.
-        unsafe { left.stack.as_ref() }.scopes.set(scopes);
+        unsafe { stack.as_ref() }.scopes.set(scopes);
     }
 
     /// Notes that `stack` holds frames of `task`, which is off the core. At home.
