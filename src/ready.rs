@@ -1,7 +1,9 @@
-//! The ready queue of a runtime: the loop's own FIFO, and the inbox that everyone else pushes into.
+//! The ready queue of a runtime: the FIFO of the owning core's task context, and the inbox that all other
+//! code pushes into.
 //!
-//! Only the runtime's own loop touches the FIFO. "This is the owning core" is true in an interrupt on
-//! that core as well, and one that came halfway through a push would lose a task. So everyone else
+//! Only the owning core touches the FIFO, in task context, with preemption disabled ([the short
+//! way](short_way)). "This is the owning core" is true in an interrupt on that core as well, and one that
+//! came halfway through a push would lose a task; so would a task that is preempted there. All other code
 //! publishes to the inbox: a stack of tasks on one atomic word, pushed by one compare-and-swap and
 //! taken whole by one swap. (A stack that is only ever taken whole has no ABA problem.) An
 //! interrupted pusher leaves nothing half pushed.

@@ -1978,3 +1978,119 @@ fn a_backtrace_from_any_instruction_of_a_switch_comes_to_the_end() {
     assert!(WALKS.load(SeqCst) > 50, "{WALKS:?}");
     assert_eq!(WRONG.load(SeqCst), 0, "a walk from there did not come to the end");
 }
+
+/// Home is the stack of the code that entered: a plain task may use as much of it as there is, whatever stackful
+/// tasks do beside it.
+#[test]
+fn a_plain_task_has_all_of_the_home_stack() {
+    fn deep(bytes: usize) -> usize {
+        let here = std::hint::black_box([1_u8; 1024]);
+        if bytes > here.len() { deep(bytes - here.len()) + usize::from(here[7]) } else { 0 }
+    }
+    with_runtime(|runtime| {
+        let test = async {
+            let done = Arc::new(AtomicUsize::new(0));
+            let hog = spawn(stackful(hog_until(done.clone())));
+            let seen = done.clone();
+            let yields = spawn(stackful(async move {
+                while seen.load(SeqCst) == 0 {
+                    yield_now().await;
+                }
+            }));
+            let plain = spawn(async {
+                for _ in 0..20 {
+                    // More than a pooled stack has.
+                    assert_eq!(deep(160 * 1024), 159);
+                    sleep(Duration::from_micros(300)).await;
+                }
+            });
+            plain.await.unwrap();
+            done.store(1, SeqCst);
+            hog.await.unwrap();
+            yields.await.unwrap();
+        };
+        runtime.run_until(test).unwrap();
+    });
+}
+
+/// A panic that leaves a guard, or has preemption disabled: what is polled on the same stack after it is preempted as
+/// usual.
+#[test]
+fn a_guard_that_a_panic_leaves_counts_no_longer() {
+    let runtime = hal_shim::test::keep(Runtime::with_config(Config { stacks: 2, ..Config::new() }));
+    let test = async {
+        for by_guard in [false, true] {
+            let panics = spawn(stackful(async move {
+                yield_now().await;
+                if by_guard {
+                    std::mem::forget(PreemptGuard::new());
+                } else {
+                    trapline::preempt::disable();
+                }
+                std::panic::resume_unwind(Box::new(()));
+            }));
+            assert!(matches!(panics.await, Err(JoinError::Panicked(_))));
+            hogs_are_preempted().await;
+        }
+    };
+    // SAFETY: as in `with_runtime`.
+    unsafe { hal_shim::isolated(|| runtime.run_until(test).unwrap()) };
+    assert_eq!(runtime.stats().stacks, 2);
+}
+
+/// A core's number may go to another thread between two entries. The loop's frames on idle stacks, and the frames of
+/// tasks, go on there.
+#[test]
+fn another_thread_goes_on_with_the_stacks() {
+    // In a process of its own, where each thread is the same core.
+    if let Ok(output) = in_child("another_thread_goes_on_with_the_stacks", "alone") {
+        assert!(output.status.success(), "{output:?}");
+        return;
+    }
+    let runtime = hal_shim::test::keep(Runtime::new());
+    let (hog_ends, ends) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (first, last) = (hog_ends.clone(), ends.clone());
+    let counts = ends.clone();
+    let enters = async {
+        // Idle stacks, by one that is held at home's choice.
+        let idle: Vec<_> = (0..3)
+            .map(|_| spawn(stackful(async { block_on(sleep(Duration::from_millis(1))) })))
+            .collect();
+        for task in idle {
+            task.await.unwrap();
+        }
+        // Held: preempted, and in `block_on`.
+        drop(spawn(stackful(async move {
+            hog_until(first).await;
+            counts.fetch_add(1, SeqCst);
+        })));
+        drop(spawn(stackful(async move {
+            block_on(sleep(Duration::from_millis(20)));
+            last.fetch_add(10, SeqCst);
+        })));
+        sleep(Duration::from_millis(5)).await;
+    };
+    // SAFETY: as in `with_runtime`.
+    unsafe { hal_shim::isolated(|| runtime.run_until(enters).unwrap()) };
+    let enters_again = async {
+        // The idle stacks have tasks polled on them, and the tasks that hold the others go on.
+        for _ in 0..100 {
+            spawn(stackful(async { yield_now().await })).await.unwrap();
+        }
+        hogs_are_preempted().await;
+        hog_ends.store(1, SeqCst);
+        while ends.load(SeqCst) < 11 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        // What had the core last there: idle and held once more.
+        drop(spawn(stackful(std::future::pending::<()>())));
+        let held = spawn(stackful(async { block_on(std::future::pending::<()>()) }));
+        sleep(Duration::from_millis(2)).await;
+        drop(held);
+    };
+    // SAFETY: as above.
+    unsafe { hal_shim::isolated(|| runtime.run_until(enters_again).unwrap()) };
+    // SAFETY: as above.
+    let report = unsafe { hal_shim::isolated(|| runtime.shutdown().unwrap()) };
+    assert_eq!((report.dropped, report.stacks_with_frames), (1, 1));
+}

@@ -28,6 +28,8 @@ mod stack_use;
 mod stacks;
 #[path = "suite/static_tasks.rs"]
 mod static_tasks;
+#[path = "suite/staying.rs"]
+mod staying;
 #[path = "suite/support.rs"]
 mod support;
 #[path = "suite/task_locals.rs"]
@@ -147,6 +149,15 @@ fn program() {
         stacks::dropped_parent_aborts_its_child,
         stacks::wakes_from_stacks_arrive,
         stacks::block_on_outside_of_tasks_parks,
+        staying::tasks_that_wake_each_other_share_a_stack,
+        staying::what_a_stackful_task_wakes_comes_in_the_usual_order,
+        staying::a_pool_of_one_serves_all,
+        staying::held_and_free_tasks_alternate,
+        staying::user_code_of_the_loop_runs_at_home,
+        staying::plain_tasks_are_polled_at_home,
+        staying::an_interrupt_for_what_the_task_has_woken_preempts_it,
+        staying::a_wake_of_ones_own_is_a_yield,
+        staying::what_is_aborted_in_the_queue_is_dropped_on_a_stack,
         drops::drops_of_stackful_tasks_are_preempted_and_may_block,
         drops::an_abort_in_a_stackful_poll_takes_effect_right_after_it,
         drops::a_finished_task_needs_no_stack_to_be_freed,

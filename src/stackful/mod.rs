@@ -1,26 +1,63 @@
 //! Futures that compute: they run on stacks of their own and are preempted.
 //!
 //! A stackful future is a task like any other: one state word, one waker, one place in the ready
-//! queue. What differs is where it is polled. The loop takes a stack from the core's pool, switches to
-//! it, and the poll runs there. A stack is in one of three situations:
+//! queue. What differs is where it is polled: on a stack of the core's pool. A stack is in one of four
+//! situations, and in one place: in the pool, its task's, or the loop's.
 //!
 //! ```text
-//!              idle                     suspended                   preempted
-//!        ┌───────────────┐          ┌───────────────┐           ┌───────────────┐
-//!        │ Stack         │          │ Stack         │           │ Stack         │
-//!        │ stack_main    │          │ stack_main    │           │ stack_main    │
-//!        │ saved context │          │ the poll      │           │ the poll      │
-//!        └───────────────┘          │ block_on      │           │ trap context  │
-//!        in the pool, between       │ saved context │           │ trap handler  │
-//!        two polls                  └───────────────┘           │ on_timer      │
-//!                                   the task is BLOCKED or      │ saved context │
-//!                                   queued, like any other      └───────────────┘
-//!                                                               the task is RUNNING, in a queue
-//!                                                               of the preempted
+//!       idle               polling             suspended            preempted
+//! ┌───────────────┐   ┌───────────────┐   ┌───────────────┐   ┌───────────────┐
+//! │ Stack         │   │ Stack         │   │ Stack         │   │ Stack         │
+//! │ stack_main    │   │ stack_main    │   │ stack_main    │   │ stack_main    │
+//! │ turn_on       │   │ turn_on       │   │ turn_on       │   │ turn_on       │
+//! │ go_home       │   │ the poll      │   │ the poll      │   │ the poll      │
+//! │ saved context │   │               │   │ block_on      │   │ trap context  │
+//! └───────────────┘   └───────────────┘   │ saved context │   │ trap handler  │
+//!    in the pool      the core is here    └───────────────┘   │ on_timer      │
+//!                                         the task is BLOCKED │ saved context │
+//!                                         or queued, like any └───────────────┘
+//!                                         other               the task is RUNNING, in
+//!                                                             a queue of the preempted
 //! ```
 //!
-//! It holds frames in the last two, and then it belongs to its task and to its core. There is one way
-//! off, whatever the reason: `Runtime::leave_stack` switches to the loop, and says why.
+//! In the last two it holds frames, and belongs to its task and to its core.
+//!
+//! # Home, and the loop on a stack
+//!
+//! *Home* is the stack of the code that entered the runtime. Plain tasks are polled there, the core parks
+//! there, and tasks of which a stack holds frames go on from there. From home to a stack is one switch.
+//! There, `turn_on` is the loop: after each poll it chooses, and polls the next stackful task by a plain
+//! call, so that tasks that are not preempted cost no switch. For all else it goes home, which chooses
+//! again, from the same queues.
+//!
+//! ```text
+//!   home: Runtime::run                             a stack: Runtime::turn_on
+//!  ┌─────────────────────┐  leave_home: poll     ┌─────────────────────────────┐
+//!  │ choose              │ ────────────────────► │ poll ◄─────────────────┐    │
+//!  │ poll a plain task   │                       │ next_on_stack: choose ─┘    │
+//!  │ park                │ ◄──────────────────── │ go_home: anything else      │
+//!  │                     │                       ├─────────────────────────────┤
+//!  │                     │ ◄──────────────────── │ leave_stack: preempted,     │
+//!  │                     │  leave_home: go on    │ or suspended                │
+//!  │                     │ ────────────────────► │                             │
+//!  └─────────────────────┘                       └─────────────────────────────┘
+//! ```
+//!
+//! What holds:
+//!
+//! 1. Preemption is enabled only on a stack, so home has been left then, and can be entered.
+//! 2. No frame of a task's is left at home when the core leaves it, and no plain task is polled on a stack.
+//! 3. The frames below a poll know the runtime, the stack and the task, and read all else after the poll:
+//!    the core has done other things meanwhile.
+//! 4. `Stacks::running` is the stack that the core is on. Home clears it when the core comes home, first.
+//! 5. `Header::stack` and `Stack::task` are set while the stack holds frames of the task and the core is
+//!    elsewhere: home sets them when the core has left, and clears them before it enters the stack.
+//! 6. Only home gives a stack to the pool, and only takes it from there to enter it. So no code runs on a
+//!    stack that is in the pool.
+//! 7. The core arrives on a stack by returning, into `turn_on` or into the task's code: the stack does not
+//!    grow by it.
+//! 8. A task may be preempted after its poll has returned, until preemption is disabled: until then, what
+//!    the poll has returned lies on its stack.
 
 mod backend;
 mod block_on;
