@@ -614,6 +614,107 @@ fn two_ends_of_stackful_tasks() {
     });
 }
 
+/// Two tasks wake each other on a stack that the loop does not leave, and an interrupt wakes a plain one at any step
+/// of that. It has the core before either goes on, and none is lost.
+#[test]
+fn interrupt_against_turns_on_a_stack() {
+    interrupted::<1>(None, No, || {
+        let runtime = runtime();
+        let errand = Errand::default();
+        let waiter = runtime.spawn(errand.clone().interrupt());
+        let turns = [(); 2].map(|()| Signal::default());
+        let players = [0, 1].map(|me| {
+            let (turns, errand) = (turns.clone(), errand.clone());
+            stackful(async move {
+                for turn in 1..=2 {
+                    turns[me].wait(turn).await;
+                    assert_task_context();
+                    errand.assert_answered();
+                    turns[1 - me].fire();
+                    errand.assert_answered();
+                }
+            })
+        });
+        runtime
+            .run_until(async move {
+                // The other is waiting by then.
+                yield_now().await;
+                let players = players.map(trapline::spawn);
+                turns[0].fire();
+                for player in players {
+                    player.await.unwrap();
+                }
+                waiter.await.unwrap();
+            })
+            .unwrap();
+        runtime.shutdown().unwrap();
+    });
+}
+
+/// A task panics and leaves a guard. What is polled on its stack after it, and what is polled at home, is preempted
+/// and not, as usual.
+#[test]
+fn interrupt_against_a_guard_that_a_panic_leaves() {
+    interrupted::<1>(None, No, || {
+        let runtime = runtime_with_one_stack();
+        let errand = Errand::default();
+        let waiter = runtime.spawn(errand.clone().interrupt());
+        let panics = stackful(async {
+            std::mem::forget(PreemptGuard::new());
+            std::panic::resume_unwind(Box::new(Expected));
+        });
+        let computes = stackful(async move {
+            errand.assert_answered();
+            drop(PreemptGuard::new());
+            errand.assert_answered();
+        });
+        runtime
+            .run_until(async move {
+                yield_now().await;
+                let panics = trapline::spawn(panics);
+                let computes = trapline::spawn(computes);
+                assert!(matches!(panics.await, Err(JoinError::Panicked(_))));
+                computes.await.unwrap();
+                waiter.await.unwrap();
+            })
+            .unwrap();
+        runtime.shutdown().unwrap();
+    });
+}
+
+/// A task that has yielded is aborted by another, on the stack that both were polled on. It is not polled again.
+#[test]
+fn abort_of_a_task_that_takes_turns() {
+    interrupted::<1>(None, No, || {
+        let runtime = runtime();
+        let polls = Arc::new(AtomicUsize::new(0));
+        let future = Drops::default();
+        let victim = runtime.spawn(stackful({
+            let (polls, part) = (polls.clone(), future.payload());
+            async move {
+                let _part = part;
+                loop {
+                    polls.fetch_add(1, Relaxed);
+                    yield_now().await;
+                }
+            }
+        }));
+        let aborts = runtime.spawn(stackful(async move {
+            while polls.load(Relaxed) < 2 {
+                yield_now().await;
+            }
+            victim.abort();
+            let before = polls.load(Relaxed);
+            assert!(matches!(victim.await, Err(JoinError::Aborted)));
+            assert_eq!(polls.load(Relaxed), before);
+        }));
+        interrupt(Arrival::Perhaps, on_timer);
+        runtime.run_until(aborts).unwrap().unwrap();
+        runtime.shutdown().unwrap();
+        future.assert_all_dropped();
+    });
+}
+
 /// The join handle of a stackful task goes on another core while the task ends: its output is dropped once.
 #[test]
 fn end_of_a_stackful_task_against_its_handle() {
