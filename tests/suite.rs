@@ -158,6 +158,7 @@ fn program() {
         staying::an_interrupt_for_what_the_task_has_woken_preempts_it,
         staying::a_wake_of_ones_own_is_a_yield,
         staying::what_is_aborted_in_the_queue_is_dropped_on_a_stack,
+        staying::aborts_in_a_row_need_one_stack_and_no_more_of_it,
         drops::drops_of_stackful_tasks_are_preempted_and_may_block,
         drops::an_abort_in_a_stackful_poll_takes_effect_right_after_it,
         drops::a_finished_task_needs_no_stack_to_be_freed,

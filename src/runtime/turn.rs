@@ -193,6 +193,8 @@ impl Runtime {
                     return true;
                 }
                 self.grant_slice(stack);
+                // User code has perhaps added a timer since the last look.
+                self.alarm.set_by(self.timers.next());
                 (task, stack)
             }
             Next::Preempted(task, stack) => {

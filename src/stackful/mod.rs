@@ -711,17 +711,22 @@ impl Runtime {
     /// A frame of it that is there during a poll knows the stack and the runtime, and the task that is polled; it
     /// reads all else anew: the core has done other things meanwhile.
     fn turn_on(&'static self, stack: &Stack, ended: Option<(NonNull<Header>, Reason)>) {
-        let mut task = match ended {
-            Some((task, reason)) => self.leave_poll(stack, task, reason),
-            None => self.arrive(stack),
-        };
+        let mut next = ended.and_then(|(task, reason)| self.leave_poll(stack, task, reason));
         loop {
+            let task = next.unwrap_or_else(|| self.brought());
+            // The loop on a stack begins no poll of a task that was aborted; home may have brought one.
+            // SAFETY: the loop has started it: it is RUNNING, hence alive.
+            let is_over = next.is_none() && unsafe { task.as_ref() }.state.is_aborted();
             self.enable_preemption();
-            // SAFETY: the loop has started it: it is RUNNING, and this is its core.
+            if is_over {
+                next = self.end_last_poll(stack, task, Poll::Pending);
+                continue;
+            }
+            // SAFETY: RUNNING, and this is its core.
             let poll = unsafe { Header::poll(task) };
             self.check_guards(0, task, poll);
             // SAFETY: RUNNING, hence alive.
-            task = if poll.is_ready() || unsafe { task.as_ref() }.state.is_aborted() {
+            next = if poll.is_ready() || unsafe { task.as_ref() }.state.is_aborted() {
                 self.end_last_poll(stack, task, poll)
             } else {
                 self.gate().set_depth(1);
@@ -731,16 +736,10 @@ impl Runtime {
     }
 
     /// The task that home has brought to this stack, to be polled.
-    #[inline(never)]
-    fn arrive(&'static self, stack: &Stack) -> NonNull<Header> {
+    fn brought(&self) -> NonNull<Header> {
         let Some(task) = self.current_task() else {
             unreachable!("a stack was entered without a task")
         };
-        // SAFETY: the loop has started it: it is RUNNING, hence alive.
-        if unsafe { task.as_ref() }.state.is_aborted() {
-            self.enable_preemption();
-            return self.end_last_poll(stack, task, Poll::Pending);
-        }
         task
     }
 
@@ -766,12 +765,7 @@ impl Runtime {
     /// Ends a stackful task that has finished or was aborted, and begins the next poll. All user code that this
     /// involves runs here, on its stack.
     #[inline(never)]
-    fn end_last_poll(
-        &'static self,
-        stack: &Stack,
-        task: NonNull<Header>,
-        poll: Poll<()>,
-    ) -> NonNull<Header> {
+    fn end_last_poll(&'static self, stack: &Stack, task: NonNull<Header>, poll: Poll<()>) -> Link {
         let error = if poll.is_ready() {
             None
         } else {
@@ -784,14 +778,9 @@ impl Runtime {
         self.leave_poll(stack, task, reason)
     }
 
-    /// With preemption disabled: begins the next poll on this stack, at once, or when home brings a task.
+    /// With preemption disabled: begins the next poll on this stack. `None`: went home, which has brought a task.
     #[inline(always)]
-    fn leave_poll(
-        &'static self,
-        stack: &Stack,
-        task: NonNull<Header>,
-        reason: Reason,
-    ) -> NonNull<Header> {
+    fn leave_poll(&'static self, stack: &Stack, task: NonNull<Header>, reason: Reason) -> Link {
         if stack.lost_canary() {
             self.leave_overflowed(stack);
         }
@@ -800,19 +789,21 @@ impl Runtime {
             arch::drop_rights();
         }
         match self.next_on_stack(NonNull::from(stack), task, reason) {
-            Ok(next) => next,
-            Err(reason) => self.go_home(stack, reason),
+            Ok(next) => Some(next),
+            Err(reason) => {
+                self.go_home(stack, reason);
+                None
+            }
         }
     }
 
-    /// Goes home from an idle stack; returns when the loop brings the next task.
+    /// Goes home from an idle stack; returns when home has brought the next task.
     #[inline(never)]
-    fn go_home(&'static self, stack: &Stack, reason: Reason) -> NonNull<Header> {
+    fn go_home(&'static self, stack: &Stack, reason: Reason) {
         self.stacks().reason.set(reason);
         // SAFETY: as in `yield_core`. No frame of a task's is left below `turn_on`. The stack is given to the
         // pool at home, after this.
         unsafe { Context::switch(stack.context.as_ptr(), self.stacks().home.get()) };
-        self.arrive(stack)
     }
 
     /// A stackful task whose poll panicked. Guards that it has left stay in force until its future is gone.
