@@ -660,7 +660,7 @@ fn interrupt_against_a_guard_that_a_panic_leaves() {
         let errand = Errand::default();
         let waiter = runtime.spawn(errand.clone().interrupt());
         let panics = stackful(async {
-            std::mem::forget(PreemptGuard::new());
+            std::mem::forget((PreemptGuard::new(), PreemptGuard::new()));
             std::panic::resume_unwind(Box::new(Expected));
         });
         let computes = stackful(async move {
@@ -676,6 +676,59 @@ fn interrupt_against_a_guard_that_a_panic_leaves() {
                 assert!(matches!(panics.await, Err(JoinError::Panicked(_))));
                 computes.await.unwrap();
                 waiter.await.unwrap();
+            })
+            .unwrap();
+        runtime.shutdown().unwrap();
+    });
+}
+
+/// A task that was preempted and has gone on holds no frames when its poll has ended: a shutdown drops its future.
+#[test]
+fn shutdown_after_a_preemption() {
+    interrupted::<1>(None, No, || {
+        let runtime = runtime();
+        let future = Drops::default();
+        let part = future.payload();
+        drop(runtime.spawn(stackful(async move {
+            let _part = part;
+            std::future::pending::<()>().await;
+        })));
+        // It has the core again before this one has had two turns.
+        let last = runtime.spawn(stackful(async {
+            yield_now().await;
+            yield_now().await;
+        }));
+        interrupt(Arrival::Perhaps, on_timer);
+        runtime.run_until(last).unwrap().unwrap();
+        let report = runtime.shutdown().unwrap();
+        assert_eq!((report.dropped, report.stacks_with_frames), (1, 0));
+        future.assert_all_dropped();
+    });
+}
+
+/// A task waits in `block_on` while another is polled, which ends that waiting.
+#[test]
+fn interrupt_against_a_suspended_task_beside_another() {
+    interrupted::<1>(None, No, || {
+        let runtime = runtime();
+        let signals = [(); 2].map(|()| Signal::default());
+        let [first, second] = signals.clone();
+        let waits = runtime.spawn(stackful(async move {
+            block_on(first.wait(1));
+            second.fire();
+            3
+        }));
+        let [first, second] = signals;
+        let wakes = runtime.spawn(stackful(async move {
+            first.fire();
+            second.wait(1).await;
+            4
+        }));
+        interrupt(Arrival::Perhaps, on_timer);
+        runtime
+            .run_until(async move {
+                assert_eq!(waits.await.unwrap(), 3);
+                assert_eq!(wakes.await.unwrap(), 4);
             })
             .unwrap();
         runtime.shutdown().unwrap();
