@@ -435,16 +435,22 @@ unsafe fn push_new_elsewhere(runtime: &Runtime, task: NonNull<Header>) -> Result
 
 /// Frees a task whose last reference is gone: here, if that needs no allocator, which the caller may be in the
 /// middle of; else by its runtime's loop. Any context.
+#[inline]
 pub(crate) fn free(task: NonNull<Header>) {
     // SAFETY: without references it is the caller's alone.
-    let header = unsafe { task.as_ref() };
-    let Some(runtime) = header.runtime.get() else { return };
+    let Some(runtime) = unsafe { task.as_ref() }.runtime.get() else { return };
     if short_way(runtime) {
         free_here(runtime, task, Some(runtime.arena()));
     } else {
-        let _guard = PreemptGuard::new();
-        free_here(runtime, task, short_way(runtime).then(|| runtime.arena()));
+        free_with_guard(runtime, task);
     }
+}
+
+/// The same in a stackful task, which may be preempted here, and elsewhere.
+#[inline(never)]
+fn free_with_guard(runtime: &'static Runtime, task: NonNull<Header>) {
+    let _guard = PreemptGuard::new();
+    free_here(runtime, task, short_way(runtime).then(|| runtime.arena()));
 }
 
 /// `arena` is that of `runtime` where the [short way](short_way) is open.
