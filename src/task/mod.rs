@@ -166,7 +166,7 @@ pub(crate) trait Kind: Sized + 'static {
 /// # Safety
 ///
 /// As [`Kind::free`], for memory that came from the allocator.
-#[inline]
+#[inline(always)]
 unsafe fn give_back(memory: NonNull<u8>, layout: Layout, arena: Option<&Arena>) {
     // SAFETY: passed on.
     unsafe {
@@ -190,6 +190,7 @@ impl Kind for Unnamed {
         None
     }
 
+    #[inline(always)]
     unsafe fn free(self, memory: NonNull<u8>, layout: Layout, arena: Option<&Arena>) {
         // SAFETY: passed on.
         unsafe { give_back(memory, layout, arena) }
@@ -203,6 +204,7 @@ impl Kind for Named {
         self.0
     }
 
+    #[inline(always)]
     unsafe fn free(self, memory: NonNull<u8>, layout: Layout, arena: Option<&Arena>) {
         // SAFETY: passed on.
         unsafe { give_back(memory, layout, arena) }
