@@ -677,7 +677,7 @@ fn enable_interrupts() {
     unsafe { bound::enable_interrupts() };
 }
 
-/// Ends the program, on the loop's stack.
+/// Ends the program, at home.
 #[cold]
 pub(crate) fn overflowed(task: NonNull<Header>) -> ! {
     // SAFETY: RUNNING, hence alive.

@@ -122,7 +122,10 @@ fn rows(machine: Machine, figures: &Figures) -> [Row; 9] {
         Row { limit: Some(100), ..row("wake, to the poll", promised.wake_to_poll) },
         row("spawn, to the poll", promised.spawn_to_poll),
         row("poll of a plain task", *plain_poll),
-        row("poll of a stackful task, more", promised.stackful_poll_extra),
+        Row {
+            limit: Some(40),
+            ..row("poll of a stackful task, more", promised.stackful_poll_extra)
+        },
         Row { floor: Some(floors.switch), ..row("switch of stacks, and back", *switch) },
         Row {
             floor: Some(floors.switch),
