@@ -17,7 +17,7 @@
 //! All this is counted in time, which the alarm measures: the loop itself reads the clock only after
 //! stackful tasks have waited for [`ASK_STACKFUL_AFTER`] polls.
 //!
-//! The loop runs in two places ([home, and on a stack](crate::stackful)). Home does all of the above. The
+//! The loop runs in two places ([home, and on a stack](mod@crate::stackful)). Home does all of the above. The
 //! loop on a stack ([`next_on_stack`](Runtime::next_on_stack)) does the part of it that is frequent and
 //! calls no user code, from the same queues; where it is not sure to choose as home would, it goes home.
 
