@@ -179,8 +179,12 @@ fn begin_stay() -> bool {
     } else {
         nanoseconds(LEAST_SLICE)
     };
-    if !runtime.alarm().begin_covered() {
-        runtime.alarm().begin_slice(slice, runtime.timers().next());
+    let next_timer = runtime.timers().next();
+    if runtime.alarm().begin_covered() {
+        // A plain task's own timers are not looked at before its poll is over.
+        runtime.alarm().set_by(next_timer);
+    } else {
+        runtime.alarm().begin_slice(slice, next_timer);
     }
     true
 }

@@ -247,6 +247,7 @@ fn program() {
         users::spaces_give_their_pages_back,
         users::a_stackful_tasks_endless_program_starves_nobody,
         users::a_plain_tasks_endless_program_starves_nobody,
+        users::a_plain_tasks_own_timer_ends_its_stay,
         users::a_plain_task_whose_time_is_up_is_told_once,
         users::calls_do_not_keep_the_timer_away,
         users::the_kernel_part_is_preempted,

@@ -766,13 +766,7 @@ impl Runtime {
     /// involves runs here, on its stack.
     #[inline(never)]
     fn end_last_poll(&'static self, stack: &Stack, task: NonNull<Header>, poll: Poll<()>) -> Link {
-        let error = if poll.is_ready() {
-            None
-        } else {
-            // It may have asked to be polled again, which it is not.
-            self.take_yield();
-            Some(JoinError::Aborted)
-        };
+        let error = if poll.is_ready() { None } else { Some(JoinError::Aborted) };
         let reason = self.end_here(task, error);
         stack.lost_child.set(false);
         self.leave_poll(stack, task, reason)
@@ -824,6 +818,8 @@ impl Runtime {
     /// no join handle, it is dropped. All of that may be preempted and block.
     #[inline(never)]
     fn end_here(&'static self, task: NonNull<Header>, error: Option<JoinError>) -> Reason {
+        // It may have asked to be polled again, which it is not.
+        self.take_yield();
         let is_error = error.is_some();
         if let Some(error) = error {
             // SAFETY: RUNNING, on its core, and the poll is over.

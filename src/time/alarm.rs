@@ -105,7 +105,8 @@ impl Alarm {
     pub(crate) fn begin_covered(&self) -> bool {
         let is_covered = self.covers_slice.load(Ordering::Relaxed);
         if is_covered {
-            // The next timer is no earlier: the alarm was set so, and each that is added since has seen to it.
+            // The alarm was set for the next timer, too. What a task adds on a stack sees to it itself; for those that
+            // others have added since, the caller does.
             self.slice_end.store(UNKNOWN, Ordering::Relaxed);
             self.protected_until.store(0, Ordering::Relaxed);
         }

@@ -2,13 +2,16 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::future::{Future as _, poll_fn};
+use core::pin::pin;
 use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use core::task::Poll;
 use core::time::Duration;
 
 use hal_shim::user::{MapError, Rights, Space};
 use hal_shim::{heap, interrupt, trap};
 use trapline::arch::TrapContext;
-use trapline::time::sleep;
+use trapline::time::{now, sleep};
 use trapline::trap::{Access, Trap};
 use trapline::{
     Config, Hooks, JoinError, Runtime, block_on, contexted, preempt, spawn, stackful, yield_now,
@@ -348,6 +351,30 @@ pub fn a_plain_tasks_endless_program_starves_nobody() {
         busy.abort();
     });
     assert!(other.get() >= 4, "{}", other.get());
+}
+
+/// In one poll, a plain task waits for a timer and runs a program: the timer is not later than on a stack, though the
+/// alarm was set for a slice when the poll began.
+pub fn a_plain_tasks_own_timer_ends_its_stay() {
+    let runtime = configured(Config { slice: ms(1000), ..Config::new() });
+    let process = Process::new();
+    run_on(runtime, async {
+        // It leaves early, and the alarm of its slice stays set.
+        spawn(stackful(turns(3))).await.unwrap();
+        let user = async {
+            let mut context = program(&SPIN, [0; 6]);
+            let mut timer = pin!(sleep(ms(1)));
+            let began = now();
+            poll_fn(|context_of_poll| {
+                assert!(timer.as_mut().poll(context_of_poll).is_pending());
+                assert_eq!(run_user(&mut context), Trap::Timer);
+                Poll::Ready(())
+            })
+            .await;
+            assert!(now().saturating_since(began) < ms(500));
+        };
+        contexted(user, process).await;
+    });
 }
 
 pub fn a_plain_task_whose_time_is_up_is_told_once() {
