@@ -1,10 +1,11 @@
-//! The ready queue of a runtime: the FIFO of the owning core's task context, and the inbox that all other
-//! code pushes into.
+//! The ready queue of a runtime: the FIFO of the owning core's task context, and the inbox that all
+//! other code pushes into.
 //!
 //! Only the owning core touches the FIFO, in task context, with preemption disabled ([the short
-//! way](short_way)). "This is the owning core" is true in an interrupt on that core as well, and one that
-//! came halfway through a push would lose a task; so would a task that is preempted there. All other code
-//! publishes to the inbox: a stack of tasks on one atomic word, pushed by one compare-and-swap and
+//! way](short_way)). "This is the owning core" is true in an interrupt on that core as well, and
+//! one that came halfway through a push would lose a task; so would a task that is preempted there.
+//! All other code publishes to the inbox: a stack of tasks on one atomic word, pushed by one
+//! compare-and-swap and
 //! taken whole by one swap. (A stack that is only ever taken whole has no ABA problem.) An
 //! interrupted pusher leaves nothing half pushed.
 //!
@@ -24,7 +25,8 @@ use crate::sync::const_fn;
 use crate::sync::local::{self, Cell};
 use crate::task::{Header, Link};
 
-/// Tasks in the order in which they will be polled. Owning core's loop only.
+/// Tasks in the order in which they will be polled. Owning core, in task context, with preemption
+/// disabled; its interrupts may ask whether it is empty.
 #[derive(Debug)]
 pub(crate) struct Fifo {
     /// Interrupts look whether it is null.
@@ -65,8 +67,8 @@ impl Fifo {
     pub(crate) unsafe fn rotate(&self, task: NonNull<Header>) -> NonNull<Header> {
         let Some(first) = self.first() else { return task };
         let last = self.tail.replace(Some(task)).unwrap_or(first);
-        // SAFETY: the caller owns the task's link, and a task in the FIFO is alive, and its link is ours. In this
-        // order: the first may be the last.
+        // SAFETY: the caller owns the task's link, and a task in the FIFO is alive, and its link is
+        // ours. In this order: the first may be the last.
         unsafe {
             set_next(task, None);
             set_next(last, Some(task));
@@ -348,9 +350,9 @@ impl Inbox {
     }
 }
 
-/// Whether this is task context of `runtime`'s own core with preemption disabled, where nothing can come
-/// between: only there may other code than the loop touch its FIFO, or free memory. A stackful task's code
-/// makes it so with a [`PreemptGuard`].
+/// Whether this is task context of `runtime`'s own core with preemption disabled, where nothing can
+/// come between: only there may other code than the loop touch its FIFO, or free memory. A stackful
+/// task's code makes it so with a [`PreemptGuard`].
 #[inline]
 pub(crate) fn short_way(runtime: &Runtime) -> bool {
     is_here(runtime) && !runtime.gate().is_open()
@@ -370,8 +372,8 @@ pub(crate) fn is_here(runtime: &Runtime) -> bool {
 /// Its state word told the caller to push it.
 pub(crate) unsafe fn push(runtime: &Runtime, task: NonNull<Header>) {
     if short_way(runtime) {
-        // SAFETY: this is the owning core, in task context between two steps of its loop, with preemption
-        // disabled; the task is alive while it is queued.
+        // SAFETY: this is the owning core, in task context between two steps of its loop, with
+        // preemption disabled; the task is alive while it is queued.
         unsafe { runtime.ready().push_back(task) };
         return;
     }

@@ -1979,8 +1979,8 @@ fn a_backtrace_from_any_instruction_of_a_switch_comes_to_the_end() {
     assert_eq!(WRONG.load(SeqCst), 0, "a walk from there did not come to the end");
 }
 
-/// Home is the stack of the code that entered: a plain task may use as much of it as there is, whatever stackful
-/// tasks do beside it.
+/// Home is the stack of the code that entered: a plain task may use as much of it as there is,
+/// whatever stackful tasks do beside it.
 #[test]
 fn a_plain_task_has_all_of_the_home_stack() {
     fn deep(bytes: usize) -> usize {
@@ -2013,8 +2013,8 @@ fn a_plain_task_has_all_of_the_home_stack() {
     });
 }
 
-/// A panic that leaves a guard, or has preemption disabled: what is polled on the same stack after it is preempted as
-/// usual.
+/// A panic that leaves a guard, or has preemption disabled: what is polled on the same stack after
+/// it is preempted as usual.
 #[test]
 fn a_guard_that_a_panic_leaves_counts_no_longer() {
     let runtime = hal_shim::test::keep(Runtime::with_config(Config { stacks: 2, ..Config::new() }));
@@ -2038,8 +2038,8 @@ fn a_guard_that_a_panic_leaves_counts_no_longer() {
     assert_eq!(runtime.stats().stacks, 2);
 }
 
-/// A core's number may go to another thread between two entries. The loop's frames on idle stacks, and the frames of
-/// tasks, go on there.
+/// A core's number may go to another thread between two entries. The loop's frames on idle stacks,
+/// and the frames of tasks, go on there.
 #[test]
 fn another_thread_goes_on_with_the_stacks() {
     // In a process of its own, where each thread is the same core.

@@ -32,8 +32,9 @@ pub fn on<R: Send>(cpu: usize, f: impl FnOnce() -> R + Send) -> R {
         sched_setaffinity(None, &one).expect("the program was given this processor");
         // Before other programs, where that is permitted: `cross_wake` is about two cores that are both there.
         _ = setpriority_process(None, -20);
-        // SAFETY: outside of guards, stackful tasks here only count, yield, wake, spawn and return. They
-        // take no lock while another task takes it, keep no reference to a thread-local value, and
+        // SAFETY: outside of guards, stackful tasks here only count, yield, wake, spawn and return.
+        // They take no lock while another task takes it, keep no reference to a thread-local value,
+        // and
         // allocate from `heap`, which doesn't preempt. Nothing else touches signals.
         unsafe { hal_shim::isolated(f) }
     };

@@ -141,9 +141,9 @@ impl Latch {
         self.left.store(n, Ordering::Relaxed);
     }
 
-    /// One more is there. Whether it is the last. All are on one core, so a load and a store do. Tasks
-    /// that may be preempted between the two call this [in one step](Runtime::in_one_step), or a count
-    /// would be lost.
+    /// One more is there. Whether it is the last. All are on one core, so a load and a store do.
+    /// Tasks that may be preempted between the two call this [in one step](Runtime::in_one_step),
+    /// or a count would be lost.
     fn count_down(&self) -> bool {
         let left = self.left.load(Ordering::Relaxed) - 1;
         self.left.store(left, Ordering::Relaxed);
@@ -330,8 +330,9 @@ fn take_turns<R: Runtime, P: Default + Send + Sync + 'static>(
                         R::in_one_step(|| latch.count_down());
                         Poll::Ready(())
                     }
-                    // If a stackful task is preempted between the load and the store, the other's turn
-                    // meanwhile isn't counted. That is one in a slice at most, and makes no difference.
+                    // If a stackful task is preempted between the load and the store, the other's
+                    // turn meanwhile isn't counted. That is one in a slice at most, and makes no
+                    // difference.
                     turns => {
                         left.store(turns - 1, Ordering::Relaxed);
                         Poll::Pending

@@ -141,7 +141,8 @@ where
         let computes = stackful(async move {
             let check = || {
                 assert_task_context();
-                // A second one may come in the least stretch that follows the first, and waits for its end then.
+                // A second one may come in the least stretch that follows the first, and waits for
+                // its end then.
                 if N == 1 {
                     errands.iter().for_each(Errand::assert_answered);
                 }
@@ -614,8 +615,8 @@ fn two_ends_of_stackful_tasks() {
     });
 }
 
-/// Two tasks wake each other on a stack that the loop does not leave, and an interrupt wakes a plain one at any step
-/// of that. It has the core before either goes on, and none is lost.
+/// Two tasks wake each other on a stack that the loop does not leave, and an interrupt wakes a
+/// plain one at any step of that. It has the core before either goes on, and none is lost.
 #[test]
 fn interrupt_against_turns_on_a_stack() {
     interrupted::<1>(None, No, || {
@@ -651,8 +652,8 @@ fn interrupt_against_turns_on_a_stack() {
     });
 }
 
-/// A task panics and leaves a guard. What is polled on its stack after it, and what is polled at home, is preempted
-/// and not, as usual.
+/// A task panics and leaves a guard. What is polled on its stack after it, and what is polled at
+/// home, is preempted and not, as usual.
 #[test]
 fn interrupt_against_a_guard_that_a_panic_leaves() {
     interrupted::<1>(None, No, || {
@@ -682,7 +683,8 @@ fn interrupt_against_a_guard_that_a_panic_leaves() {
     });
 }
 
-/// A task that was preempted and has gone on holds no frames when its poll has ended: a shutdown drops its future.
+/// A task that was preempted and has gone on holds no frames when its poll has ended: a shutdown
+/// drops its future.
 #[test]
 fn shutdown_after_a_preemption() {
     interrupted::<1>(None, No, || {
@@ -735,7 +737,8 @@ fn interrupt_against_a_suspended_task_beside_another() {
     });
 }
 
-/// A task that has yielded is aborted by another, on the stack that both were polled on. It is not polled again.
+/// A task that has yielded is aborted by another, on the stack that both were polled on. It is not
+/// polled again.
 #[test]
 fn abort_of_a_task_that_takes_turns() {
     interrupted::<1>(None, No, || {

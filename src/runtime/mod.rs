@@ -396,7 +396,8 @@ impl Runtime {
         }
     }
 
-    /// Whether the running stackful task is to leave: another task became ready, or a preemption is owed.
+    /// Whether the running stackful task is to leave: another task became ready, or a preemption is
+    /// owed.
     #[inline]
     pub(crate) fn is_wanted(&self) -> bool {
         !self.inbox.is_empty() || !self.own.ready.is_empty() || self.gate.owes()

@@ -17,9 +17,10 @@
 //! All this is counted in time, which the alarm measures: the loop itself reads the clock only after
 //! stackful tasks have waited for [`ASK_STACKFUL_AFTER`] polls.
 //!
-//! The loop runs in two places ([home, and on a stack](mod@crate::stackful)). Home does all of the above. The
-//! loop on a stack ([`next_on_stack`](Runtime::next_on_stack)) does the part of it that is frequent and
-//! calls no user code, from the same queues; where it is not sure to choose as home would, it goes home.
+//! The loop runs in two places ([home, and on a stack](mod@crate::stackful)). Home does all of the
+//! above. The loop on a stack ([`next_on_stack`](Runtime::next_on_stack)) does the part of it that
+//! is frequent and calls no user code, from the same queues; where it is not sure to choose as home
+//! would, it goes home.
 
 use core::ptr::NonNull;
 use core::task::{Context, Poll};
@@ -528,8 +529,8 @@ impl Runtime {
         self.set_current(Some(task));
     }
 
-    /// Gives the core to a task that is RUNNING, on its stack, until it comes home. By then, others may have
-    /// been polled there. Returns whether to go on.
+    /// Gives the core to a task that is RUNNING, on its stack, until it comes home. By then, others
+    /// may have been polled there. Returns whether to go on.
     #[inline(always)]
     fn enter_stack(&'static self, task: NonNull<Header>, stack: NonNull<Stack>) -> bool {
         self.begin_stretch(task);
@@ -584,16 +585,16 @@ impl Runtime {
     /// Takes an idle stack back. At home.
     #[inline(always)]
     fn give_back(&self, stack: NonNull<Stack>) {
-        // SAFETY: of this runtime's pool, and left, or not entered since it was taken; a task's that held it is
-        // over.
+        // SAFETY: of this runtime's pool, and left, or not entered since it was taken; a task's
+        // that held it is over.
         unsafe { self.own.stacks.pool.give(stack, self.config.idle_stacks) };
     }
 
-    /// On `stack`, when the poll of `task` there has ended: does what there is to do for the task, and begins the
-    /// next poll there. `Err`: the core is to go home, for this reason.
+    /// On `stack`, when the poll of `task` there has ended: does what there is to do for the task,
+    /// and begins the next poll there. `Err`: the core is to go home, for this reason.
     ///
-    /// All that may call user code is left to home, where there is room for it: timers that are due, a joiner
-    /// that is not a task, a plain task.
+    /// All that may call user code is left to home, where there is room for it: timers that are
+    /// due, a joiner that is not a task, a plain task.
     #[inline(always)]
     pub(crate) fn next_on_stack(
         &'static self,
@@ -630,7 +631,8 @@ impl Runtime {
         Ok(next)
     }
 
-    /// As [`choose_on_stack`](Self::choose_on_stack), of those that take turns, of which `task` becomes the last.
+    /// As [`choose_on_stack`](Self::choose_on_stack), of those that take turns, of which `task`
+    /// becomes the last.
     #[inline(always)]
     fn choose_after_yield(&'static self, task: NonNull<Header>) -> Option<NonNull<Header>> {
         let stacks = &self.own.stacks;
@@ -656,7 +658,8 @@ impl Runtime {
         Some(next)
     }
 
-    /// Makes a task from a queue RUNNING, if it is to be polled on any stack. `false`: nothing was done.
+    /// Makes a task from a queue RUNNING, if it is to be polled on any stack. `false`: nothing was
+    /// done.
     #[inline(always)]
     fn start_on_stack(&'static self, task: NonNull<Header>) -> bool {
         // SAFETY: alive, as in `choose`.
@@ -664,8 +667,8 @@ impl Runtime {
         header.stack.get().is_none() && header.state.start_unless_over()
     }
 
-    /// The task that [`choose`](Self::choose) would choose next, taken from its queue and RUNNING, if it is to be
-    /// polled on a stack and holds none. `None`: home chooses.
+    /// The task that [`choose`](Self::choose) would choose next, taken from its queue and RUNNING,
+    /// if it is to be polled on a stack and holds none. `None`: home chooses.
     #[inline(always)]
     fn choose_on_stack(&'static self) -> Option<NonNull<Header>> {
         let stacks = &self.own.stacks;

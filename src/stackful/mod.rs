@@ -1,8 +1,8 @@
 //! Futures that compute: they run on stacks of their own and are preempted.
 //!
 //! A stackful future is a task like any other: one state word, one waker, one place in the ready
-//! queue. What differs is where it is polled: on a stack of the core's pool. A stack is in one of four
-//! situations, and in one place: in the pool, its task's, or the loop's.
+//! queue. What differs is where it is polled: on a stack of the core's pool. A stack is in one of
+//! four situations, and in one place: in the pool, its task's, or the loop's.
 //!
 //! ```text
 //!       idle               polling             suspended            preempted
@@ -24,11 +24,11 @@
 //!
 //! # Home, and the loop on a stack
 //!
-//! *Home* is the stack of the code that entered the runtime. Plain tasks are polled there, the core parks
-//! there, and tasks of which a stack holds frames go on from there. From home to a stack is one switch.
-//! There, `turn_on` is the loop: after each poll it chooses, and polls the next stackful task by a plain
-//! call, so that tasks that are not preempted cost no switch. For all else it goes home, which chooses
-//! again, from the same queues.
+//! *Home* is the stack of the code that entered the runtime. Plain tasks are polled there, the core
+//! parks there, and tasks of which a stack holds frames go on from there. From home to a stack is
+//! one switch. There, `turn_on` is the loop: after each poll it chooses, and polls the next
+//! stackful task by a plain call, so that tasks that are not preempted cost no switch. For all else
+//! it goes home, which chooses again, from the same queues.
 //!
 //! ```text
 //!   home: Runtime::run                             a stack: Runtime::turn_on
@@ -46,18 +46,21 @@
 //! What holds:
 //!
 //! 1. Preemption is enabled only on a stack, so home has been left then, and can be entered.
-//! 2. No frame of a task's is left at home when the core leaves it, and no plain task is polled on a stack.
-//! 3. The frames below a poll know the runtime, the stack and the task, and read all else after the poll:
-//!    the core has done other things meanwhile.
-//! 4. `Stacks::running` is the stack that the core is on. Home clears it when the core comes home, first.
-//! 5. `Header::stack` and `Stack::task` are set while the stack holds frames of the task and the core is
-//!    elsewhere: home sets them when the core has left, and clears them before it enters the stack.
-//! 6. Only home gives a stack to the pool, and only takes it from there to enter it. So no code runs on a
-//!    stack that is in the pool.
-//! 7. The core arrives on a stack by returning, into `turn_on` or into the task's code: the stack does not
-//!    grow by it.
-//! 8. A task may be preempted after its poll has returned, until preemption is disabled: until then, what
-//!    the poll has returned lies on its stack.
+//! 2. No frame of a task's is left at home when the core leaves it, and no plain task is polled on
+//!    a stack.
+//! 3. The frames below a poll know the runtime, the stack and the task, and read all else after
+//!    the poll: the core has done other things meanwhile.
+//! 4. `Stacks::running` is the stack that the core is on. When the core comes home, home clears it
+//!    first.
+//! 5. `Header::stack` and `Stack::task` are set while the stack holds frames of the task and the
+//!    core is elsewhere: home sets them when the core has left, and clears them before it enters
+//!    the stack.
+//! 6. Only home gives a stack to the pool, and only home takes one from there, to enter it. So no
+//!    code runs on a stack that is in the pool.
+//! 7. The core arrives on a stack by returning, into `turn_on` or into the task's code: the stack
+//!    does not grow by it.
+//! 8. A task may be preempted after its poll has returned, until preemption is disabled. Until
+//!    then, what the poll has returned lies on its stack.
 
 mod backend;
 mod block_on;
@@ -116,8 +119,8 @@ pub(crate) enum Reason {
     Panicked,
     /// It caused a fault, and its handler doesn't go back.
     Ended,
-    /// It has overflowed its stack, and no guard caught that. The program ends; the loop says why, since there
-    /// is no room for that on this stack.
+    /// It has overflowed its stack, and no guard caught that. The program ends; the loop says why,
+    /// since there is no room for that on this stack.
     Overflowed,
 }
 
@@ -355,8 +358,9 @@ impl Runtime {
         }
     }
 
-    /// Gives the core to the current task, on its stack, until the core comes home. Other stackful tasks may have
-    /// been polled by then, also on other stacks: so nothing is returned but what is read after that.
+    /// Gives the core to the current task, on its stack, until the core comes home. Other stackful
+    /// tasks may have been polled by then, also on other stacks: so nothing is returned but what is
+    /// read after that.
     #[inline(always)]
     pub(crate) fn leave_home(&'static self, task: NonNull<Header>, stack: NonNull<Stack>) -> Left {
         // SAFETY: as in `grant_slice`.
@@ -368,9 +372,9 @@ impl Runtime {
         if this.scopes.get().is_some() {
             self.enter_scopes(task, this);
         }
-        // SAFETY: the stack is prepared or was saved by `yield_core` or `go_home` on this core, and is alive; it
-        // is entered once for each time, since its task is in one queue and an idle stack in one pool. Home's
-        // place outlives the switch, since it is in the runtime.
+        // SAFETY: the stack is prepared or was saved by `yield_core` or `go_home` on this core, and
+        // is alive; it is entered once for each time, since its task is in one queue and an idle
+        // stack in one pool. Home's place outlives the switch, since it is in the runtime.
         unsafe { Context::switch(self.stacks().home.as_ptr(), this.context.get()) };
         let Some(stack) = self.stacks().running() else {
             unreachable!("the core came home from no stack")
@@ -415,7 +419,8 @@ impl Runtime {
     /// Notes that `stack` holds frames of `task`, which is off the core. At home.
     #[inline(always)]
     pub(crate) fn hold(&self, task: NonNull<Header>, stack: NonNull<Stack>) {
-        // SAFETY: RUNNING, hence alive, and this is its core (rule 4). Stacks live until the loop frees them.
+        // SAFETY: RUNNING, hence alive, and this is its core (rule 4). Stacks live until the loop
+        // frees them.
         unsafe {
             task.as_ref().stack.set(Some(stack));
             stack.as_ref().task.set(Some(task));
@@ -524,8 +529,8 @@ impl Runtime {
         }
     }
 
-    /// Goes home; when the loop enters the stack again, opens the gate. Returns whether a preemption is owed
-    /// then.
+    /// Goes home; when the loop enters the stack again, opens the gate. Returns whether a
+    /// preemption is owed then.
     ///
     /// # Safety
     ///
@@ -537,8 +542,9 @@ impl Runtime {
         }
         self.gate().set_depth(1);
         self.stacks().reason.set(reason);
-        // SAFETY: a task's code runs, so the loop has left home and saved its context there, which is entered
-        // once for that. The place in `stack` outlives the switch, since it lies on top of the stack.
+        // SAFETY: a task's code runs, so the loop has left home and saved its context there, which
+        // is entered once for that. The place in `stack` outlives the switch, since it lies on top
+        // of the stack.
         unsafe { Context::switch(stack.context.as_ptr(), self.stacks().home.get()) };
         if reason == Reason::Interrupted {
             // The handler goes on; its return restores what the interrupted code had.
@@ -587,8 +593,8 @@ impl Runtime {
         unreachable!("a stack that had overflowed was entered")
     }
 
-    /// Opens the gate for a task's code. Returns whether a preemption was owed before that; then the caller shuts
-    /// the gate and pays, unless an interrupt has come first.
+    /// Opens the gate for a task's code. Returns whether a preemption was owed before that; then
+    /// the caller shuts the gate and pays, unless an interrupt has come first.
     #[inline(always)]
     fn open_gate(&self) -> bool {
         self.gate().set_depth(0);
@@ -685,7 +691,8 @@ pub(crate) fn overflowed(task: NonNull<Header>) -> ! {
     fatal(format_args!("trapline: {task} overflowed its stack: set Config::stack_size higher"))
 }
 
-/// What runs on a stack: the loop, as far as stackful tasks are polled, and the tasks. Unwinding ends here.
+/// What runs on a stack: the loop, as far as stackful tasks are polled, and the tasks. Unwinding
+/// ends here.
 ///
 /// # Safety
 ///
@@ -702,19 +709,22 @@ unsafe extern "C" fn stack_main(stack: *mut ()) -> ! {
     }
 }
 
-// This code runs on a pooled stack. What belongs to a poll lies there too, and not in the runtime: until the
-// preempt count is raised for good, the task may be preempted, and other tasks' polls may end meanwhile.
+// This code runs on a pooled stack. What belongs to a poll lies there too, and not in the runtime:
+// until the preempt count is raised for good, the task may be preempted, and other tasks' polls may
+// end meanwhile.
 impl Runtime {
-    /// The loop on a stack. It polls the running task, then those whose turn comes and of which no stack holds
-    /// frames, and goes home for all else. `ended`: how the running task's poll has ended, which panicked.
+    /// The loop on a stack. It polls the running task, then those whose turn comes and of which no
+    /// stack holds frames, and goes home for all else. `ended`: how the running task's poll has
+    /// ended, which panicked.
     ///
-    /// A frame of it that is there during a poll knows the stack and the runtime, and the task that is polled; it
-    /// reads all else anew: the core has done other things meanwhile.
+    /// A frame of it that is there during a poll knows the stack and the runtime, and the task that
+    /// is polled; it reads all else anew: the core has done other things meanwhile.
     fn turn_on(&'static self, stack: &Stack, ended: Option<(NonNull<Header>, Reason)>) {
         let mut next = ended.and_then(|(task, reason)| self.leave_poll(stack, task, reason));
         loop {
             let task = next.unwrap_or_else(|| self.brought());
-            // The loop on a stack begins no poll of a task that was aborted; home may have brought one.
+            // The loop on a stack begins no poll of a task that was aborted; home may have brought
+            // one.
             // SAFETY: the loop has started it: it is RUNNING, hence alive.
             let is_over = next.is_none() && unsafe { task.as_ref() }.state.is_aborted();
             self.enable_preemption();
@@ -762,8 +772,8 @@ impl Runtime {
         None
     }
 
-    /// Ends a stackful task that has finished or was aborted, and begins the next poll. All user code that this
-    /// involves runs here, on its stack.
+    /// Ends a stackful task that has finished or was aborted, and begins the next poll. All user
+    /// code that this involves runs here, on its stack.
     #[inline(never)]
     fn end_last_poll(&'static self, stack: &Stack, task: NonNull<Header>, poll: Poll<()>) -> Link {
         let error = if poll.is_ready() { None } else { Some(JoinError::Aborted) };
@@ -772,7 +782,8 @@ impl Runtime {
         self.leave_poll(stack, task, reason)
     }
 
-    /// With preemption disabled: begins the next poll on this stack. `None`: went home, which has brought a task.
+    /// With preemption disabled: begins the next poll on this stack. `None`: went home, which has
+    /// brought a task.
     #[inline(always)]
     fn leave_poll(&'static self, stack: &Stack, task: NonNull<Header>, reason: Reason) -> Link {
         if stack.lost_canary() {
@@ -795,8 +806,8 @@ impl Runtime {
     #[inline(never)]
     fn go_home(&'static self, stack: &Stack, reason: Reason) {
         self.stacks().reason.set(reason);
-        // SAFETY: as in `yield_core`. No frame of a task's is left below `turn_on`. The stack is given to the
-        // pool at home, after this.
+        // SAFETY: as in `yield_core`. No frame of a task's is left below `turn_on`. The stack is
+        // given to the pool at home, after this.
         unsafe { Context::switch(stack.context.as_ptr(), self.stacks().home.get()) };
     }
 

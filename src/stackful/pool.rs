@@ -40,7 +40,8 @@ pub(crate) struct Stack {
     base: NonNull<u8>,
     size: usize,
     next_idle: Cell<StackLink>,
-    /// How many stacks are idle from this one on in the list, itself included. Valid while it is idle.
+    /// How many stacks are idle from this one on in the list, itself included. Valid while it is
+    /// idle.
     idle_from_here: Cell<usize>,
     previous: Cell<StackLink>,
     next: Cell<StackLink>,
@@ -90,9 +91,9 @@ impl Stack {
         self.left.set(left);
     }
 
-    /// Whether code on this stack has overflowed it and no guard caught that: something else may have been
-    /// overwritten by then. To be asked whenever the stack is left; it also finds an overflow by code that
-    /// has returned since.
+    /// Whether code on this stack has overflowed it and no guard caught that: something else may
+    /// have been overwritten by then. To be asked whenever the stack is left; it also finds an
+    /// overflow by code that has returned since.
     #[inline(always)]
     pub(super) fn lost_canary(&self) -> bool {
         // SAFETY: `Pool::grow` wrote it at the base of the stack's memory, which is aligned to 16. Volatile,
@@ -101,8 +102,8 @@ impl Stack {
         canary != canary_at(self.base)
     }
 
-    /// As [`lost_canary`](Self::lost_canary), and also finds code that is below the stack now, and whose
-    /// large frame has skipped the canary.
+    /// As [`lost_canary`](Self::lost_canary), and also finds code that is below the stack now, and
+    /// whose large frame has skipped the canary.
     #[inline(always)]
     pub(super) fn has_overflowed(&self) -> bool {
         let here = 0u8;
@@ -215,7 +216,8 @@ impl Pool {
     ///
     /// # Safety
     ///
-    /// `stack` was taken from this pool, holds no frames of a task's, and is not the one that the caller is on.
+    /// `stack` was taken from this pool, holds no frames of a task's, and is not the one that the
+    /// caller is on.
     #[inline]
     pub(crate) unsafe fn give(&self, stack: NonNull<Stack>, most: usize) {
         let first = self.idle.get();

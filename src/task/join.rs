@@ -323,7 +323,8 @@ fn detach_here(task: NonNull<Header>) -> bool {
         && header.state.detach_alone()
 }
 
-/// The same in a stackful task, which may be preempted here; on other cores and in interrupts it does nothing.
+/// The same in a stackful task, which may be preempted here; on other cores and in interrupts it
+/// does nothing.
 #[inline(never)]
 fn detach_with_guard(runtime: &Runtime, task: NonNull<Header>) -> bool {
     let _guard = PreemptGuard::new();

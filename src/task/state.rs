@@ -248,8 +248,8 @@ impl State {
         }
     }
 
-    /// As [`start`](Self::start), unless the task is DONE or was aborted: then it does nothing, and returns `false`.
-    /// Owning core. (Edge 2)
+    /// As [`start`](Self::start), unless the task is DONE or was aborted: then it does nothing, and
+    /// returns `false`. Owning core. (Edge 2)
     #[inline]
     pub(crate) fn start_unless_over(&self) -> bool {
         // As in `is_plain_and_started`.

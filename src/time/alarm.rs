@@ -99,14 +99,14 @@ impl Alarm {
         self.covers_slice.store(false, Ordering::Relaxed);
     }
 
-    /// Starts a slice of a task that has not run for a part of it under the alarm that is set. `false`: that
-    /// fires too late.
+    /// Starts a slice of a task that has not run for a part of it under the alarm that is set.
+    /// `false`: that fires too late.
     #[inline]
     pub(crate) fn begin_covered(&self) -> bool {
         let is_covered = self.covers_slice.load(Ordering::Relaxed);
         if is_covered {
-            // The alarm was set for the next timer, too. What a task adds on a stack sees to it itself; for those that
-            // others have added since, the caller does.
+            // The alarm was set for the next timer, too. What a task adds on a stack sees to it
+            // itself; for those that others have added since, the caller does.
             self.slice_end.store(UNKNOWN, Ordering::Relaxed);
             self.protected_until.store(0, Ordering::Relaxed);
         }

@@ -525,7 +525,8 @@ impl Storm {
         }
         let (storm, mut random, part) = (self.clone(), Random(random.next()), self.part());
         Some(Box::pin(async move {
-            // All of it: of a field that is `Copy` alone, the future would have a copy, and no part to be dropped.
+            // All of it: of a field that is `Copy` alone, the future would have a copy, and no part
+            // to be dropped.
             let part = part;
             for _ in 0..=random.below(6) {
                 storm.act(&mut random, depth + 1, panics).await;

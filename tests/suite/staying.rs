@@ -1,4 +1,5 @@
-//! The loop stays on a stack: tasks that are not preempted follow one another there, and the rest is home's.
+//! The loop stays on a stack: tasks that are not preempted follow one another there, and the rest
+//! is home's.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -239,8 +240,8 @@ pub fn plain_tasks_are_polled_at_home() {
     });
 }
 
-/// The task has woken another one by itself, which is no reason to preempt it; then an interrupt wakes the same
-/// one, and finds it woken.
+/// The task has woken another one by itself, which is no reason to preempt it; then an interrupt
+/// wakes the same one, and finds it woken.
 pub fn an_interrupt_for_what_the_task_has_woken_preempts_it() {
     static SOFT: Event = Event::constant();
     SOFT.clear();
@@ -304,7 +305,8 @@ pub fn a_wake_of_ones_own_is_a_yield() {
     });
 }
 
-/// An abort of a task that is queued for the loop on a stack: its future is dropped there, and it is not polled.
+/// An abort of a task that is queued for the loop on a stack: its future is dropped there, and it
+/// is not polled.
 pub fn what_is_aborted_in_the_queue_is_dropped_on_a_stack() {
     let runtime = unhurried(100);
     let (polls, drops) = (Count::new(), Count::new());
@@ -346,7 +348,8 @@ pub fn what_is_aborted_in_the_queue_is_dropped_on_a_stack() {
     assert_eq!(runtime.stats().stacks, 1);
 }
 
-/// Home brings one task after another to the stack, to have its future dropped there: the stack does not grow by it.
+/// Home brings one task after another to the stack, to have its future dropped there: the stack
+/// does not grow by it.
 pub fn aborts_in_a_row_need_one_stack_and_no_more_of_it() {
     const TASKS: usize = 2000;
     let runtime = unhurried(1);

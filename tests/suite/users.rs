@@ -353,8 +353,8 @@ pub fn a_plain_tasks_endless_program_starves_nobody() {
     assert!(other.get() >= 4, "{}", other.get());
 }
 
-/// In one poll, a plain task waits for a timer and runs a program: the timer is not later than on a stack, though the
-/// alarm was set for a slice when the poll began.
+/// In one poll, a plain task waits for a timer and runs a program: the timer is not later than on a
+/// stack, though the alarm was set for a slice when the poll began.
 pub fn a_plain_tasks_own_timer_ends_its_stay() {
     let runtime = configured(Config { slice: ms(1000), ..Config::new() });
     let process = Process::new();

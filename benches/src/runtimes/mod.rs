@@ -45,8 +45,8 @@ pub trait Runtime: Sized + 'static {
         Yield { yielded: false }
     }
 
-    /// Calls `f`, during which no other task of the core runs. That takes something only where tasks
-    /// are preempted.
+    /// Calls `f`, during which no other task of the core runs. That takes something only where
+    /// tasks are preempted.
     fn in_one_step<T>(f: impl FnOnce() -> T) -> T {
         f()
     }

@@ -545,14 +545,15 @@ extern "C" fn on_signal(number: c_int, _: *mut libc::siginfo_t, context: *mut c_
 /// What [`preempt::on_timer`] asks for, in a build without optimization.
 const HANDLER: usize = 4096;
 
-/// Makes an overflow of a task's stack a fault of the task, before the handler does anything: a byte that the
-/// handler may need is in the guard then.
+/// Makes an overflow of a task's stack a fault of the task, before the handler does anything: a
+/// byte that the handler may need is in the guard then.
 #[inline(always)]
 fn touch_stack() {
     let here = 0u8;
     let here = ptr::from_ref(&here);
     if trapline::stackful::current_stack().is_some_and(|stack| stack.contains(&here.addr())) {
-        // SAFETY: in the task's stack, or in the guard below, where it ends the task or the process.
+        // SAFETY: in the task's stack, or in the guard below, where it ends the task or the
+        // process.
         unsafe { here.wrapping_sub(HANDLER).read_volatile() };
     }
 }
