@@ -3,6 +3,7 @@
 use core::fmt;
 use core::future::Future;
 use core::marker::PhantomData;
+use core::mem::{MaybeUninit, size_of};
 use core::ptr::{self, NonNull};
 
 use super::Runtime;
@@ -182,6 +183,10 @@ unsafe fn refused<F: Future>(future: *mut F, reason: SpawnErrorReason) -> JoinHa
     }
 }
 
+/// A future of so many bytes may be in registers where it is spawned. It would have to be in memory if
+/// code out of line got a pointer to it: that gets one to a copy.
+const IN_REGISTERS: usize = 4 * size_of::<usize>();
+
 impl<F, K> New<F, K>
 where
     F: Future + 'static,
@@ -200,8 +205,15 @@ where
             // SAFETY: passed on.
             return unsafe { self.spawn_from(Origin::Here) };
         }
-        // SAFETY: passed on.
-        unsafe { self.spawn_with_guard() }
+        if size_of::<F>() > IN_REGISTERS {
+            // SAFETY: passed on.
+            return unsafe { self.spawn_with_guard() };
+        }
+        // SAFETY: as the original, for a copy of the future, which nothing else uses as one.
+        unsafe {
+            let copy = MaybeUninit::new(self.future.read());
+            New { future: copy.as_ptr(), ..self }.spawn_with_guard()
+        }
     }
 
     /// From a stackful task, which may be preempted here, or from elsewhere.

@@ -253,6 +253,7 @@ impl<T> Value<T> {
 struct Release(NonNull<Header>);
 
 impl Drop for Release {
+    #[inline]
     fn drop(&mut self) {
         release_last(self.0);
     }

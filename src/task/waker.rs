@@ -38,9 +38,12 @@ unsafe fn wake_task(task: NonNull<Header>) {
     // SAFETY: the caller's reference keeps the header.
     let header = unsafe { task.as_ref() };
     let Some(runtime) = header.runtime.get() else { return };
-    if !ready::short_way(runtime) {
+    if !ready::is_here(runtime) {
         // SAFETY: passed on.
-        unsafe { wake_the_long_way(runtime, task) };
+        unsafe { wake_elsewhere(runtime, task) };
+    } else if runtime.gate().is_open() {
+        // SAFETY: passed on; preemption is enabled only in a stackful task's code.
+        unsafe { wake_on_stack(runtime, task) };
     } else if header.state.wake_here() == Wake::Push {
         // SAFETY: the short way, and RUNNING keeps the task alive.
         unsafe { runtime.ready().push_back(task) };
@@ -94,7 +97,7 @@ pub(crate) unsafe fn wake_in_loop(runtime: &Runtime, waker: Waker) {
 /// # Safety
 ///
 /// As [`wake_task`]; `runtime` is the task's.
-#[inline]
+#[inline(always)]
 unsafe fn wake_on_stack(runtime: &'static Runtime, task: NonNull<Header>) {
     if runtime.current_task() == Some(task) {
         // The task has woken itself, not something that it waited for: it yields.
@@ -110,15 +113,13 @@ unsafe fn wake_on_stack(runtime: &'static Runtime, task: NonNull<Header>) {
     runtime.enter_task();
 }
 
+/// In an interrupt, or on another core.
+///
 /// # Safety
 ///
 /// As [`wake_task`]; `runtime` is the task's.
 #[inline(never)]
-unsafe fn wake_the_long_way(runtime: &'static Runtime, task: NonNull<Header>) {
-    if ready::is_here(runtime) {
-        // SAFETY: passed on; in a stackful task, since preemption is enabled.
-        return unsafe { wake_on_stack(runtime, task) };
-    }
+unsafe fn wake_elsewhere(runtime: &'static Runtime, task: NonNull<Header>) {
     // Preempted between the flag and the push, a waker would keep the task from the queue for as
     // long as it stays preempted itself.
     let _guard = PreemptGuard::new();
@@ -138,8 +139,9 @@ fn release(task: NonNull<Header>) {
     }
 }
 
-/// Drops one reference, which is likely to be the last.
-#[inline]
+/// Drops one reference, which is likely to be the last. Out of line, so that the drop which calls this is small
+/// enough to be inlined: what has it is then kept in registers.
+#[inline(never)]
 pub(crate) fn release_last(task: NonNull<Header>) {
     // SAFETY: the caller has the reference that it drops.
     if unsafe { task.as_ref() }.state.release_last() {
