@@ -437,7 +437,7 @@ unsafe fn push_new_elsewhere(runtime: &Runtime, task: NonNull<Header>) -> Result
 
 /// Frees a task whose last reference is gone: here, if that needs no allocator, which the caller may be in the
 /// middle of; else by its runtime's loop. Any context.
-#[inline]
+#[inline(never)]
 pub(crate) fn free(task: NonNull<Header>) {
     // SAFETY: without references it is the caller's alone.
     let Some(runtime) = unsafe { task.as_ref() }.runtime.get() else { return };

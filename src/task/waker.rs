@@ -139,9 +139,8 @@ fn release(task: NonNull<Header>) {
     }
 }
 
-/// Drops one reference, which is likely to be the last. Out of line, so that the drop which calls this is small
-/// enough to be inlined: what has it is then kept in registers.
-#[inline(never)]
+/// Drops one reference, which is likely to be the last.
+#[inline]
 pub(crate) fn release_last(task: NonNull<Header>) {
     // SAFETY: the caller has the reference that it drops.
     if unsafe { task.as_ref() }.state.release_last() {
