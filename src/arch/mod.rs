@@ -29,7 +29,7 @@
 //! | x86_64: TF, NT | the processor clears them; `iretq` restores them | not kept |
 //! | **The right to access users' pages** | | |
 //! | riscv64: SUM, MXR | cleared for the handler; restored | given up, and given back |
-//! | x86_64: AC (with SMAP) | cleared for the handler; `iretq` restores it. Hosted (alignment checks): the first instructions of hal-shim's handler clear it | given up, and given back |
+//! | x86_64: AC (with SMAP) | cleared for the handler; `iretq` restores it. Hosted (alignment checks): the first instructions of hal-shim's handler clear it | given up, and given back. Hosted: not looked at |
 //! | loongarch64 | there is none | |
 //! | **Reservations** | | |
 //! | riscv64: `lr`/`sc` | each return ends them by an `sc.d` | compiled code has none in a call |

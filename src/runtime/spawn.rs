@@ -205,15 +205,26 @@ where
             // SAFETY: passed on.
             return unsafe { self.spawn_from(Origin::Here) };
         }
-        if size_of::<F>() > IN_REGISTERS {
+        if size_of::<F>() <= IN_REGISTERS {
             // SAFETY: passed on.
-            return unsafe { self.spawn_with_guard() };
+            return unsafe { self.spawn_a_copy() };
         }
-        // SAFETY: as the original, for a copy of the future, which nothing else uses as one.
-        unsafe {
-            let copy = MaybeUninit::new(self.future.read());
-            New { future: copy.as_ptr(), ..self }.spawn_with_guard()
-        }
+        // SAFETY: passed on.
+        unsafe { self.spawn_with_guard() }
+    }
+
+    /// As [`spawn_with_guard`](Self::spawn_with_guard), for a small future. In a function of its own, as in an
+    /// unoptimized build it has room for a future on the stack.
+    ///
+    /// # Safety
+    ///
+    /// As [`spawn`](Self::spawn).
+    #[inline]
+    unsafe fn spawn_a_copy(self) -> Spawned<F> {
+        // SAFETY: passed on. Only the copy is used from here on.
+        let copy = MaybeUninit::new(unsafe { self.future.read() });
+        // SAFETY: passed on.
+        unsafe { New { future: copy.as_ptr(), ..self }.spawn_with_guard() }
     }
 
     /// From a stackful task, which may be preempted here, or from elsewhere.
