@@ -8,7 +8,7 @@ use crate::stackful::{self, Stall};
 
 /// The shortest [`Config::slice`]. In a shorter one, a task might make no progress: the switch to its
 /// stack takes time too.
-pub const LEAST_SLICE: Duration = Duration::from_micros(10);
+pub const MIN_SLICE: Duration = Duration::from_micros(10);
 
 /// How many slices pass between two calls of [`Config::on_stall`], at least.
 pub const STALL_SLICES: u32 = 32;
@@ -19,7 +19,7 @@ pub const STALL_SLICES: u32 = 32;
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
     /// How long a stackful task keeps the core while other stackful ones want it. At least
-    /// [`LEAST_SLICE`]; default: 1 ms.
+    /// [`MIN_SLICE`]; default: 1 ms.
     ///
     /// It may be **up to two** slices: a task that follows one that has left early runs under the alarm
     /// that was set for that one, and when it fires, has a whole slice from there (this saves setting
@@ -35,11 +35,11 @@ pub struct Config {
     pub stack_size: usize,
     /// How many stacks there may be, at least 1. A stackful task for which there is none waits, and
     /// `on_stall` is called. Default: as many as memory allows.
-    pub stacks: usize,
+    pub max_stacks: usize,
     /// How many stacks are kept that no task holds; a stack that is given back beyond that is freed. 0
     /// counts as 1: one is kept, which tasks use by turns. Default: 16 on a target without an operating
     /// system, 64 hosted. See also [`Runtime::trim`](crate::Runtime::trim).
-    pub idle_stacks: usize,
+    pub max_idle_stacks: usize,
     /// How many bytes of the memory of finished tasks are kept for new ones, which then need no call of the
     /// allocator. Default: 64 KiB on a target without an operating system, 16 MiB hosted.
     pub task_memory: usize,
@@ -62,8 +62,8 @@ impl Config {
         Self {
             slice: Duration::from_millis(1),
             stack_size: if cfg!(target_os = "none") { 16 * 1024 } else { 64 * 1024 },
-            stacks: usize::MAX,
-            idle_stacks: if cfg!(target_os = "none") { 16 } else { 64 },
+            max_stacks: usize::MAX,
+            max_idle_stacks: if cfg!(target_os = "none") { 16 } else { 64 },
             task_memory: if cfg!(target_os = "none") { 64 * 1024 } else { 16 * 1024 * 1024 },
             on_stall: None,
             on_panic: None,
@@ -72,13 +72,13 @@ impl Config {
 
     /// Checks what was chosen.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        if self.slice < LEAST_SLICE {
+        if self.slice < MIN_SLICE {
             return Err(ConfigError::SliceTooShort);
         }
-        if self.stacks == 0 {
+        if self.max_stacks == 0 {
             return Err(ConfigError::NoStacks);
         }
-        let least = stackful::least_stack_size();
+        let least = stackful::min_stack_size();
         if self.stack_size < least {
             return Err(ConfigError::StackTooSmall { least });
         }
@@ -104,7 +104,7 @@ impl Default for Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// The slice is zero, or shorter than [`LEAST_SLICE`].
+    /// The slice is zero, or shorter than [`MIN_SLICE`].
     SliceTooShort,
     /// No stackful task could run without a stack.
     NoStacks,
@@ -122,9 +122,9 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SliceTooShort => {
-                write!(f, "Config::slice is too short: give at least {LEAST_SLICE:?}")
+                write!(f, "Config::slice is too short: give at least {MIN_SLICE:?}")
             }
-            Self::NoStacks => f.write_str("Config::stacks is zero: allow at least one"),
+            Self::NoStacks => f.write_str("Config::max_stacks is zero: allow at least one"),
             Self::StackTooSmall { least } => {
                 write!(f, "Config::stack_size is too small: give at least {least} bytes")
             }

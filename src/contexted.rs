@@ -32,13 +32,13 @@ pub trait Hooks: Send + Sync + 'static {
 
 /// What a poll is inside of, and inside of which others that is.
 pub(crate) struct Scope<'a> {
-    inside_of: Surroundings<'a>,
+    inside_of: ScopeEntry<'a>,
     outer: ScopeLink,
 }
 
 /// What a future can put around the polls of another.
 #[derive(Clone, Copy)]
-pub(crate) enum Surroundings<'a> {
+pub(crate) enum ScopeEntry<'a> {
     /// Hooks, outermost first.
     Hooks(&'a [Arc<dyn Hooks>]),
     /// A task-local value: which one's, and where it is.
@@ -98,8 +98,8 @@ impl Scope<'_> {
 
     fn hooks(&self) -> &[Arc<dyn Hooks>] {
         match self.inside_of {
-            Surroundings::Hooks(hooks) => hooks,
-            Surroundings::Value { .. } => &[],
+            ScopeEntry::Hooks(hooks) => hooks,
+            ScopeEntry::Value { .. } => &[],
         }
     }
 }
@@ -115,14 +115,14 @@ impl Drop for NoPanic {
 }
 
 /// Runs `code` inside of `surroundings`, of which the runtime knows if the task is preempted there.
-pub(crate) fn within<R>(surroundings: Surroundings<'_>, code: impl FnOnce() -> R) -> R {
+pub(crate) fn within<R>(surroundings: ScopeEntry<'_>, code: impl FnOnce() -> R) -> R {
     let mut scope = Scope::new(surroundings);
     let _inside = scope.begin();
     code()
 }
 
 impl<'a> Scope<'a> {
-    pub(crate) fn new(inside_of: Surroundings<'a>) -> Self {
+    pub(crate) fn new(inside_of: ScopeEntry<'a>) -> Self {
         Self { inside_of, outer: None }
     }
 
@@ -193,7 +193,7 @@ pub(crate) fn value(key: *const ()) -> Option<*const ()> {
         // SAFETY: the scopes of the poll that calls.
         let scope = unsafe { scope.as_ref() };
         match scope.inside_of {
-            Surroundings::Value { key: found, value } if found == key => return Some(value),
+            ScopeEntry::Value { key: found, value } if found == key => return Some(value),
             _ => next = scope.outer,
         }
     }
@@ -252,7 +252,7 @@ impl<F: Future> Future for Contexted<F> {
         let whole = (ptr::from_ref(this).cast(), type_of::<Self>());
         // SAFETY: as above.
         let future = unsafe { Pin::new_unchecked(&mut *this.future) };
-        within(Surroundings::Hooks(&this.hooks), || {
+        within(ScopeEntry::Hooks(&this.hooks), || {
             // A stackful future that is all that is inside makes the whole task stackful.
             let _inside = match Runtime::current() {
                 Some(runtime)
@@ -298,7 +298,7 @@ impl<F> Drop for Contexted<F> {
     fn drop(&mut self) {
         let future = &mut self.future;
         // SAFETY: dropped once, here, in its place.
-        within(Surroundings::Hooks(&self.hooks), || unsafe { ManuallyDrop::drop(future) });
+        within(ScopeEntry::Hooks(&self.hooks), || unsafe { ManuallyDrop::drop(future) });
     }
 }
 

@@ -89,7 +89,7 @@
 //! - A stack is held only while it holds frames, and does not leave its core while it does.
 //! - Preemption happens in the code of stackful tasks and nowhere else, and not under a
 //!   [`PreemptGuard`](preempt::PreemptGuard) or with interrupts masked: then it is
-//!   [owed](mod@preempt).
+//!   [pending](mod@preempt).
 //! - Waiting is bounded in time: what is woken goes first, and what computes or yields beside it still
 //!   gets a share of the core.
 //! - A panic in a drop, a waker or a callback of yours ends neither the loop nor another task: it goes
@@ -102,10 +102,10 @@
 extern crate alloc;
 
 pub mod arch;
-mod arena;
 mod config;
 mod contexted;
 mod fatal;
+mod freelist;
 pub mod platform;
 pub mod preempt;
 mod ready;
@@ -121,7 +121,7 @@ pub mod time;
 pub mod trap;
 mod yield_now;
 
-pub use config::{Config, ConfigError, LEAST_SLICE, STALL_SLICES};
+pub use config::{Config, ConfigError, MIN_SLICE, STALL_SLICES};
 pub use contexted::{Contexted, Hooks, contexted};
 pub use runtime::{
     Current, EnterError, LocalSpawner, Runtime, Shutdown, SpawnError, SpawnErrorReason, Stats,
@@ -132,7 +132,7 @@ pub use task::TaskId;
 pub use task::join::{JoinError, JoinHandle};
 pub use task::local::{NoValue, Scoped, TaskLocal};
 pub use task::panic::TaskPanic;
-#[doc(hidden)]
-pub use task::static_task::Room;
 pub use task::static_task::StaticTask;
+#[doc(hidden)]
+pub use task::static_task::TaskSpace;
 pub use yield_now::{YieldNow, yield_now};

@@ -26,7 +26,7 @@ use crate::sync::local::AtomicPtr;
 pub struct CoreSlot {
     runtime: AtomicPtr<Runtime>,
     /// A wake came for a [`block_on`](crate::block_on) that parks this core without a runtime.
-    rung: AtomicBool,
+    notified: AtomicBool,
     /// The number of the core that last did that.
     core: AtomicUsize,
 }
@@ -37,7 +37,7 @@ impl CoreSlot {
         pub fn new() -> Self {
             Self {
                 runtime: AtomicPtr::new(core::ptr::null_mut()),
-                rung: AtomicBool::new(false),
+                notified: AtomicBool::new(false),
                 core: AtomicUsize::new(0),
             }
         }
@@ -63,17 +63,17 @@ impl CoreSlot {
     }
 
     /// Wakes the core that is parked in `block_on`. Any context.
-    pub(crate) fn ring(&self) {
+    pub(crate) fn notify(&self) {
         // Release pairs with the acquire in `take_ring`: what was written before the wake is seen.
-        if !self.rung.swap(true, Ordering::Release) {
+        if !self.notified.swap(true, Ordering::Release) {
             bound::wake(self.core.load(Ordering::Relaxed));
         }
     }
 
-    /// Whether it was rung since the last time.
+    /// Whether it was notified since the last time.
     pub(crate) fn take_ring(&self) -> bool {
-        // Acquire pairs with the release in `ring`.
-        self.rung.swap(false, Ordering::Acquire)
+        // Acquire pairs with the release in `notify`.
+        self.notified.swap(false, Ordering::Acquire)
     }
 }
 
@@ -86,12 +86,12 @@ impl Default for CoreSlot {
 /// Whether the calling code was interrupted into: the answer to [`Platform::in_interrupt`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InInterrupt {
-    /// Certainly not: this is task context, and wakes may take the short way into the ready queue.
+    /// Certainly not: this is task context, and wakes may take the fast path into the ready queue.
     No,
     /// Certainly: an interrupt or signal handler is running.
     Yes,
     /// Unknown. Always safe.
-    Perhaps,
+    Unknown,
 }
 
 /// Whether the calling code may be interrupted: the answer to [`Platform::interrupts`].
@@ -219,7 +219,7 @@ pub unsafe trait Platform: Sync + 'static {
     ///
     /// Override it. It is asked after each poll, and on most processors one instruction answers it. With
     /// the default, [`Unknown`](Interrupts::Unknown), two things are lost: the runtime does not notice a
-    /// task that leaves interrupts masked; and a preemption that is owed when a guard drops comes with
+    /// task that leaves interrupts masked; and a preemption that is pending when a guard drops comes with
     /// one more alarm, and not with the drop.
     #[inline]
     fn interrupts(&self) -> Interrupts {
@@ -228,15 +228,15 @@ pub unsafe trait Platform: Sync + 'static {
 
     /// Whether the caller is an interrupt handler. Answer [`No`](InInterrupt::No) only if certain.
     fn in_interrupt(&self) -> InInterrupt {
-        InInterrupt::Perhaps
+        InInterrupt::Unknown
     }
 
     /// Whether the code that was just interrupted may be left for a while. Called in `on_timer` and
-    /// `on_interrupt`; and in task context, of the calling code, before an owed preemption and in
+    /// `on_interrupt`; and in task context, of the calling code, before a pending preemption and in
     /// [`block_on`](crate::block_on), which panics if this says `false`.
     ///
     /// A kernel that has a preempt count of its own, say in its spin locks, answers whether that is zero.
-    /// A preemption that was due meanwhile is owed. It comes when the kernel calls
+    /// A preemption that was due meanwhile is pending. It comes when the kernel calls
     /// [`preempt::point`](crate::preempt::point), as it should when its count gets to zero; without that,
     /// when [an alarm asks again](crate::preempt), at the latest 10 ms or a slice after the last "no".
     fn may_preempt(&self) -> bool {
@@ -244,7 +244,7 @@ pub unsafe trait Platform: Sync + 'static {
     }
 
     /// Calls `leave` once. It gives the core to other tasks, where a stackful task drops a guard (or
-    /// calls [`preempt::point`](crate::preempt::point)) while a preemption is owed, and returns when the
+    /// calls [`preempt::point`](crate::preempt::point)) while a preemption is pending, and returns when the
     /// task goes on.
     ///
     /// The task's code does not expect a switch there. So what belongs to that code, but lies in one
@@ -288,8 +288,8 @@ pub unsafe trait Platform: Sync + 'static {
     /// The least size of a stack in bytes, without what the runtime itself keeps on it. A platform whose
     /// traps take more than the backend counts adds that here: the size of Linux's signal frames depends
     /// on the processor.
-    fn least_stack(&self) -> usize {
-        Self::Backend::LEAST_STACK
+    fn min_stack(&self) -> usize {
+        Self::Backend::MIN_STACK
     }
 
     /// Memory for a stack of `size` bytes (a multiple of 16), aligned to 16; `None` if there is
@@ -429,8 +429,8 @@ macro_rules! bind_platform {
                 unsafe { $name.free_stack(base, size) }
             }
             #[unsafe(no_mangle)]
-            fn __trapline_bind_platform_least_stack() -> usize {
-                $name.least_stack()
+            fn __trapline_bind_platform_min_stack() -> usize {
+                $name.min_stack()
             }
             #[unsafe(no_mangle)]
             unsafe fn __trapline_bind_platform_prepare(
@@ -480,7 +480,7 @@ pub(crate) mod bound {
             size: usize,
         ) -> Option<NonNull<u8>>;
         pub(crate) unsafe fn __trapline_bind_platform_free_stack(base: NonNull<u8>, size: usize);
-        pub(crate) safe fn __trapline_bind_platform_least_stack() -> usize;
+        pub(crate) safe fn __trapline_bind_platform_min_stack() -> usize;
         pub(crate) unsafe fn __trapline_bind_platform_prepare(
             top: NonNull<u8>,
             main: StackMain,
@@ -497,10 +497,10 @@ pub(crate) mod bound {
         __trapline_bind_platform_free_stack as free_stack,
         __trapline_bind_platform_in_interrupt as in_interrupt,
         __trapline_bind_platform_interrupts as interrupts,
-        __trapline_bind_platform_least_stack as least_stack,
         __trapline_bind_platform_mask_interrupts as mask_interrupts,
         __trapline_bind_platform_may_end as may_end,
-        __trapline_bind_platform_may_preempt as may_preempt, __trapline_bind_platform_now as now,
+        __trapline_bind_platform_may_preempt as may_preempt,
+        __trapline_bind_platform_min_stack as min_stack, __trapline_bind_platform_now as now,
         __trapline_bind_platform_park as park, __trapline_bind_platform_prepare as prepare,
         __trapline_bind_platform_preserving as preserving,
         __trapline_bind_platform_restore_interrupts as restore_interrupts,

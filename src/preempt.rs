@@ -3,10 +3,10 @@
 //! A core has one preempt count. It is zero while the code of a stackful task runs, and more than
 //! that everywhere else: in the runtime's own code, in plain tasks, and under a [`PreemptGuard`]. An
 //! interrupt that ought to preempt while the count is not zero sets a flag (need_resched) instead:
-//! the preemption is *owed*, and comes when the count is zero again.
+//! the preemption is *pending*, and comes when the count is zero again.
 //!
 //! Two things can hold it up even then: interrupts are masked, or the
-//! [platform](crate::platform::Platform::may_preempt) says no. It stays owed, and comes with the next
+//! [platform](crate::platform::Platform::may_preempt) says no. It stays pending, and comes with the next
 //! guard that drops, the next [`point()`], or the alarm. Where interrupts are masked, the alarm is set
 //! to fire as soon as they are enabled. After a "no" it asks again a slice later, and after each
 //! further "no" twice as late as before, up to 16 slices or 10 ms, whichever is less (but not before
@@ -30,18 +30,18 @@ use crate::platform::bound;
 use crate::stackful::Reason;
 use crate::sync::local::{AtomicBool, AtomicU64, AtomicUsize, Ordering, compiler_fence};
 
-/// The preempt count of one core and its need_resched flag. The gate is open while the count is zero.
+/// The preempt count of one core and its need_resched flag. Preemption is enabled while the count is zero.
 /// Only that core and its interrupts touch it, so all is relaxed, and compiler fences keep the order
 /// that an interrupt sees.
 #[derive(Debug)]
-pub(crate) struct Gate {
+pub(crate) struct PreemptCount {
     /// How many reasons there are to keep the core. The runtime's own code is one.
-    shut: AtomicUsize,
-    /// A preemption was due where it could not be: the gate was shut, interrupts were masked, or the platform
+    count: AtomicUsize,
+    /// A preemption was due where it could not be: the preempt count was not zero, interrupts were masked, or the platform
     /// said no.
-    owed: AtomicBool,
+    pending: AtomicBool,
     /// The loop shall look at more than the inbox before its next poll: at the alarm and the timers.
-    called: AtomicBool,
+    need_resched: AtomicBool,
     /// How often all guards were declared void.
     epoch: AtomicUsize,
     /// How many alarms could not preempt since `may_preempt` said no, and in which stretch of a task.
@@ -49,12 +49,12 @@ pub(crate) struct Gate {
     refused_in: AtomicU64,
 }
 
-impl Gate {
+impl PreemptCount {
     pub(crate) const fn new() -> Self {
         Self {
-            shut: AtomicUsize::new(0),
-            owed: AtomicBool::new(false),
-            called: AtomicBool::new(false),
+            count: AtomicUsize::new(0),
+            pending: AtomicBool::new(false),
+            need_resched: AtomicBool::new(false),
             epoch: AtomicUsize::new(0),
             refused: AtomicU64::new(0),
             refused_in: AtomicU64::new(0),
@@ -65,43 +65,43 @@ impl Gate {
     /// their drops do nothing.
     pub(crate) fn void_guards(&self) {
         self.epoch.store(self.epoch.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        self.set_depth(1);
+        self.set(1);
     }
 
     #[inline]
-    pub(crate) fn is_open(&self) -> bool {
-        self.depth() == 0
+    pub(crate) fn is_zero(&self) -> bool {
+        self.get() == 0
     }
 
     /// How many reasons keep it shut.
     #[inline]
-    pub(crate) fn depth(&self) -> usize {
-        self.shut.load(Ordering::Relaxed)
+    pub(crate) fn get(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
     }
 
     /// Sets the number of reasons: to 1 for the runtime's own code, to 0 for the code of a task.
     #[inline]
-    pub(crate) fn set_depth(&self, depth: usize) {
+    pub(crate) fn set(&self, depth: usize) {
         compiler_fence(Ordering::SeqCst);
-        self.shut.store(depth, Ordering::Relaxed);
+        self.count.store(depth, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
     }
 
     /// One reason more. Any context.
     #[inline]
-    fn deepen(&self) {
-        self.set_depth(self.depth() + 1);
+    fn increment(&self) {
+        self.set(self.get() + 1);
     }
 
     #[inline]
-    pub(crate) fn owe(&self) {
-        self.owed.store(true, Ordering::Relaxed);
-        self.call();
+    pub(crate) fn set_pending(&self) {
+        self.pending.store(true, Ordering::Relaxed);
+        self.set_need_resched();
     }
 
     #[inline]
-    pub(crate) fn owes(&self) -> bool {
-        self.owed.load(Ordering::Relaxed)
+    pub(crate) fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::Relaxed)
     }
 
     /// `may_preempt` said no to an alarm. `stretch` is the number of stretches that tasks have had on the
@@ -123,36 +123,36 @@ impl Gate {
 
     /// After how many nanoseconds the next alarm asks `may_preempt` again.
     pub(crate) fn retry_after(&self, slice: u64, stretch: u64) -> u64 {
-        /// In nanoseconds. In a kernel that calls no `point`, an owed preemption waits at most so long.
-        const MOST: u64 = 10_000_000;
+        /// In nanoseconds. In a kernel that calls no `point`, a pending preemption waits at most so long.
+        const MAX: u64 = 10_000_000;
         /// Where slices are short, so many of them are enough.
-        const MOST_SLICES: u64 = 16;
-        let slices = 1 << self.refusals(stretch).min(MOST_SLICES.ilog2().into());
-        slice.saturating_mul(slices).min(slice.max(MOST))
+        const MAX_SLICES: u64 = 16;
+        let slices = 1 << self.refusals(stretch).min(MAX_SLICES.ilog2().into());
+        slice.saturating_mul(slices).min(slice.max(MAX))
     }
 
-    /// The task leaves the core, so nothing is owed. That the loop was called stays noted.
+    /// The task leaves the core, so nothing is pending. That the loop was called stays noted.
     #[inline]
-    pub(crate) fn settle(&self) {
-        self.owed.store(false, Ordering::Relaxed);
+    pub(crate) fn clear_pending(&self) {
+        self.pending.store(false, Ordering::Relaxed);
     }
 
     /// Calls the loop. Its core, any context.
     #[inline]
-    pub(crate) fn call(&self) {
-        self.called.store(true, Ordering::Relaxed);
+    pub(crate) fn set_need_resched(&self) {
+        self.need_resched.store(true, Ordering::Relaxed);
     }
 
     #[inline]
-    pub(crate) fn is_called(&self) -> bool {
-        self.called.load(Ordering::Relaxed)
+    pub(crate) fn need_resched(&self) -> bool {
+        self.need_resched.load(Ordering::Relaxed)
     }
 
-    /// The loop is about to look. It has the core, so nothing is owed to it.
+    /// The loop is about to look. It has the core, so nothing is pending to it.
     #[inline]
-    pub(crate) fn answer(&self) {
-        self.called.store(false, Ordering::Relaxed);
-        self.settle();
+    pub(crate) fn clear_need_resched(&self) {
+        self.need_resched.store(false, Ordering::Relaxed);
+        self.clear_pending();
         // What an interrupt says after this, it says anew.
         compiler_fence(Ordering::SeqCst);
     }
@@ -186,41 +186,41 @@ impl Gate {
 /// - The handler interrupted task context, not another handler: one that enables interrupts holds an
 ///   [`InterruptGuard`].
 /// - The handler holds no lock. If it holds a guard, or has preemption disabled, the core is not taken
-///   here: the preemption is owed.
+///   here: the preemption is pending.
 pub unsafe fn on_timer() {
     let Some(runtime) = bound::slot().runtime() else { return };
     let alarm = runtime.alarm();
     let now = bound::now();
-    if !runtime.gate().is_open() {
+    if !runtime.preempt_count().is_zero() {
         alarm.forget();
         alarm.set_due(now);
-        runtime.gate().owe();
+        runtime.preempt_count().set_pending();
         return;
     }
     if alarm.protects() && alarm.stays(now) {
         // If the task leaves by itself before that time, the loop looks at the timers then.
         alarm.set_due(now);
-        runtime.gate().call();
+        runtime.preempt_count().set_need_resched();
         return;
     }
     let left = match alarm.look(now, runtime.slice(), runtime.timers().next()) {
         Some(left) => {
             alarm.set_due(now);
-            runtime.gate().call();
+            runtime.preempt_count().set_need_resched();
             left
         }
-        None if runtime.is_wanted() || alarm.take_put_off() => {
+        None if runtime.is_wanted() || alarm.take_deferred() => {
             alarm.slice_left(now, runtime.slice())
         }
         None => return,
     };
     if !bound::may_preempt() {
-        runtime.gate().refuse(runtime.polls());
+        runtime.preempt_count().refuse(runtime.polls());
         alarm.forget();
-        runtime.put_off(false);
+        runtime.defer(false);
         return;
     }
-    // SAFETY: the gate is open, so this is a stackful task's stack, which the caller promises.
+    // SAFETY: the preempt count is zero, so this is a stackful task's stack, which the caller promises.
     unsafe { runtime.leave_preempted(left, now, Reason::Interrupted) };
 }
 
@@ -238,17 +238,17 @@ pub unsafe fn on_interrupt() {
     if !runtime.is_wanted() {
         return;
     }
-    if !runtime.gate().is_open() {
-        runtime.gate().owe();
+    if !runtime.preempt_count().is_zero() {
+        runtime.preempt_count().set_pending();
     } else if !bound::may_preempt() {
-        runtime.put_off(false);
+        runtime.defer(false);
     } else {
         let (alarm, now) = (runtime.alarm(), bound::now());
         if alarm.protects() && alarm.stays(now) {
             return;
         }
         let left = alarm.slice_left(now, runtime.slice());
-        // SAFETY: the gate is open, so this is a stackful task's stack, which the caller promises.
+        // SAFETY: the preempt count is zero, so this is a stackful task's stack, which the caller promises.
         unsafe { runtime.leave_preempted(left, now, Reason::Interrupted) };
     }
 }
@@ -272,8 +272,8 @@ pub unsafe fn on_interrupt() {
 /// - The handler holds no lock and no guard. What the task itself holds stays held.
 pub unsafe fn end_task() {
     let Some(runtime) = bound::slot().runtime() else { return };
-    if runtime.is_on_stack() && runtime.gate().is_open() && bound::may_end() {
-        // SAFETY: the gate is open, so this is a stackful task's own code, which the caller interrupted.
+    if runtime.is_on_stack() && runtime.preempt_count().is_zero() && bound::may_end() {
+        // SAFETY: the preempt count is zero, so this is a stackful task's own code, which the caller interrupted.
         unsafe { runtime.end_stack() }
     }
 }
@@ -288,12 +288,12 @@ pub unsafe fn end_task() {
 pub fn disable() {
     // Preempted since the look at the slot, the task goes on on the same core and so in the same runtime.
     if let Some(runtime) = bound::slot().runtime() {
-        runtime.gate().deepen();
+        runtime.preempt_count().increment();
     }
 }
 
-/// Takes one [`disable`] back. If the preempt count gets to zero and a preemption is owed, other tasks
-/// have the core before this returns; in an interrupt, or where interrupts are masked, it stays owed.
+/// Takes one [`disable`] back. If the preempt count gets to zero and a preemption is pending, other tasks
+/// have the core before this returns; in an interrupt, or where interrupts are masked, it stays pending.
 ///
 /// # Panics
 ///
@@ -307,11 +307,11 @@ pub fn disable() {
 #[inline]
 pub unsafe fn enable() {
     let Some(runtime) = bound::slot().runtime() else { return };
-    match runtime.gate().depth() {
-        1 if runtime.is_on_stack() => runtime.enter_task(),
+    match runtime.preempt_count().get() {
+        1 if runtime.is_on_stack() => runtime.preempt_enable(),
         // In all other code than a stackful task's, one reason is the runtime's own.
         0 | 1 => never_disabled(),
-        depth => runtime.gate().set_depth(depth - 1),
+        depth => runtime.preempt_count().set(depth - 1),
     }
 }
 
@@ -321,7 +321,7 @@ fn never_disabled() -> ! {
     panic!("preempt::enable was called more often than preempt::disable")
 }
 
-/// A preemption point: if a preemption is owed and nothing forbids it any more, other tasks have the
+/// A preemption point: if a preemption is pending and nothing forbids it any more, other tasks have the
 /// core before this returns. If not, it does nothing, and costs a few instructions.
 ///
 /// Any context: it does nothing in an interrupt, with interrupts masked, under a guard, in plain tasks
@@ -334,7 +334,7 @@ fn never_disabled() -> ! {
 #[inline]
 pub fn point() {
     if let Some(runtime) = bound::slot().runtime()
-        && runtime.gate().owes()
+        && runtime.preempt_count().is_pending()
     {
         pay_here(runtime);
     }
@@ -343,18 +343,18 @@ pub fn point() {
 #[cold]
 #[inline(never)]
 fn pay_here(runtime: &'static Runtime) {
-    if runtime.is_on_stack() && runtime.gate().is_open() {
-        runtime.gate().set_depth(1);
-        runtime.enter_task();
+    if runtime.is_on_stack() && runtime.preempt_count().is_zero() {
+        runtime.preempt_count().set(1);
+        runtime.preempt_enable();
     }
 }
 
 /// Forbids preemption on this core while it lives.
 ///
 /// A stackful task holds one while it touches per-core or thread-local data of the kernel's, and no
-/// longer than needed: if its slice ends meanwhile, a preemption is owed, and comes when the last guard
+/// longer than needed: if its slice ends meanwhile, a preemption is pending, and comes when the last guard
 /// drops. With interrupts masked, or while [`may_preempt`](crate::platform::Platform::may_preempt) says
-/// no, the drop leaves it [owed](self). Guards nest. In plain tasks, in interrupts and outside of a
+/// no, the drop leaves it [pending](self). Guards nest. In plain tasks, in interrupts and outside of a
 /// runtime they have no effect and cost a few instructions.
 ///
 /// A guard must not be held across an await.
@@ -366,14 +366,14 @@ fn pay_here(runtime: &'static Runtime) {
 #[derive(Debug)]
 #[must_use = "preemption is forbidden for as long as the guard lives"]
 pub struct PreemptGuard {
-    shut: Shut,
+    increment: Increment,
 }
 
 impl PreemptGuard {
     /// Forbids preemption. Any context.
     #[inline]
     pub fn new() -> Self {
-        Self { shut: Shut::new(bound::slot().runtime()) }
+        Self { increment: Increment::new(bound::slot().runtime()) }
     }
 }
 
@@ -386,12 +386,12 @@ impl Default for PreemptGuard {
 impl Drop for PreemptGuard {
     #[inline]
     fn drop(&mut self) {
-        let Some(runtime) = self.shut.runtime else { return };
-        let gate = runtime.gate();
-        if !self.shut.is_void() && gate.depth() == 1 && runtime.is_on_stack() {
-            self.shut.runtime = None;
-            // Opens the gate, and leaves first if something is owed and this is no interrupt.
-            runtime.enter_task();
+        let Some(runtime) = self.increment.runtime else { return };
+        let count = runtime.preempt_count().get();
+        if !self.increment.is_void() && count == 1 && runtime.is_on_stack() {
+            self.increment.runtime = None;
+            // Enables preemption, and leaves first if something is pending and this is no interrupt.
+            runtime.preempt_enable();
         }
     }
 }
@@ -403,7 +403,7 @@ impl Drop for PreemptGuard {
 #[derive(Debug)]
 #[must_use = "preemption is forbidden for as long as the guard lives"]
 pub struct InterruptGuard {
-    _shut: Shut,
+    _increment: Increment,
 }
 
 impl InterruptGuard {
@@ -413,45 +413,45 @@ impl InterruptGuard {
     ///
     /// - It is called in an interrupt handler, before that enables interrupts.
     /// - It is dropped after the handler has masked them again.
-    /// - The handler then ends in [`on_timer`] or [`on_interrupt`], where an owed preemption comes.
+    /// - The handler then ends in [`on_timer`] or [`on_interrupt`], where a pending preemption comes.
     pub unsafe fn new() -> Self {
-        Self { _shut: Shut::new(bound::slot().runtime()) }
+        Self { _increment: Increment::new(bound::slot().runtime()) }
     }
 }
 
-/// One reason to keep the gate shut.
+/// One increment of the preempt count.
 #[derive(Debug)]
-struct Shut {
+struct Increment {
     runtime: Option<&'static Runtime>,
     epoch: usize,
-    /// The gate is this core's.
+    /// The preempt count is this core's.
     not_send: PhantomData<*mut ()>,
 }
 
-impl Shut {
+impl Increment {
     #[inline]
     fn new(runtime: Option<&'static Runtime>) -> Self {
         // Preempted since the look at the slot, the task goes on on the same core and so in the same
         // runtime.
         if let Some(runtime) = runtime {
-            runtime.gate().deepen();
+            runtime.preempt_count().increment();
         }
-        let epoch = runtime.map_or(0, |r| r.gate().epoch.load(Ordering::Relaxed));
+        let epoch = runtime.map_or(0, |r| r.preempt_count().epoch.load(Ordering::Relaxed));
         Self { runtime, epoch, not_send: PhantomData }
     }
 
     fn is_void(&self) -> bool {
-        self.runtime.is_none_or(|r| r.gate().epoch.load(Ordering::Relaxed) != self.epoch)
+        self.runtime.is_none_or(|r| r.preempt_count().epoch.load(Ordering::Relaxed) != self.epoch)
     }
 }
 
-impl Drop for Shut {
+impl Drop for Increment {
     #[inline]
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime
             && !self.is_void()
         {
-            runtime.gate().set_depth(runtime.gate().depth() - 1);
+            runtime.preempt_count().set(runtime.preempt_count().get() - 1);
         }
     }
 }

@@ -2,7 +2,7 @@
 //! other code pushes into.
 //!
 //! Only the owning core touches the FIFO, in task context, with preemption disabled ([the short
-//! way](short_way)). "This is the owning core" is true in an interrupt on that core as well, and
+//! way](on_fast_path)). "This is the owning core" is true in an interrupt on that core as well, and
 //! one that came halfway through a push would lose a task; so would a task that is preempted there.
 //! All other code publishes to the inbox: a stack of tasks on one atomic word, pushed by one
 //! compare-and-swap and
@@ -17,7 +17,7 @@
 use core::ptr::{self, NonNull};
 
 use crate::Runtime;
-use crate::arena::Arena;
+use crate::freelist::FreeList;
 use crate::platform::{InInterrupt, bound};
 use crate::preempt::PreemptGuard;
 use crate::sync::atomic::{AtomicPtr, Ordering};
@@ -204,7 +204,7 @@ pub(crate) enum Push {
     /// be one that the platform cannot see.
     Local,
     /// A task to be freed: it can wait until the core is there anyway.
-    Dead,
+    Reap,
 }
 
 /// The inbox is closed.
@@ -280,22 +280,22 @@ impl Inbox {
             if tags & refused != 0 {
                 return Err(Closed);
             }
-            let rings = match push {
+            let notifies = match push {
                 Push::Urgent => PARKED | STACKFUL,
                 Push::Local => PARKED,
-                Push::Dead => 0,
+                Push::Reap => 0,
             };
-            let ring = tags & rings != 0;
-            // The first who rings takes the request along; the others leave it to whom it concerns.
-            let kept = if ring { tags & CLOSED } else { tags };
+            let notify = tags & notifies != 0;
+            // The first who notifies takes the request along; the others leave it to whom it concerns.
+            let kept = if notify { tags & CLOSED } else { tags };
             // SAFETY: the link is the pusher's until the swap (rule 3).
             unsafe { set_next(task, task_of(word)) };
             let new = task.as_ptr().map_addr(|address| address | kept);
             // Release pairs with the acquire in `take`: the link, and for a new task all of it. Older
             // pushes keep their effect since each push is a read-modify-write. Acquire pairs with
-            // the release in `announce`: who rings must see which core it is.
+            // the release in `announce`: who notifies must see which core it is.
             match self.word.compare_exchange_weak(word, new, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return Ok(ring),
+                Ok(_) => return Ok(notify),
                 Err(found) => word = found,
             }
         }
@@ -336,7 +336,7 @@ impl Inbox {
             }
             let new = tagged(tags(word) & CLOSED | tag);
             // Pusher and core agree by the order of changes to this one word. Release is for what the
-            // pusher reads to ring: the number of this core.
+            // pusher reads to notify: the number of this core.
             match self.word.compare_exchange_weak(word, new, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(found) => word = found,
@@ -354,13 +354,13 @@ impl Inbox {
 /// come between: only there may other code than the loop touch its FIFO, or free memory. A stackful
 /// task's code makes it so with a [`PreemptGuard`].
 #[inline]
-pub(crate) fn short_way(runtime: &Runtime) -> bool {
-    is_here(runtime) && !runtime.gate().is_open()
+pub(crate) fn on_fast_path(runtime: &Runtime) -> bool {
+    is_local(runtime) && !runtime.preempt_count().is_zero()
 }
 
 /// Whether this is certainly task context of `runtime`'s own core.
 #[inline]
-pub(crate) fn is_here(runtime: &Runtime) -> bool {
+pub(crate) fn is_local(runtime: &Runtime) -> bool {
     bound::slot().runtime().is_some_and(|own| ptr::eq(own, runtime))
         && bound::in_interrupt() == InInterrupt::No
 }
@@ -371,7 +371,7 @@ pub(crate) fn is_here(runtime: &Runtime) -> bool {
 ///
 /// Its state word told the caller to push it.
 pub(crate) unsafe fn push(runtime: &Runtime, task: NonNull<Header>) {
-    if short_way(runtime) {
+    if on_fast_path(runtime) {
         // SAFETY: this is the owning core, in task context between two steps of its loop, with
         // preemption disabled; the task is alive while it is queued.
         unsafe { runtime.ready().push_back(task) };
@@ -386,16 +386,16 @@ pub(crate) unsafe fn push(runtime: &Runtime, task: NonNull<Header>) {
 /// From where something is asked of a runtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// From where the [short way](short_way) is open.
-    Here,
+    /// From where the [fast path](on_fast_path) is open.
+    Local,
     /// From any other context.
-    Elsewhere,
+    Remote,
 }
 
 /// Where the caller is.
 #[inline]
 pub(crate) fn origin(runtime: &Runtime) -> Origin {
-    if short_way(runtime) { Origin::Here } else { Origin::Elsewhere }
+    if on_fast_path(runtime) { Origin::Local } else { Origin::Remote }
 }
 
 /// Publishes a new task. Any context.
@@ -410,9 +410,9 @@ pub(crate) unsafe fn push_new(
     task: NonNull<Header>,
     origin: Origin,
 ) -> Result<(), Closed> {
-    if origin == Origin::Elsewhere {
+    if origin == Origin::Remote {
         // SAFETY: passed on.
-        return unsafe { push_new_elsewhere(runtime, task) };
+        return unsafe { push_new_remote(runtime, task) };
     }
     if runtime.is_closed() {
         return Err(Closed);
@@ -426,7 +426,7 @@ pub(crate) unsafe fn push_new(
 ///
 /// As [`push_new`].
 #[inline(never)]
-unsafe fn push_new_elsewhere(runtime: &Runtime, task: NonNull<Header>) -> Result<(), Closed> {
+unsafe fn push_new_remote(runtime: &Runtime, task: NonNull<Header>) -> Result<(), Closed> {
     let _guard = PreemptGuard::new();
     // SAFETY: passed on.
     if unsafe { runtime.inbox().push_new(task, urgency(runtime)) }? {
@@ -441,8 +441,8 @@ unsafe fn push_new_elsewhere(runtime: &Runtime, task: NonNull<Header>) -> Result
 pub(crate) fn free(task: NonNull<Header>) {
     // SAFETY: without references it is the caller's alone.
     let Some(runtime) = unsafe { task.as_ref() }.runtime.get() else { return };
-    if short_way(runtime) {
-        free_here(runtime, task, Some(runtime.arena()));
+    if on_fast_path(runtime) {
+        free_local(runtime, task, Some(runtime.free_list()));
     } else {
         free_with_guard(runtime, task);
     }
@@ -452,24 +452,24 @@ pub(crate) fn free(task: NonNull<Header>) {
 #[inline(never)]
 fn free_with_guard(runtime: &'static Runtime, task: NonNull<Header>) {
     let _guard = PreemptGuard::new();
-    free_here(runtime, task, short_way(runtime).then(|| runtime.arena()));
+    free_local(runtime, task, on_fast_path(runtime).then(|| runtime.free_list()));
 }
 
-/// `arena` is that of `runtime` where the [short way](short_way) is open.
+/// `free_list` is that of `runtime` where the [fast path](on_fast_path) is open.
 #[inline]
-fn free_here(runtime: &Runtime, task: NonNull<Header>, arena: Option<&Arena>) {
+fn free_local(runtime: &Runtime, task: NonNull<Header>, free_list: Option<&FreeList>) {
     // SAFETY: as in `free`.
     let header = unsafe { task.as_ref() };
-    let arena = arena.filter(|arena| arena.keeps(header.vtable.layout));
-    if header.vtable.freed_anywhere || arena.is_some() {
-        // SAFETY: it calls no allocator, and the arena is used in task context of its core; the references are
+    let free_list = free_list.filter(|free_list| free_list.keeps(header.vtable.layout));
+    if header.vtable.freed_anywhere || free_list.is_some() {
+        // SAFETY: it calls no allocator, and the free_list is used in task context of its core; the references are
         // gone, and future and output went before them.
-        unsafe { Header::free(task, arena) };
+        unsafe { Header::free(task, free_list) };
     } else {
         // SAFETY: the caller's alone, and in no queue, since it had been finished. It stays alive
         // until the runtime frees it.
-        let ring = unsafe { runtime.inbox().push(task, Push::Dead) };
-        debug_assert!(!ring);
+        let notify = unsafe { runtime.inbox().push(task, Push::Reap) };
+        debug_assert!(!notify);
     }
 }
 

@@ -29,7 +29,7 @@
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::arch::{self, TrapContext};
-use crate::config::LEAST_SLICE;
+use crate::config::MIN_SLICE;
 use crate::platform::bound;
 use crate::time::nanoseconds;
 
@@ -138,12 +138,12 @@ impl TrapContext {
     /// - The address space that is loaded lets user mode reach only what this program may touch, and keeps
     ///   the kernel's part as it is.
     pub unsafe fn run(&mut self) -> Trap {
-        // What is owed is paid here rather than by an alarm in the middle of the program.
+        // What is pending is paid here rather than by an alarm in the middle of the program.
         crate::preempt::point();
         // What interrupts the program is handled on this stack.
         arch::touch_stack::<{ arch::HANDLER_STACK }>();
         let interrupts = bound::mask_interrupts();
-        let trap = if begin_stay() {
+        let trap = if begin_user_slice() {
             // SAFETY: interrupts are masked, and the caller promises the rest.
             unsafe { self.enter_user() };
             let trap = self.trap();
@@ -162,23 +162,20 @@ impl TrapContext {
 }
 
 /// Sees to it that a stay in user mode ends with the slice. `false`: the slice has ended already.
-fn begin_stay() -> bool {
+fn begin_user_slice() -> bool {
     let Some(runtime) = bound::slot().runtime() else { return true };
     if runtime.is_on_stack() {
         // The slice of the task that is on the stack.
         return true;
     }
-    if runtime.gate().owes() {
+    if runtime.preempt_count().is_pending() {
         // It is told once, so that who doesn't want to know makes progress.
-        runtime.gate().settle();
+        runtime.preempt_count().clear_pending();
         return false;
     }
     // Wakes by other cores shall interrupt the program, as they do a stackful task.
-    let slice = if runtime.inbox().announce_stackful() {
-        runtime.slice()
-    } else {
-        nanoseconds(LEAST_SLICE)
-    };
+    let slice =
+        if runtime.inbox().announce_stackful() { runtime.slice() } else { nanoseconds(MIN_SLICE) };
     let next_timer = runtime.timers().next();
     if runtime.alarm().begin_covered() {
         // A plain task's own timers are not looked at before its poll is over.

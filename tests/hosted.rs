@@ -573,7 +573,7 @@ fn a_debt_that_falls_due_in_a_panic_is_not_forgotten() {
     // The alarm falls between every two steps of paying a debt while panicking, sooner or later.
     with_runtime(|_| {
         let runtime = hal_shim::test::keep(Runtime::with_config(Config {
-            slice: trapline::LEAST_SLICE,
+            slice: trapline::MIN_SLICE,
             ..Config::new()
         }));
         for _ in 0..200 {
@@ -1461,11 +1461,11 @@ fn an_overflow_says_whose_before_the_process_dies() {
 
 /// A processor with large registers has signal frames that a stack must have room for.
 #[test]
-fn the_least_stack_grows_with_linuxs_signal_frames() {
+fn the_min_stack_grows_with_linuxs_signal_frames() {
     unsafe extern "C" {
         static mut environ: *mut *mut libc::c_char;
     }
-    const TEST: &str = "the_least_stack_grows_with_linuxs_signal_frames";
+    const TEST: &str = "the_min_stack_grows_with_linuxs_signal_frames";
     let Err(_) = in_child(TEST, "grows") else {
         let output = in_child(TEST, "grows").unwrap();
         assert!(output.status.success(), "{output:?}");
@@ -1747,7 +1747,7 @@ fn what_is_owed_in_a_panic_is_paid_after_it() {
 #[test]
 fn putting_off_backs_off() {
     let runtime = hal_shim::test::keep(Runtime::with_config(Config {
-        slice: trapline::LEAST_SLICE,
+        slice: trapline::MIN_SLICE,
         ..Config::new()
     }));
     // SAFETY: as in `with_runtime`.
@@ -2017,7 +2017,8 @@ fn a_plain_task_has_all_of_the_home_stack() {
 /// it is preempted as usual.
 #[test]
 fn a_guard_that_a_panic_leaves_counts_no_longer() {
-    let runtime = hal_shim::test::keep(Runtime::with_config(Config { stacks: 2, ..Config::new() }));
+    let runtime =
+        hal_shim::test::keep(Runtime::with_config(Config { max_stacks: 2, ..Config::new() }));
     let test = async {
         for by_guard in [false, true] {
             let panics = spawn(stackful(async move {

@@ -130,7 +130,7 @@ fn program() {
         stacks::idle_stacks_beyond_the_limit_are_freed,
         stacks::trim_frees_what_is_idle,
         stacks::trim_does_nothing_on_another_runtimes_stack_or_in_an_interrupt,
-        stacks::the_least_stack_is_enough,
+        stacks::the_min_stack_is_enough,
         stacks::a_hog_has_a_share_among_busy_plain_tasks,
         stacks::a_hog_has_its_share_among_stackful_tasks,
         stacks::a_hog_gets_on_beside_short_sleeps,

@@ -15,7 +15,7 @@ use atomic_waker::AtomicWaker;
 use trapline::preempt::PreemptGuard;
 use trapline::time::{now, sleep};
 use trapline::{
-    Config, Hooks, JoinError, LEAST_SLICE, LocalSpawner, Runtime, TaskBuilder, TaskPanic, block_on,
+    Config, Hooks, JoinError, LocalSpawner, MIN_SLICE, Runtime, TaskBuilder, TaskPanic, block_on,
     contexted, spawn, stackful, yield_now,
 };
 
@@ -80,7 +80,7 @@ impl Drop for Bomb {
 #[test]
 fn a_panic_stays_with_its_task() {
     // Owed slices end as soon as the panic is caught, while its payload is on its way.
-    run(Config { slice: LEAST_SLICE, ..Config::new() }, async |_| {
+    run(Config { slice: MIN_SLICE, ..Config::new() }, async |_| {
         for round in 0..20 {
             let panicking: [_; 8] = std::array::from_fn(|_| spawn(stackful(async { panic!("A") })));
             let others: [_; 8] = std::array::from_fn(|_| spawn(stackful(async { 7_u64 })));
@@ -223,7 +223,7 @@ fn callbacks_neither_end_the_loop_nor_leave_a_guard() {
     static STALLS: AtomicUsize = AtomicUsize::new(0);
     static REPORTED: Mutex<Vec<String>> = Mutex::new(Vec::new());
     let config = Config {
-        stacks: 1,
+        max_stacks: 1,
         on_stall: Some(|_| match STALLS.fetch_add(1, SeqCst) {
             0 => panic!("on_stall"),
             _ => std::mem::forget(PreemptGuard::new()),
@@ -430,7 +430,7 @@ fn block_on_in_a_drop_that_has_no_stack_says_so() {
     }
     static REPORTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
     let config = Config {
-        stacks: 1,
+        max_stacks: 1,
         on_panic: Some(|panic| REPORTS.lock().unwrap().push(panic.message().to_owned())),
         ..Config::new()
     };

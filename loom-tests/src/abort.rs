@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::task::Poll;
 
 use trapline::JoinError;
-use trapline::platform::InInterrupt::{self, No, Perhaps};
+use trapline::platform::InInterrupt::{self, No, Unknown};
 
 use crate::harness::{Drops, FireOnDrop, Signal, bounded, runtime};
 
@@ -35,11 +35,11 @@ fn against_poll(in_interrupt: InInterrupt) {
 
 #[test]
 fn abort_against_poll() {
-    against_poll(Perhaps);
+    against_poll(Unknown);
 }
 
 #[test]
-fn abort_against_poll_short_way() {
+fn abort_against_poll_fast_path() {
     against_poll(No);
 }
 
@@ -48,7 +48,7 @@ fn abort_against_poll_short_way() {
 #[test]
 fn abort_against_completion() {
     // In full it takes minutes.
-    bounded(3, Perhaps, || {
+    bounded(3, Unknown, || {
         let runtime = runtime();
         let signal = Signal::default();
         let (future, output) = (Drops::default(), Drops::default());

@@ -131,7 +131,7 @@ pub(crate) fn runtime_without_slices() -> &'static Runtime {
 
 /// A runtime whose stackful tasks have to take turns on one stack.
 pub(crate) fn runtime_with_one_stack() -> &'static Runtime {
-    keep(Runtime::with_config(Config { stacks: 1, ..Config::new() }))
+    keep(Runtime::with_config(Config { max_stacks: 1, ..Config::new() }))
 }
 
 /// Threads that are started in one place and joined in another.

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use trapline::platform::InInterrupt::Perhaps;
+use trapline::platform::InInterrupt::Unknown;
 
 use crate::harness::{Signal, bounded, runtime};
 
@@ -11,7 +11,7 @@ use crate::harness::{Signal, bounded, runtime};
 #[test]
 fn push_against_drain() {
     // Without the bound it would take hours: four pushes and any number of takes on one word.
-    bounded(2, Perhaps, || {
+    bounded(2, Unknown, || {
         let runtime = runtime();
         let signal = Signal::default();
         let order = Arc::new(Mutex::new(Vec::new()));

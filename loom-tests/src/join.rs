@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
-use trapline::platform::InInterrupt::{self, No, Perhaps};
+use trapline::platform::InInterrupt::{self, No, Unknown};
 use trapline::{JoinError, JoinHandle, stackful};
 
 use crate::harness::{Counter, Drops, Payload, Signal, bounded, model, poll_once, runtime};
@@ -52,11 +52,11 @@ fn join(handle: JoinHandle<Payload>) -> Option<Arc<Counter>> {
 
 #[test]
 fn join_against_completion() {
-    against_completion(Perhaps, join);
+    against_completion(Unknown, join);
 }
 
 #[test]
-fn join_against_completion_short_way() {
+fn join_against_completion_fast_path() {
     against_completion(No, join);
 }
 
@@ -69,7 +69,7 @@ fn join_against_a_stackful_completion() {
 /// Never polled, and dropped before, while or after the task is done.
 #[test]
 fn join_handle_dropped() {
-    against_completion(Perhaps, |handle| {
+    against_completion(Unknown, |handle| {
         drop(handle);
         None
     });
@@ -78,7 +78,7 @@ fn join_handle_dropped() {
 /// Dropped with a waker in its cell: that one is woken or dropped, and gone in both cases.
 #[test]
 fn join_handle_dropped_after_poll() {
-    against_completion(Perhaps, |mut handle| {
+    against_completion(Unknown, |mut handle| {
         let counter = Arc::new(Counter::default());
         let waker = Waker::from(counter.clone());
         let polled = poll_once(&mut handle, &waker);
@@ -95,7 +95,7 @@ fn join_handle_dropped_after_poll() {
 /// The latest waker counts. One that was replaced is dropped, or woken if it was late.
 #[test]
 fn join_waker_replaced() {
-    against_completion(Perhaps, |mut handle| {
+    against_completion(Unknown, |mut handle| {
         let counter = Arc::new(Counter::default());
         let waker = Waker::from(counter.clone());
         match poll_once(&mut handle, &waker) {
@@ -110,7 +110,7 @@ fn join_waker_replaced() {
 /// The task never ends by itself; the shutdown tells who waits for it.
 #[test]
 fn join_against_shutdown() {
-    model(Perhaps, || {
+    model(Unknown, || {
         let runtime = runtime();
         let future = Drops::default();
         let payload = future.payload();

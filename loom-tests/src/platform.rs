@@ -28,9 +28,9 @@ struct Core {
     slot: CoreSlot,
     /// Holds a wake until the core parks, and sometimes lets it go for nothing, as `park` may.
     bell: Notify,
-    /// Was it rung? Its inter-processor interrupt, which only
+    /// Was it notified? Its inter-processor interrupt, which only
     /// [`take_inter_processor_interrupt`] looks at.
-    rung: AtomicBool,
+    notified: AtomicBool,
     masked: Cell<bool>,
     in_handler: Cell<bool>,
     /// When the alarm comes, or as soon as it can after that; `u64::MAX`: it is not set.
@@ -66,7 +66,7 @@ struct Interrupts {
 // does not see them, and nothing that it sees may happen while one is borrowed.
 std::thread_local! {
     static CORES: RefCell<Vec<&'static Core>> = const { RefCell::new(Vec::new()) };
-    static IN_INTERRUPT: Cell<InInterrupt> = const { Cell::new(InInterrupt::Perhaps) };
+    static IN_INTERRUPT: Cell<InInterrupt> = const { Cell::new(InInterrupt::Unknown) };
     static ALARMS: Cell<Alarms> = const { Cell::new(Alarms::Never) };
     /// Until when tasks sleep.
     static DEADLINES: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
@@ -78,12 +78,12 @@ loom::thread_local! {
     static CORE: &'static Core = {
         let (slot, bell) = (CoreSlot::new(), Notify::new());
         CORES.with(|cores| {
-            let rung = AtomicBool::new(false);
+            let notified = AtomicBool::new(false);
             let core = keep(Core {
                 number: cores.borrow().len(),
                 slot,
                 bell,
-                rung,
+                notified,
                 masked: Cell::new(false),
                 in_handler: Cell::new(false),
                 alarm: Cell::new(u64::MAX),
@@ -222,7 +222,7 @@ pub(crate) enum Arrival {
     /// It comes at the latest when the core parks.
     Sure,
     /// If the core parks earlier, it never comes.
-    Perhaps,
+    Unknown,
 }
 
 /// The alarm's handler, when the slice is over.
@@ -267,10 +267,10 @@ pub(crate) fn assert_task_context() {
     assert!(!core.in_handler.get() && !core.masked.get(), "a task is polled in a handler");
 }
 
-/// If the core was rung, its interrupt comes now.
+/// If the core was notified, its interrupt comes now.
 pub(crate) fn take_inter_processor_interrupt() {
     let core = Core::here();
-    if core.rung.swap(false, AcqRel) {
+    if core.notified.swap(false, AcqRel) {
         core.handle(on_interrupt);
     }
 }
@@ -347,7 +347,7 @@ impl Core {
         let outer = self.in_handler.replace(true);
         self.masked.set(true);
         handler();
-        // Perhaps others have had the core meanwhile.
+        // Unknown others have had the core meanwhile.
         self.in_handler.set(outer);
         self.masked.set(false);
     }
@@ -428,7 +428,7 @@ unsafe impl Platform for Model {
 
     fn wake(&self, core: usize) {
         let core = CORES.with(|cores| cores.borrow()[core]);
-        core.rung.swap(true, AcqRel);
+        core.notified.swap(true, AcqRel);
         core.bell.notify();
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use trapline::platform::InInterrupt::{self, No, Perhaps};
+use trapline::platform::InInterrupt::{self, No, Unknown};
 use trapline::preempt::{self, PreemptGuard};
 use trapline::{JoinError, block_on, stackful, yield_now};
 
@@ -52,11 +52,11 @@ fn interrupt_against_fifo(in_interrupt: InInterrupt) {
 
 #[test]
 fn wake_in_interrupt_against_fifo() {
-    interrupt_against_fifo(Perhaps);
+    interrupt_against_fifo(Unknown);
 }
 
 #[test]
-fn wake_in_interrupt_against_fifo_short_way() {
+fn wake_in_interrupt_against_fifo_fast_path() {
     interrupt_against_fifo(No);
 }
 
@@ -171,21 +171,21 @@ where
 
 #[test]
 fn interrupt_preempts_at_once() {
-    at_once(Perhaps, [Errand::interrupt]);
+    at_once(Unknown, [Errand::interrupt]);
 }
 
 #[test]
-fn interrupt_preempts_at_once_short_way() {
+fn interrupt_preempts_at_once_fast_path() {
     at_once(No, [Errand::interrupt]);
 }
 
 #[test]
 fn alarm_preempts_at_once() {
-    at_once(Perhaps, [Errand::timer]);
+    at_once(Unknown, [Errand::timer]);
 }
 
 #[test]
-fn alarm_preempts_at_once_short_way() {
+fn alarm_preempts_at_once_fast_path() {
     at_once(No, [Errand::timer]);
 }
 
@@ -227,7 +227,7 @@ fn sections(in_interrupt: InInterrupt, section: fn(&dyn Fn())) {
 
 #[test]
 fn a_debt_outlives_a_lock_of_the_kernels() {
-    for in_interrupt in [Perhaps, No] {
+    for in_interrupt in [Unknown, No] {
         sections(in_interrupt, |section| {
             lock();
             section();
@@ -239,7 +239,7 @@ fn a_debt_outlives_a_lock_of_the_kernels() {
 
 #[test]
 fn a_debt_outlives_a_masked_section() {
-    for in_interrupt in [Perhaps, No] {
+    for in_interrupt in [Unknown, No] {
         sections(in_interrupt, |section| {
             let guard = PreemptGuard::new();
             // The interrupt may come before the mask, or right behind it.
@@ -276,7 +276,7 @@ fn a_guard_in_a_handler_pays_nothing() {
         let waiter = runtime.spawn(errand.clone().interrupt());
         let computes = stackful(async move {
             let answered = errand.answered.clone();
-            interrupt(Arrival::Perhaps, move || {
+            interrupt(Arrival::Unknown, move || {
                 let before = answered.load(Relaxed);
                 drop(PreemptGuard::new());
                 preempt::point();
@@ -340,7 +340,7 @@ fn timers_of_a_stackful_task(in_interrupt: InInterrupt) {
         });
         let plain = runtime.spawn(sleep_in_time(1));
         let sleeps = stackful(async move {
-            interrupt(Arrival::Perhaps, || {
+            interrupt(Arrival::Unknown, || {
                 time_passes();
             });
             interrupt(Arrival::Sure, move || {
@@ -363,7 +363,7 @@ fn timers_of_a_stackful_task(in_interrupt: InInterrupt) {
 
 #[test]
 fn alarms_against_timers_of_a_stackful_task() {
-    timers_of_a_stackful_task(Perhaps);
+    timers_of_a_stackful_task(Unknown);
 }
 
 /// A task computes until others have had the core, which come by an interrupt and by a timer; alarms come when
@@ -384,7 +384,7 @@ fn hog<const N: usize>(in_interrupt: InInterrupt, section: fn()) {
         });
         let computes = stackful(async move {
             if N == 2 {
-                interrupt(Arrival::Perhaps, || {
+                interrupt(Arrival::Unknown, || {
                     time_passes();
                 });
             }
@@ -438,7 +438,7 @@ fn alarms_against_a_hog_under_a_lock() {
 
 #[test]
 fn alarms_against_a_hog_that_is_masked() {
-    hog::<1>(Perhaps, || {
+    hog::<1>(Unknown, || {
         let guard = PreemptGuard::new();
         masked(|| {
             drop(guard);
@@ -500,7 +500,7 @@ fn block_on_gives_back(in_interrupt: InInterrupt) {
             begun.wait(1).await;
             other.fire();
         }));
-        interrupt(Arrival::Perhaps, on_timer);
+        interrupt(Arrival::Unknown, on_timer);
         runtime.run_until(task).unwrap().unwrap();
         threads.join();
         runtime.shutdown().unwrap();
@@ -509,11 +509,11 @@ fn block_on_gives_back(in_interrupt: InInterrupt) {
 
 #[test]
 fn wake_against_suspended() {
-    block_on_gives_back(Perhaps);
+    block_on_gives_back(Unknown);
 }
 
 #[test]
-fn wake_against_suspended_short_way() {
+fn wake_against_suspended_fast_path() {
     block_on_gives_back(No);
 }
 
@@ -531,7 +531,7 @@ fn join_against_abandon() {
             }
         }));
         let joiner = loom::thread::spawn(move || trapline::block_on(handle));
-        interrupt(Arrival::Perhaps, on_timer);
+        interrupt(Arrival::Unknown, on_timer);
         runtime.run_until(begun.wait(1)).unwrap();
         let report = runtime.shutdown().unwrap();
         assert_eq!((report.dropped, report.stacks_with_frames), (0, 1));
@@ -559,7 +559,7 @@ fn abort_against_waiting_for_stack() {
             }
         }));
         let aborter = loom::thread::spawn(move || handle.abort());
-        interrupt(Arrival::Perhaps, on_timer);
+        interrupt(Arrival::Unknown, on_timer);
         runtime.run_until(holder).unwrap().unwrap();
         aborter.join().unwrap();
         assert_eq!(waiter.dropped(), 1);
@@ -586,7 +586,7 @@ fn wake_against_waiting_for_stack() {
             }
         }));
         let waiter = runtime.spawn(stackful(async {}));
-        interrupt(Arrival::Perhaps, on_timer);
+        interrupt(Arrival::Unknown, on_timer);
         runtime.run_until(waiter).unwrap().unwrap();
         runtime.run_until(holder).unwrap().unwrap();
         threads.join();
@@ -604,7 +604,7 @@ fn two_ends_of_stackful_tasks() {
             std::panic::resume_unwind(Box::new(Expected));
         }));
         let returns = runtime.spawn(stackful(async { 7 }));
-        interrupt(Arrival::Perhaps, on_timer);
+        interrupt(Arrival::Unknown, on_timer);
         runtime
             .run_until(async move {
                 assert!(matches!(panics.await, Err(JoinError::Panicked(_))));
@@ -700,7 +700,7 @@ fn shutdown_after_a_preemption() {
             yield_now().await;
             yield_now().await;
         }));
-        interrupt(Arrival::Perhaps, on_timer);
+        interrupt(Arrival::Unknown, on_timer);
         runtime.run_until(last).unwrap().unwrap();
         let report = runtime.shutdown().unwrap();
         assert_eq!((report.dropped, report.stacks_with_frames), (1, 0));
@@ -726,7 +726,7 @@ fn interrupt_against_a_suspended_task_beside_another() {
             second.wait(1).await;
             4
         }));
-        interrupt(Arrival::Perhaps, on_timer);
+        interrupt(Arrival::Unknown, on_timer);
         runtime
             .run_until(async move {
                 assert_eq!(waits.await.unwrap(), 3);
@@ -764,7 +764,7 @@ fn abort_of_a_task_that_takes_turns() {
             assert!(matches!(victim.await, Err(JoinError::Aborted)));
             assert_eq!(polls.load(Relaxed), before);
         }));
-        interrupt(Arrival::Perhaps, on_timer);
+        interrupt(Arrival::Unknown, on_timer);
         runtime.run_until(aborts).unwrap().unwrap();
         runtime.shutdown().unwrap();
         future.assert_all_dropped();
@@ -782,7 +782,7 @@ fn end_of_a_stackful_task_against_its_handle() {
             async move { part }
         }));
         let dropper = loom::thread::spawn(move || drop(handle));
-        interrupt(Arrival::Perhaps, on_timer);
+        interrupt(Arrival::Unknown, on_timer);
         // It has the stack when the first has left it.
         let second = runtime.spawn(stackful(async {}));
         runtime.run_until(second).unwrap().unwrap();
@@ -808,7 +808,7 @@ fn abort_of_a_blocked_stackful_task() {
                 Poll::<()>::Pending
             })
         }));
-        interrupt(Arrival::Perhaps, on_timer);
+        interrupt(Arrival::Unknown, on_timer);
         let aborted = runtime.run_until(async move {
             polled.wait(1).await;
             handle.abort();
@@ -837,7 +837,7 @@ fn abort_against_the_end_of_a_stackful_poll() {
             handle.abort();
             handle
         });
-        interrupt(Arrival::Perhaps, on_timer);
+        interrupt(Arrival::Unknown, on_timer);
         runtime.run_until(yield_now()).unwrap();
         let handle = aborter.join().unwrap();
         assert!(matches!(runtime.run_until(handle).unwrap(), Ok(()) | Err(JoinError::Aborted)));

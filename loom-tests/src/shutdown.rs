@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::task::Poll;
 
-use trapline::platform::InInterrupt::{self, No, Perhaps};
+use trapline::platform::InInterrupt::{self, No, Unknown};
 use trapline::{JoinError, SpawnErrorReason};
 
 use crate::harness::{Drops, Signal, Threads, bounded, model, runtime};
@@ -11,7 +11,7 @@ use crate::harness::{Drops, Signal, Threads, bounded, model, runtime};
 /// A future that is spawned meanwhile is dropped by the shutdown, or comes back.
 #[test]
 fn spawn_against_shutdown() {
-    model(Perhaps, || {
+    model(Unknown, || {
         let runtime = runtime();
         let future = Drops::default();
         let spawner = loom::thread::spawn({
@@ -77,10 +77,10 @@ fn wake_against(in_interrupt: InInterrupt) {
 
 #[test]
 fn wake_against_shutdown() {
-    wake_against(Perhaps);
+    wake_against(Unknown);
 }
 
 #[test]
-fn wake_against_shutdown_short_way() {
+fn wake_against_shutdown_fast_path() {
     wake_against(No);
 }

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 
-use trapline::platform::InInterrupt::Perhaps;
+use trapline::platform::InInterrupt::Unknown;
 use trapline::{SpawnErrorReason, StaticTask};
 
 use crate::harness::{Drops, keep, model, runtime};
@@ -16,7 +16,7 @@ type Future = Pin<Box<dyn std::future::Future<Output = ()> + Send>>;
 /// the cell as it was left, or not at all.
 #[test]
 fn spawn_against_the_last_waker() {
-    model(Perhaps, || {
+    model(Unknown, || {
         let runtime = runtime();
         let cell = keep(StaticTask::<Future>::new());
         let drops = Drops::default();
@@ -54,7 +54,7 @@ fn spawn_against_the_last_waker() {
 /// Two cores spawn in one cell: one of them does, and the other gets its future back.
 #[test]
 fn spawn_against_spawn() {
-    model(Perhaps, || {
+    model(Unknown, || {
         let runtime = runtime();
         let cell = keep(StaticTask::<Future>::new());
         let drops = Drops::default();

@@ -6,7 +6,7 @@ use std::task::{Poll, Waker};
 
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use trapline::platform::InInterrupt::{self, No, Perhaps};
+use trapline::platform::InInterrupt::{self, No, Unknown};
 use trapline::yield_now;
 
 use crate::harness::{Drops, FireOnDrop, Signal, Threads, bounded, model, runtime};
@@ -46,11 +46,11 @@ fn against_poll(in_interrupt: InInterrupt) {
 
 #[test]
 fn wake_against_poll() {
-    against_poll(Perhaps);
+    against_poll(Unknown);
 }
 
 #[test]
-fn wake_against_poll_short_way() {
+fn wake_against_poll_fast_path() {
     against_poll(No);
 }
 
@@ -58,7 +58,7 @@ fn wake_against_poll_short_way() {
 #[test]
 fn wake_against_block_on() {
     // In full it takes a minute.
-    bounded(3, Perhaps, || {
+    bounded(3, Unknown, || {
         let flags = flags();
         let threads = Threads::default();
         let mut started = false;
@@ -113,16 +113,16 @@ fn against_completion(in_interrupt: InInterrupt) {
 
 #[test]
 fn wake_against_completion() {
-    against_completion(Perhaps);
+    against_completion(Unknown);
 }
 
 #[test]
-fn wake_against_completion_short_way() {
+fn wake_against_completion_fast_path() {
     against_completion(No);
 }
 
 /// The core has nothing to do and parks, for the first time, when a task comes from elsewhere: it is
-/// rung, or it finds the task before it sleeps.
+/// notified, or it finds the task before it sleeps.
 fn against_park(in_interrupt: InInterrupt) {
     model(in_interrupt, || {
         let runtime = runtime();
@@ -141,11 +141,11 @@ fn against_park(in_interrupt: InInterrupt) {
 
 #[test]
 fn wake_against_park() {
-    against_park(Perhaps);
+    against_park(Unknown);
 }
 
 #[test]
-fn wake_against_park_short_way() {
+fn wake_against_park_fast_path() {
     against_park(No);
 }
 
@@ -185,11 +185,11 @@ fn against_yield(in_interrupt: InInterrupt) {
 
 #[test]
 fn wake_against_yield() {
-    against_yield(Perhaps);
+    against_yield(Unknown);
 }
 
 #[test]
-fn wake_against_yield_short_way() {
+fn wake_against_yield_fast_path() {
     against_yield(No);
 }
 
@@ -226,11 +226,11 @@ fn from_here_and_elsewhere(in_interrupt: InInterrupt) {
 
 #[test]
 fn wake_from_here_and_elsewhere() {
-    from_here_and_elsewhere(Perhaps);
+    from_here_and_elsewhere(Unknown);
 }
 
 #[test]
-fn wake_from_here_and_elsewhere_short_way() {
+fn wake_from_here_and_elsewhere_fast_path() {
     from_here_and_elsewhere(No);
 }
 

@@ -96,7 +96,7 @@ struct NeverEntered;
 
 // SAFETY: neither function returns.
 unsafe impl StackfulBackend for NeverEntered {
-    const LEAST_STACK: usize = 1024;
+    const MIN_STACK: usize = 1024;
 
     unsafe fn prepare(_top: NonNull<u8>, _main: StackMain, _argument: *mut ()) -> Context {
         unreachable!("a schedule took a stack")

@@ -195,12 +195,12 @@ impl LoongArch64 {
     const POLL: usize = 4096;
 }
 
-// SAFETY: `prepare` writes one `Frame` below `top`, less than LEAST_STACK. `switch` saves and loads
+// SAFETY: `prepare` writes one `Frame` below `top`, less than MIN_STACK. `switch` saves and loads
 // fp, s8 and sp, and fs0 to fs7 where the head of this file says that they are wanted; it tells the
 // compiler that it overwrites all other registers but $r21 and $tp, which it leaves alone, as it does IE;
 // it touches the two stacks and `*save` only; and an `asm!` without `nomem` is a barrier.
 unsafe impl StackfulBackend for LoongArch64 {
-    const LEAST_STACK: usize =
+    const MIN_STACK: usize =
         size_of::<Frame>() + size_of::<TrapContext>() + HANDLER_STACK + Self::POLL;
 
     unsafe fn prepare(top: NonNull<u8>, main: StackMain, argument: *mut ()) -> Context {
@@ -211,7 +211,7 @@ unsafe impl StackfulBackend for LoongArch64 {
             #[cfg(target_feature = "d")]
             fs: [MaybeUninit::uninit(); 8],
         };
-        // SAFETY: the caller gives LEAST_STACK writable bytes below `top`, aligned to 16.
+        // SAFETY: the caller gives MIN_STACK writable bytes below `top`, aligned to 16.
         unsafe {
             let context = top.byte_sub(size_of::<Frame>());
             context.cast::<Frame>().write(frame);
@@ -488,7 +488,7 @@ impl Default for TrapCore {
 }
 
 /// The least size of an emergency stack in bytes: a context, a fault in the handler, and their frames.
-pub const LEAST_EMERGENCY_STACK: usize = 2 * (size_of::<TrapContext>() + 4096);
+pub const MIN_EMERGENCY_STACK: usize = 2 * (size_of::<TrapContext>() + 4096);
 
 /// Makes this core's traps end in `handler`, for kernels that have no trap vector of their own.
 ///
@@ -502,7 +502,7 @@ pub const LEAST_EMERGENCY_STACK: usize = 2 * (size_of::<TrapContext>() + 4096);
 ///   and `core`.
 /// - Every stack on which a trap can be taken has room for a [`TrapContext`] and the handler's
 ///   frames, or an unmapped page below it; `sp` is aligned to 16 wherever a trap can be taken.
-/// - `core` is this core's alone, and `emergency_stack` too: at least [`LEAST_EMERGENCY_STACK`] bytes of
+/// - `core` is this core's alone, and `emergency_stack` too: at least [`MIN_EMERGENCY_STACK`] bytes of
 ///   memory, for ever, aligned to 16 at both ends.
 /// - `handler` returns with interrupts masked, and only to go on where the `TrapContext` says.
 pub unsafe fn install_trap_entry(
@@ -511,8 +511,8 @@ pub unsafe fn install_trap_entry(
     handler: TrapHandler,
 ) {
     assert!(
-        emergency_stack.len() >= LEAST_EMERGENCY_STACK,
-        "the emergency stack is too small: LEAST_EMERGENCY_STACK says how large it must be"
+        emergency_stack.len() >= MIN_EMERGENCY_STACK,
+        "the emergency stack is too small: MIN_EMERGENCY_STACK says how large it must be"
     );
     let base = emergency_stack.cast::<u8>().as_ptr().expose_provenance();
     core.emergency_base.store(base, Ordering::Relaxed);

@@ -77,7 +77,7 @@ pub use native::X86_64 as Native;
     any(target_os = "none", doc),
     any(target_arch = "riscv64", target_arch = "x86_64", target_arch = "loongarch64")
 ))]
-pub use native::{HANDLER_STACK, LEAST_EMERGENCY_STACK, TrapContext, TrapCore, install_trap_entry};
+pub use native::{HANDLER_STACK, MIN_EMERGENCY_STACK, TrapContext, TrapCore, install_trap_entry};
 pub(crate) use native::{LEAVE, drop_rights, has_rights, restore_rights, touch_stack};
 
 /// An architecture that is not here. The kernel brings its own backend, whose `switch` does what these do.

@@ -151,10 +151,10 @@ pub const HANDLER_STACK: usize = 4096;
 pub struct X86_64;
 
 impl X86_64 {
-    /// What [`LEAST_STACK`](StackfulBackend::LEAST_STACK) counts for what Linux pushes for a signal, twice
+    /// What [`MIN_STACK`](StackfulBackend::MIN_STACK) counts for what Linux pushes for a signal, twice
     /// hosted: the red zone that it leaves out, the state of all vector registers (2.7 KiB with AVX-512), the rest
     /// of the context and the alignment. Where it is more (11 KiB with AMX),
-    /// [`Platform::least_stack`](crate::platform::Platform::least_stack) adds the rest.
+    /// [`Platform::min_stack`](crate::platform::Platform::min_stack) adds the rest.
     pub const SIGNAL: usize = 4096;
     /// Hosted, one signal frame holds the preempted task, and when it is resumed, one other can come
     /// to lie on top of it. Without an operating system it is one trap context, far smaller than a
@@ -166,17 +166,17 @@ impl X86_64 {
     };
 }
 
-// SAFETY: `prepare` writes `size_of::<Start>()` bytes below `top`, less than LEAST_STACK. `switch` saves
+// SAFETY: `prepare` writes `size_of::<Start>()` bytes below `top`, less than MIN_STACK. `switch` saves
 // and loads rbx, rbp and rsp, and tells the compiler that it overwrites all other registers; it
 // touches the two stacks and `*save` only, neither gs/fs nor the interrupt flag; and an `asm!` without
 // `nomem` is a barrier.
 unsafe impl StackfulBackend for X86_64 {
-    const LEAST_STACK: usize = size_of::<Start>() + Self::TRAPS;
+    const MIN_STACK: usize = size_of::<Start>() + Self::TRAPS;
 
     unsafe fn prepare(top: NonNull<u8>, main: StackMain, argument: *mut ()) -> Context {
         let rip = start as *const () as usize + START;
         let frame = Frame { rbx: argument.expose_provenance(), rbp: 0, rip };
-        // SAFETY: the caller gives LEAST_STACK writable bytes below `top`, aligned to 16.
+        // SAFETY: the caller gives MIN_STACK writable bytes below `top`, aligned to 16.
         unsafe {
             let context = top.byte_sub(size_of::<Start>());
             context.cast::<Start>().write(Start { frame, main, padding: 0 });
@@ -312,8 +312,7 @@ pub(crate) unsafe fn restore_rights(rights: usize) {
 
 #[cfg(any(target_os = "none", doc))]
 pub use self::traps::{
-    FpArea, LEAST_EMERGENCY_STACK, Registers, TIMER_VECTOR, TrapContext, TrapCore,
-    install_trap_entry,
+    FpArea, MIN_EMERGENCY_STACK, Registers, TIMER_VECTOR, TrapContext, TrapCore, install_trap_entry,
 };
 
 /// Trap entry and user mode. Hosted, signals take their place.
@@ -653,9 +652,9 @@ mod traps {
     const CORE_RSP0: usize = offset_of!(TrapCore, tss) + offset_of!(Tss, rsp);
 
     /// What an IST stack is used for at least: a context, a fault in the handler, and their frames.
-    const LEAST_PART: usize = 2 * (size_of::<TrapContext>() + 4096);
+    const MIN_PART: usize = 2 * (size_of::<TrapContext>() + 4096);
     /// The least size of an emergency stack in bytes: one for double faults, one for NMIs, one for machine checks.
-    pub const LEAST_EMERGENCY_STACK: usize = 3 * LEAST_PART;
+    pub const MIN_EMERGENCY_STACK: usize = 3 * MIN_PART;
 
     /// The vector of [`Trap::Timer`]: what the kernel sets its timer's interrupt to.
     pub const TIMER_VECTOR: u8 = 32;
@@ -743,7 +742,7 @@ mod traps {
     /// - The kernel is compiled without SSE, x87 and red zone.
     /// - Every stack on which a trap can be taken has room for a [`TrapContext`] and the handler's frames, or an
     ///   unmapped page below it.
-    /// - `core` is this core's alone, and `emergency_stack` too: at least [`LEAST_EMERGENCY_STACK`] bytes of
+    /// - `core` is this core's alone, and `emergency_stack` too: at least [`MIN_EMERGENCY_STACK`] bytes of
     ///   memory, for ever, aligned to 16 at both ends.
     /// - `handler` returns with interrupts masked, and only to go on where the `TrapContext` says. For an NMI or a
     ///   machine check it takes no trap itself: the return from that would let in the next one, on the stack that is
@@ -754,8 +753,8 @@ mod traps {
         handler: TrapHandler,
     ) {
         assert!(
-            emergency_stack.len() >= LEAST_EMERGENCY_STACK,
-            "the emergency stack is too small: LEAST_EMERGENCY_STACK says how large it must be"
+            emergency_stack.len() >= MIN_EMERGENCY_STACK,
+            "the emergency stack is too small: MIN_EMERGENCY_STACK says how large it must be"
         );
         trap::set_handler(handler);
         init_fp();

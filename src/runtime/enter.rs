@@ -67,18 +67,18 @@ impl Runtime {
             // SAFETY: only the lifetime changes. `Reset` takes the pointer back before the frame
             // that it points into is left, in whichever way.
             let poll: NonNull<RootPoll<'static>> = unsafe { core::mem::transmute(poll) };
-            self.own.root.set(Some(poll));
+            self.local.root.set(Some(poll));
         }
         struct Reset(&'static Runtime);
         impl Drop for Reset {
             fn drop(&mut self) {
-                self.0.own.root.set(None);
+                self.0.local.root.set(None);
             }
         }
         let reset = Reset(self);
         if self.root.state.wake() == Wake::Push {
             // SAFETY: the loop's own, and BLOCKED until now. It lives in the runtime.
-            unsafe { self.own.ready.push_back(NonNull::from(&self.root)) };
+            unsafe { self.local.ready.push_back(NonNull::from(&self.root)) };
         }
         let ran = self.run();
         drop(reset);
@@ -91,7 +91,7 @@ impl Runtime {
     fn claim(&'static self) -> Result<Entered, EnterError> {
         self.config.check().map_err(EnterError::Config)?;
         let entered = self.claim_for_shutdown()?;
-        if self.own.closed.get() {
+        if self.local.closed.get() {
             return Err(EnterError::ShutDown);
         }
         if bound::interrupts() == Interrupts::Masked {
@@ -117,10 +117,10 @@ impl Runtime {
             Err(owner) if owner == core => {}
             Err(owner) => return Err(EnterError::OtherCore { owner: owner - 1 }),
         }
-        self.gate.void_guards();
+        self.preempt_count.void_guards();
         // The alarm may have fired while the core was not inside: look at the timers.
         self.alarm.set_due(bound::now());
-        self.gate.call();
+        self.preempt_count.set_need_resched();
         slot.set_runtime(Some(self));
         Ok(Entered)
     }

@@ -39,9 +39,9 @@ impl Runtime {
         if self.take_yield() {
             match place {
                 // SAFETY: RUNNING, so no other code pushes it.
-                Place::Loop => unsafe { self.own.ready.push_back(task) },
+                Place::Loop => unsafe { self.local.ready.push_back(task) },
                 // SAFETY: as above.
-                Place::Stack => unsafe { self.own.stacks.turns.push_back(task) },
+                Place::Stack => unsafe { self.local.stacks.turns.push_back(task) },
             }
             return;
         }
@@ -57,7 +57,7 @@ impl Runtime {
             // If it was aborted as well, `start` acts on it.
             Pending::Ready => {
                 // SAFETY: READY, and the wake that set it while it was RUNNING did not push it.
-                unsafe { self.own.ready.push_back(task) };
+                unsafe { self.local.ready.push_back(task) };
             }
         }
     }
@@ -71,7 +71,7 @@ impl Runtime {
         let stack = unsafe { stack.as_ref() };
         stack.yielded.set(self.take_yield());
         stack.set_preempted();
-        let stacks = &self.own.stacks;
+        let stacks = &self.local.stacks;
         // SAFETY: RUNNING tasks are in no queue, and this one is until it goes on.
         unsafe {
             if !stack.has_left() {
@@ -102,7 +102,7 @@ impl Runtime {
         count(&self.counters.ended);
         self.abandon(task);
         // Guards that the task had leaked.
-        self.gate.void_guards();
+        self.preempt_count.void_guards();
     }
 
     /// A plain task whose poll panicked.
@@ -110,13 +110,13 @@ impl Runtime {
     pub(super) fn panicked(&'static self, task: NonNull<Header>, payload: PanicPayload) {
         // SAFETY: RUNNING, hence alive.
         if unsafe { task.as_ref() }.state.is_stored() {
-            self.guarded(task, || panic::discard(task, payload));
+            self.catch_user_panic(task, || panic::discard(task, payload));
             self.complete(task, Output::Value, true);
         } else {
             self.fail(task, JoinError::Panicked(payload), true);
         }
         // Guards that the task had leaked.
-        self.gate.void_guards();
+        self.preempt_count.void_guards();
     }
 
     /// Drops a task's future and finishes the task with `error`. It is RUNNING and no stack holds
@@ -125,7 +125,7 @@ impl Runtime {
     pub(super) fn fail(&'static self, task: NonNull<Header>, error: JoinError, release: bool) {
         self.set_current(Some(task));
         // SAFETY: RUNNING, on its core, and no frame is in the middle of a poll.
-        self.guarded(task, || unsafe { Header::fail(task, error) });
+        self.catch_user_panic(task, || unsafe { Header::fail(task, error) });
         self.set_current(None);
         self.complete(task, Output::Error, release);
     }
@@ -141,7 +141,7 @@ impl Runtime {
             // SAFETY: rule 6: there is no join handle, and no other reference that could ask for DONE.
             unsafe {
                 self.drop_output(task, output);
-                Header::free(task, Some(self.arena()));
+                Header::free(task, Some(self.free_list()));
             }
             return;
         }
@@ -191,7 +191,7 @@ impl Runtime {
         };
         if is_there {
             // SAFETY: passed on.
-            self.guarded(task, || unsafe { Header::drop_output(task) });
+            self.catch_user_panic(task, || unsafe { Header::drop_output(task) });
         }
     }
 
@@ -203,7 +203,7 @@ impl Runtime {
             // SAFETY: this is the loop of this runtime, or its shutdown in the loop's place.
             unsafe { waker::wake_in_loop(self, joiner) };
         } else {
-            self.guarded(task, || joiner.wake());
+            self.catch_user_panic(task, || joiner.wake());
             release();
         }
     }
@@ -222,10 +222,10 @@ impl Runtime {
     }
 
     /// A task from a queue that is not to be polled any more.
-    pub(super) fn bury(&'static self, task: NonNull<Header>, start: Start) {
+    pub(super) fn reap(&'static self, task: NonNull<Header>, start: Start) {
         match start {
             // SAFETY: no references are left, and future and output went before the last.
-            Start::Free => unsafe { Header::free(task, Some(self.arena())) },
+            Start::Free => unsafe { Header::free(task, Some(self.free_list())) },
             Start::Finished => self.release(task),
             Start::Abandoned | Start::Run { .. } => {}
         }
@@ -236,7 +236,7 @@ impl Runtime {
         // SAFETY: the runtime has the reference that it drops; it was the last, so the task is ours.
         unsafe {
             if task.as_ref().state.release() {
-                Header::free(task, Some(self.arena()));
+                Header::free(task, Some(self.free_list()));
             }
         }
     }
@@ -245,13 +245,13 @@ impl Runtime {
     /// code on a stack. A panic ends here and is reported for `task`. A
     /// [`PreemptGuard`](crate::preempt::PreemptGuard) that the code leaves counts no longer, interrupts that it
     /// leaves masked are enabled, and both are reported in the same way.
-    pub(crate) fn guarded(&self, task: NonNull<Header>, code: impl FnOnce()) {
+    pub(crate) fn catch_user_panic(&self, task: NonNull<Header>, code: impl FnOnce()) {
         // 1 in the loop, 0 on a stack; more, if the poll that `task` panicked in has left a guard.
-        let before = self.gate.depth();
+        let before = self.preempt_count.get();
         // A shutdown's caller may have masked them.
         let masked = bound::interrupts() == Interrupts::Masked;
         panic::contain(task, code);
-        if self.gate.depth() > before {
+        if self.preempt_count.get() > before {
             self.repair(task);
         }
         if !masked && self.unmask() {
@@ -265,14 +265,14 @@ impl Runtime {
     }
 
     /// As [`guarded`](Self::guarded), for what belongs to no task.
-    pub(crate) fn guarded_alone(&self, code: impl FnOnce()) {
-        self.guarded(NonNull::from(&self.root), code);
+    pub(crate) fn catch_panic(&self, code: impl FnOnce()) {
+        self.catch_user_panic(NonNull::from(&self.root), code);
     }
 
     #[cold]
     #[inline(never)]
     fn repair(&self, task: NonNull<Header>) {
-        self.gate.void_guards();
+        self.preempt_count.void_guards();
         panic::contain(task, || {
             panic!(
                 "code that the runtime called outside of a poll (a drop, a waker, a hook) left a \
@@ -280,14 +280,14 @@ impl Runtime {
             )
         });
         // The hook that this was reported to may have left another.
-        self.gate.void_guards();
+        self.preempt_count.void_guards();
     }
 
     #[inline]
     pub(super) fn link(&self, task: NonNull<Header>) {
         // SAFETY: alive, and its links are the loop's (rule 4).
         let is_first = unsafe { task.as_ref() }.siblings.previous.get().is_none();
-        if is_first && self.own.tasks.get() != Some(task) {
+        if is_first && self.local.tasks.get() != Some(task) {
             self.link_first(task);
         }
     }
@@ -299,13 +299,13 @@ impl Runtime {
         }
         // SAFETY: as `link`.
         let siblings = unsafe { &task.as_ref().siblings };
-        let first = self.own.tasks.get();
+        let first = self.local.tasks.get();
         siblings.next.set(first);
         if let Some(first) = first {
             // SAFETY: tasks in the list are alive, and their links the loop's.
             unsafe { first.as_ref() }.siblings.previous.set(Some(task));
         }
-        self.own.tasks.set(Some(task));
+        self.local.tasks.set(Some(task));
     }
 
     fn unlink(&self, task: NonNull<Header>) {
@@ -315,7 +315,7 @@ impl Runtime {
         match previous {
             // SAFETY: tasks in the list are alive, and their links the loop's.
             Some(previous) => unsafe { previous.as_ref() }.siblings.next.set(next),
-            None if self.own.tasks.get() == Some(task) => self.own.tasks.set(next),
+            None if self.local.tasks.get() == Some(task) => self.local.tasks.set(next),
             // It was never linked.
             None => return,
         }

@@ -19,11 +19,11 @@ use core::task::{Context, Poll};
 use crossbeam_utils::CachePadded;
 
 use crate::TaskPanic;
-use crate::arena::Arena;
 use crate::config::Config;
 use crate::contexted::ScopeLink;
+use crate::freelist::FreeList;
 use crate::platform::{InInterrupt, Interrupts, bound};
-use crate::preempt::Gate;
+use crate::preempt::PreemptCount;
 use crate::ready::{self, Fifo, Inbox};
 use crate::stackful::Stacks;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -53,20 +53,20 @@ pub struct Runtime {
     config: Config,
     /// `config.slice` in nanoseconds.
     slice: u64,
-    gate: Gate,
+    preempt_count: PreemptCount,
     alarm: Alarm,
     timers: Timers,
     counters: Counters,
     /// The future that `run_until` waits for, as a task.
     root: Header,
-    own: Own,
+    local: CoreLocal,
 }
 
-/// What only the owning core touches, with its gate shut; what is atomic, its interrupts and the running stackful
+/// What only the owning core touches, with preemption disabled; what is atomic, its interrupts and the running stackful
 /// task as well.
-struct Own {
+struct CoreLocal {
     ready: Fifo,
-    arena: Arena,
+    free_list: FreeList,
     stacks: Stacks,
     /// All tasks that have been polled and are not done.
     tasks: Cell<Link>,
@@ -89,7 +89,7 @@ struct Own {
 type RootPoll<'a> = dyn FnMut(&mut Context<'_>) -> Poll<()> + 'a;
 
 // SAFETY: `own`, `root`'s plain fields and the cells in them are touched only by the owning core in
-// task context with its gate shut; all else is atomic or behind a lock.
+// task context with preemption disabled; all else is atomic or behind a lock.
 unsafe impl Sync for Runtime {}
 // SAFETY: a runtime moves only before its first use, since all use is through `&'static`.
 unsafe impl Send for Runtime {}
@@ -111,7 +111,7 @@ pub struct Stats {
     pub stacks: u64,
     /// How many tasks wait for a stack now.
     pub waiting: u64,
-    /// How often a task found no stack when its turn came, and began to wait: all [`Config::stacks`]
+    /// How often a task found no stack when its turn came, and began to wait: all [`Config::max_stacks`]
     /// were held, or there was no memory for another.
     pub failed_growths: u64,
     /// How many tasks were ended by [`preempt::end_task`](crate::preempt::end_task). Their stacks and
@@ -153,7 +153,7 @@ impl Runtime {
                 aborted_in_queue: AtomicBool::new(false),
                 slice: nanoseconds(config.slice),
                 config,
-                gate: Gate::new(),
+                preempt_count: PreemptCount::new(),
                 alarm: Alarm::new(),
                 timers: Timers::new(),
                 counters: Counters {
@@ -164,9 +164,9 @@ impl Runtime {
                     ended: AtomicU64::new(0),
                 },
                 root: Header::new(State::immortal(), &task::ROOT, None),
-                own: Own {
+                local: CoreLocal {
                     ready: Fifo::new(),
-                    arena: Arena::new(config.task_memory),
+                    free_list: FreeList::new(config.task_memory),
                     stacks: Stacks::new(),
                     tasks: Cell::new(None),
                     current: AtomicPtr::new(core::ptr::null_mut()),
@@ -196,9 +196,9 @@ impl Runtime {
             preemptions: get(&self.counters.preemptions),
             parks: get(&self.counters.parks),
             aborted_in_poll: get(&self.counters.aborted_in_poll),
-            stacks: self.own.stacks.pool.total() as u64,
-            waiting: self.own.stacks.waiting(),
-            failed_growths: self.own.stacks.failed_growths(),
+            stacks: self.local.stacks.pool.total() as u64,
+            waiting: self.local.stacks.waiting(),
+            failed_growths: self.local.stacks.failed_growths(),
             ended: get(&self.counters.ended),
         }
     }
@@ -209,7 +209,7 @@ impl Runtime {
     /// On the owning core, in task context: in a plain task, or outside of [`enter`](Self::enter).
     /// Elsewhere (in a stackful task, on another core) it does nothing and returns 0. It calls
     /// [`Platform::free_stack`](crate::platform::Platform::free_stack) and the allocator. See also
-    /// [`Config::idle_stacks`].
+    /// [`Config::max_idle_stacks`].
     pub fn trim(&self) -> usize {
         let may_trim = match bound::slot().runtime() {
             None => true,
@@ -227,21 +227,21 @@ impl Runtime {
         if !may_trim
             || !is_owner
             || in_interrupt == InInterrupt::Yes
-            || self.own.is_trimming.replace(true)
+            || self.local.is_trimming.replace(true)
         {
             return 0;
         }
         if in_interrupt == InInterrupt::No {
-            self.own.arena.trim();
+            self.local.free_list.trim();
         }
-        let freed = self.own.stacks.pool.trim();
-        self.own.is_trimming.set(false);
+        let freed = self.local.stacks.pool.trim();
+        self.local.is_trimming.set(false);
         freed
     }
 
     /// Whether it is memory that sets the limit to the stacks there are.
     pub(crate) fn may_have_more_stacks(&self) -> bool {
-        self.own.stacks.pool.total() < self.config.stacks
+        self.local.stacks.pool.total() < self.config.max_stacks
     }
 
     #[inline]
@@ -251,25 +251,25 @@ impl Runtime {
 
     /// The memory that it keeps. For whom [`ready`] allows it.
     #[inline]
-    pub(crate) fn arena(&self) -> &Arena {
-        &self.own.arena
+    pub(crate) fn free_list(&self) -> &FreeList {
+        &self.local.free_list
     }
 
     /// Whether it has been shut down. Owning core.
     #[inline]
     pub(crate) fn is_closed(&self) -> bool {
-        self.own.closed.get()
+        self.local.closed.get()
     }
 
     /// The loop's FIFO. For whom [`ready`] allows it.
     #[inline]
     pub(crate) fn ready(&self) -> &Fifo {
-        &self.own.ready
+        &self.local.ready
     }
 
     #[inline]
-    pub(crate) fn gate(&self) -> &Gate {
-        &self.gate
+    pub(crate) fn preempt_count(&self) -> &PreemptCount {
+        &self.preempt_count
     }
 
     #[inline]
@@ -284,7 +284,7 @@ impl Runtime {
 
     #[inline]
     pub(crate) fn stacks(&self) -> &Stacks {
-        &self.own.stacks
+        &self.local.stacks
     }
 
     /// The hook for panics that no join handle gives.
@@ -305,40 +305,40 @@ impl Runtime {
     }
 
     pub(crate) fn current_task(&self) -> Link {
-        NonNull::new(self.own.current.load(Ordering::Relaxed))
+        NonNull::new(self.local.current.load(Ordering::Relaxed))
     }
 
     #[inline]
     pub(crate) fn set_current(&self, task: Link) {
         let task = task.map_or(core::ptr::null_mut(), NonNull::as_ptr);
-        self.own.current.store(task, Ordering::Relaxed);
+        self.local.current.store(task, Ordering::Relaxed);
     }
 
     /// The hooks that the running poll is inside of. That poll's own code, with preemption off, and the loop.
     #[inline]
     pub(crate) fn scopes(&self) -> &Cell<ScopeLink> {
-        &self.own.scopes
+        &self.local.scopes
     }
 
     /// The running task, if it consists of what lies at this place and is of this type, perhaps with hooks
     /// around it. A local task never does.
     pub(crate) fn task_that_is(&self, whole: Typed) -> Link {
-        let is_inside = self.own.inside_of_hooks.get() == Some(whole);
+        let is_inside = self.local.inside_of_hooks.get() == Some(whole);
         self.current_task().filter(|&task| is_inside || Header::is_future(task, whole))
     }
 
     /// Notes that `inside` is polled, which is the running task's whole future but for hooks around it.
     /// Ends when what this returns is dropped.
     pub(crate) fn inside_of_hooks(&self, inside: Typed) -> InsideOfHooks<'_> {
-        self.own.inside_of_hooks.set(Some(inside));
-        InsideOfHooks(&self.own.inside_of_hooks)
+        self.local.inside_of_hooks.set(Some(inside));
+        InsideOfHooks(&self.local.inside_of_hooks)
     }
 
     /// Has the running task polled again after all that are READY, without a wake: it stays RUNNING. Its
     /// own code. (Edge 10)
     #[inline]
     pub(crate) fn yield_current(&self) {
-        self.own.yielded.store(true, Ordering::Relaxed);
+        self.local.yielded.store(true, Ordering::Relaxed);
     }
 
     /// Whether the task that has just left the core asked for that. The loop, and that task itself.
@@ -346,9 +346,9 @@ impl Runtime {
     pub(crate) fn take_yield(&self) -> bool {
         // It isn't the running one any more, so an interrupt doesn't ask for it any more.
         compiler_fence(Ordering::SeqCst);
-        let yielded = self.own.yielded.load(Ordering::Relaxed);
+        let yielded = self.local.yielded.load(Ordering::Relaxed);
         if yielded {
-            self.own.yielded.store(false, Ordering::Relaxed);
+            self.local.yielded.store(false, Ordering::Relaxed);
         }
         yielded
     }
@@ -356,7 +356,7 @@ impl Runtime {
     /// Whether a stack has the core.
     #[inline]
     pub(crate) fn is_on_stack(&self) -> bool {
-        self.own.stacks.running().is_some()
+        self.local.stacks.running().is_some()
     }
 
     /// Makes the loop look for the aborted among those that wait for a stack. Any context, with
@@ -397,16 +397,16 @@ impl Runtime {
     }
 
     /// Whether the running stackful task is to leave: another task became ready, or a preemption is
-    /// owed.
+    /// pending.
     #[inline]
     pub(crate) fn is_wanted(&self) -> bool {
-        !self.inbox.is_empty() || !self.own.ready.is_empty() || self.gate.owes()
+        !self.inbox.is_empty() || !self.local.ready.is_empty() || self.preempt_count.is_pending()
     }
 
     /// Panics if the poll that has just returned left a guard, or interrupts masked.
     #[inline(always)]
     pub(crate) fn check_guards(&self, expected: usize, task: NonNull<Header>, poll: Poll<()>) {
-        if self.gate.depth() != expected || bound::interrupts() == Interrupts::Masked {
+        if self.preempt_count.get() != expected || bound::interrupts() == Interrupts::Masked {
             self.held_the_core(task, poll);
         }
     }

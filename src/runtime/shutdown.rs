@@ -32,14 +32,14 @@ impl Runtime {
     /// [`NoCore`](EnterError::NoCore) by a caller that is no core.
     pub fn shutdown(&'static self) -> Result<Shutdown, EnterError> {
         let _entered = self.claim_for_shutdown()?;
-        self.own.closed.set(true);
+        self.local.closed.set(true);
         let mut report = Shutdown { dropped: 0, stacks_with_frames: 0 };
         loop {
-            self.inbox.close(&self.own.ready);
-            let queued = (self.own.ready.pop())
-                .or_else(|| self.own.stacks.ready.pop())
-                .or_else(|| self.own.stacks.turns.pop())
-                .or_else(|| self.own.stacks.pop_waiting());
+            self.inbox.close(&self.local.ready);
+            let queued = (self.local.ready.pop())
+                .or_else(|| self.local.stacks.ready.pop())
+                .or_else(|| self.local.stacks.turns.pop())
+                .or_else(|| self.local.stacks.pop_waiting());
             if let Some(task) = queued {
                 report.dropped += usize::from(self.shut_down_queued(task));
             } else if let Some(task) = self.first_without_frames() {
@@ -52,13 +52,13 @@ impl Runtime {
             }
         }
         // What is left in the list has frames on stacks.
-        while let Some(task) = self.own.tasks.get() {
+        while let Some(task) = self.local.tasks.get() {
             self.abandon(task);
         }
         // Timers of futures that others have by now.
         self.timers.close(self);
-        self.own.arena.close();
-        report.stacks_with_frames = self.own.stacks.pool.free_idle();
+        self.local.free_list.close();
+        report.stacks_with_frames = self.local.stacks.pool.free_idle();
         Ok(report)
     }
 
@@ -78,14 +78,14 @@ impl Runtime {
                 true
             }
             other => {
-                self.bury(task, other);
+                self.reap(task, other);
                 false
             }
         }
     }
 
     fn first_without_frames(&self) -> Link {
-        let mut rest = self.own.tasks.get();
+        let mut rest = self.local.tasks.get();
         while let Some(task) = rest {
             // SAFETY: tasks in the list are alive, and their links ours (rule 4).
             let header = unsafe { task.as_ref() };

@@ -12,7 +12,7 @@ use crate::preempt::PreemptGuard;
 use crate::ready::{self, Origin};
 use crate::stackful::Stackful;
 use crate::task::join::JoinHandle;
-use crate::task::{Header, Kind, Named, New, Unnamed, in_place};
+use crate::task::{Header, Named, Storage, Unnamed, Unspawned, in_place};
 
 impl Runtime {
     /// Spawns a task on this runtime. Any core, task context or with the allocator usable.
@@ -57,16 +57,16 @@ impl Runtime {
     ///
     /// # Safety
     ///
-    /// As [`New::spawn`]: future and output are `Send`.
+    /// As [`Unspawned::spawn`]: future and output are `Send`.
     #[inline]
     unsafe fn spawn_from<F, K>(&'static self, future: *const F, kind: K) -> Spawned<F>
     where
         F: Future + 'static,
         F::Output: 'static,
-        K: Kind,
+        K: Storage,
     {
         // SAFETY: passed on.
-        unsafe { New { runtime: self, future, kind, local: false, stackful: false }.spawn() }
+        unsafe { Unspawned { runtime: self, future, kind, local: false, stackful: false }.spawn() }
     }
 
     /// Spawns a task that is known to be stackful before its first poll.
@@ -84,7 +84,7 @@ impl Runtime {
     {
         // SAFETY: passed on, and the bounds.
         unsafe {
-            New { runtime: self, future, kind: Unnamed, local: false, stackful: true }.spawn()
+            Unspawned { runtime: self, future, kind: Unnamed, local: false, stackful: true }.spawn()
         }
     }
 
@@ -92,7 +92,7 @@ impl Runtime {
     ///
     /// # Safety
     ///
-    /// As [`New::spawn`], for a `New<F, _>` of this runtime's that no other code has seen. If the task is the
+    /// As [`Unspawned::spawn`], for a `Unspawned<F, _>` of this runtime's that no other code has seen. If the task is the
     /// allocator's memory, the caller may call the allocator.
     #[inline]
     pub(crate) unsafe fn publish<F>(
@@ -187,11 +187,11 @@ unsafe fn refused<F: Future>(future: *mut F, reason: SpawnErrorReason) -> JoinHa
 /// code out of line got a pointer to it: that gets one to a copy.
 const IN_REGISTERS: usize = 4 * size_of::<usize>();
 
-impl<F, K> New<F, K>
+impl<F, K> Unspawned<F, K>
 where
     F: Future + 'static,
     F::Output: 'static,
-    K: Kind,
+    K: Storage,
 {
     /// Allocates the task and publishes it.
     ///
@@ -201,9 +201,9 @@ where
     /// the runtime. The future is there to be read; it is the task's if this is `Ok`, and the caller's if not.
     #[inline]
     unsafe fn spawn(self) -> Spawned<F> {
-        if ready::short_way(self.runtime) {
+        if ready::on_fast_path(self.runtime) {
             // SAFETY: passed on.
-            return unsafe { self.spawn_from(Origin::Here) };
+            return unsafe { self.spawn_from(Origin::Local) };
         }
         if size_of::<F>() <= IN_REGISTERS {
             // SAFETY: passed on.
@@ -224,7 +224,7 @@ where
         // SAFETY: passed on. Only the copy is used from here on.
         let copy = MaybeUninit::new(unsafe { self.future.read() });
         // SAFETY: passed on.
-        unsafe { New { future: copy.as_ptr(), ..self }.spawn_with_guard() }
+        unsafe { Unspawned { future: copy.as_ptr(), ..self }.spawn_with_guard() }
     }
 
     /// From a stackful task, which may be preempted here, or from elsewhere.
@@ -394,11 +394,11 @@ impl LocalSpawner {
     where
         F: Future + 'static,
         F::Output: 'static,
-        K: Kind,
+        K: Storage,
     {
         let runtime = self.runtime().ok_or(SpawnErrorReason::NotLocal)?;
         // SAFETY: `runtime` has just said so, and the caller's promise.
-        unsafe { New { runtime, future, kind, local: true, stackful: false }.spawn() }
+        unsafe { Unspawned { runtime, future, kind, local: true, stackful: false }.spawn() }
     }
 }
 

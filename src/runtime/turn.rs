@@ -9,13 +9,13 @@
 //!    up a slice or have yielded, by turns. One that is preempted for something that was woken keeps its
 //!    place and what is left of its slice.
 //! 4. Those that go last are granted a share: while plain tasks keep the core, a stackful one gets it
-//!    after each [`PATIENCE`], for an [`OWED`]th of the time that it has waited; and while stackful tasks
+//!    after each [`MAX_WAIT`], for an [`STARVED_SHARE`]th of the time that it has waited; and while stackful tasks
 //!    are woken all the time, one that takes turns gets it after a slice of waiting.
 //! 5. A task that has a stack is preempted as soon as something is woken, unless its last stretch was
-//!    shorter than [`LEAST_STRETCH`](crate::time::LEAST_STRETCH): then it has that first.
+//!    shorter than [`MIN_STRETCH`](crate::time::MIN_STRETCH): then it has that first.
 //!
 //! All this is counted in time, which the alarm measures: the loop itself reads the clock only after
-//! stackful tasks have waited for [`ASK_STACKFUL_AFTER`] polls.
+//! stackful tasks have waited for [`CHECK_STACKFUL_AFTER`] polls.
 //!
 //! The loop runs in two places ([home, and on a stack](mod@crate::stackful)). Home does all of the
 //! above. The loop on a stack ([`next_on_stack`](Runtime::next_on_stack)) does the part of it that
@@ -37,38 +37,38 @@ use crate::task::{Header, Link};
 use crate::time::NEVER;
 
 /// How many nanoseconds stackful tasks wait for plain ones before they are granted the core. (They wait
-/// longer if [`ASK_STACKFUL_AFTER`] polls take longer.)
-const PATIENCE: u64 = 250_000;
+/// longer if [`CHECK_STACKFUL_AFTER`] polls take longer.)
+const MAX_WAIT: u64 = 250_000;
 
 /// They are granted this part of the time that they have waited: one nanosecond after eleven. So beside
 /// plain tasks that never stop, they have a twelfth of the core.
-const OWED: u64 = 11;
+const STARVED_SHARE: u64 = 11;
 
 /// After so many polls of plain tasks the loop looks at the clock for the stackful.
-const ASK_STACKFUL_AFTER: u64 = 8;
+const CHECK_STACKFUL_AFTER: u64 = 8;
 
 /// After so many further polls it looks again if they had not waited long enough, whatever became of the
 /// alarm that was set for it.
-const ASK_STACKFUL_AGAIN_AFTER: u64 = 1024;
+const CHECK_STACKFUL_AGAIN_AFTER: u64 = 1024;
 
 /// After so many polls of woken stackful tasks it looks at the clock for those that take turns; then each
 /// time after as many polls as there were so far.
-const ASK_TURNS_AFTER: u64 = 2;
+const CHECK_TURNS_AFTER: u64 = 2;
 
 /// But after at most so many.
-const ASK_TURNS_AGAIN_AFTER: u64 = 8;
+const CHECK_TURNS_AGAIN_AFTER: u64 = 8;
 
 /// Who gets the core next. Taken from the queue that it was in.
 enum Next {
     /// RUNNING, to be polled here.
     Plain(NonNull<Header>),
     /// It was not to be polled any more.
-    DealtWith,
+    Retired,
     /// To be polled or to go on on this stack.
     Stackful(NonNull<Header>, NonNull<Stack>),
     /// RUNNING, to go on, on this stack.
     Preempted(NonNull<Header>, NonNull<Stack>),
-    Nobody,
+    Idle,
 }
 
 /// A stackful task that gets the core, and its stack.
@@ -98,7 +98,7 @@ impl Runtime {
                 while self.turn() {}
             });
             let Err(payload) = caught else {
-                return self.own.stacks.take_payload().map_or(Ok(()), Err);
+                return self.local.stacks.take_payload().map_or(Ok(()), Err);
             };
             self.unmask();
             let task = self.current_task();
@@ -108,7 +108,7 @@ impl Runtime {
                 Some(task) if task == NonNull::from(&self.root) => {
                     if self.root.state.pending() == Pending::Ready {
                         // SAFETY: as in `run_until`.
-                        unsafe { self.own.ready.push_back(task) };
+                        unsafe { self.local.ready.push_back(task) };
                     }
                     return Err(payload);
                 }
@@ -132,17 +132,17 @@ impl Runtime {
 
     #[inline(always)]
     fn look_and(&'static self, fire: fn(&'static Self)) {
-        if self.gate.is_called() {
+        if self.preempt_count.need_resched() {
             // First: an interrupt that sets the flags after this has pushed what is seen below, or it makes
             // the next stackful task leave at once.
-            self.gate.answer();
+            self.preempt_count.clear_need_resched();
             if self.alarm.is_due() {
                 fire(self);
             }
-            self.alarm.set_by(self.timers.next().min(self.own.stacks.patience.until()));
+            self.alarm.set_by(self.timers.next().min(self.local.stacks.aging.deadline()));
         }
         if !self.inbox.is_empty() {
-            self.inbox.take(&self.own.ready, false);
+            self.inbox.take(&self.local.ready, false);
         }
     }
 
@@ -151,10 +151,10 @@ impl Runtime {
     fn fire(&'static self) {
         let now = self.alarm.take_due();
         self.alarm.forget();
-        let patience = &self.own.stacks.patience;
-        if now >= patience.until() {
-            patience.ask_at(0);
-            patience.wait_until(NEVER);
+        let aging = &self.local.stacks.aging;
+        if now >= aging.deadline() {
+            aging.check_at(0);
+            aging.set_deadline(NEVER);
         }
         // SAFETY: this is the loop.
         unsafe { self.timers.fire(self, now) };
@@ -167,8 +167,8 @@ impl Runtime {
 
     /// The same as [`look`](Self::look) where little is to be seen as a rule.
     #[inline(always)]
-    fn glance(&'static self) {
-        if self.gate.is_called() || !self.inbox.is_empty() {
+    fn look_if_needed(&'static self) {
+        if self.preempt_count.need_resched() || !self.inbox.is_empty() {
             self.look_out_of_line();
         }
     }
@@ -184,7 +184,7 @@ impl Runtime {
     fn turn(&'static self) -> bool {
         let (task, stack) = match self.choose() {
             Next::Plain(task) => return self.poll(task),
-            Next::DealtWith => {
+            Next::Retired => {
                 self.look_out_of_line();
                 return true;
             }
@@ -210,7 +210,7 @@ impl Runtime {
                 self.grant_rest(stack);
                 (task, stack)
             }
-            Next::Nobody => {
+            Next::Idle => {
                 self.park();
                 self.look_out_of_line();
                 return true;
@@ -221,24 +221,24 @@ impl Runtime {
 
     #[inline(always)]
     fn choose(&'static self) -> Next {
-        let stacks = &self.own.stacks;
+        let stacks = &self.local.stacks;
         let polls = self.polls();
-        if stacks.patience.is_to_be_asked(polls)
-            && let Some(chosen) = self.choose_owed()
+        if stacks.aging.is_check_due(polls)
+            && let Some(chosen) = self.choose_starved()
         {
             return chosen.into();
         }
-        while let Some(task) = self.own.ready.pop() {
-            // SAFETY: a task in the FIFO is alive: it is not DONE, or it is ours to bury.
+        while let Some(task) = self.local.ready.pop() {
+            // SAFETY: a task in the FIFO is alive: it is not DONE, or it is ours to reap.
             let header = unsafe { task.as_ref() };
             if header.state.is_plain_and_started() {
                 return Next::Plain(task);
             }
             if !header.state.is_stackful() {
-                return if self.start(task, None) { Next::Plain(task) } else { Next::DealtWith };
+                return if self.start(task, None) { Next::Plain(task) } else { Next::Retired };
             }
             // The only one there is: it would come out of its queue at once.
-            if self.own.ready.is_empty()
+            if self.local.ready.is_empty()
                 && stacks.are_idle()
                 && let Some(stack) = header.stack.get().or_else(|| stacks.pool.take())
             {
@@ -247,7 +247,7 @@ impl Runtime {
             }
             self.queue_stackful(task);
         }
-        self.choose_stackful(polls).map_or(Next::Nobody, Next::from)
+        self.choose_stackful(polls).map_or(Next::Idle, Next::from)
     }
 
     /// A stackful task from the FIFO.
@@ -259,11 +259,11 @@ impl Runtime {
             let _never_run = self.start(task, None);
             return;
         }
-        let stacks = &self.own.stacks;
+        let stacks = &self.local.stacks;
         if stacks.are_idle() {
             // The waiting begins now. When that is, is asked later, if at all.
-            stacks.patience.forget();
-            stacks.patience.ask_at(self.polls() + ASK_STACKFUL_AFTER);
+            stacks.aging.restart();
+            stacks.aging.check_at(self.polls() + CHECK_STACKFUL_AFTER);
         }
         // SAFETY: alive, as in `choose`, and in no queue now.
         unsafe { stacks.ready.push_back(task) };
@@ -272,40 +272,40 @@ impl Runtime {
     /// A stackful task, if plain ones have kept the core for too long.
     #[cold]
     #[inline(never)]
-    fn choose_owed(&'static self) -> Option<Chosen> {
-        let stacks = &self.own.stacks;
-        let (patience, polls) = (&stacks.patience, self.polls());
-        patience.wait_until(NEVER);
+    fn choose_starved(&'static self) -> Option<Chosen> {
+        let stacks = &self.local.stacks;
+        let (aging, polls) = (&stacks.aging, self.polls());
+        aging.set_deadline(NEVER);
         if stacks.are_idle() {
-            patience.ask_at(u64::MAX);
+            aging.check_at(u64::MAX);
             return None;
         }
-        patience.ask_at(polls + ASK_STACKFUL_AGAIN_AFTER);
-        if self.own.ready.is_empty() {
+        aging.check_at(polls + CHECK_STACKFUL_AGAIN_AFTER);
+        if self.local.ready.is_empty() {
             return None;
         }
         let now = bound::now();
         // None of them has had the core since.
-        let since = patience.since(now).max(self.alarm.seen());
-        let until = since.saturating_add(PATIENCE);
+        let since = aging.since(now).max(self.alarm.seen());
+        let until = since.saturating_add(MAX_WAIT);
         if now < until {
-            patience.wait_until(until);
+            aging.set_deadline(until);
             self.alarm.set_by(until);
             return None;
         }
         let next = self.choose_stackful(polls)?;
-        Some(self.grant_only(next, (now - since) / OWED))
+        Some(self.grant_only(next, (now - since) / STARVED_SHARE))
     }
 
     /// Whether it is to be asked for how long tasks that take turns have waited.
     #[inline(always)]
-    fn may_owe_a_turn(&'static self, polls: u64) -> bool {
-        let stacks = &self.own.stacks;
-        if !stacks.turn_patience.is_to_be_asked(polls) {
+    fn may_starve_turns(&'static self, polls: u64) -> bool {
+        let stacks = &self.local.stacks;
+        if !stacks.turn_aging.is_check_due(polls) {
             return false;
         }
         if stacks.turns.is_empty() {
-            stacks.turn_patience.ask_at(polls + ASK_TURNS_AFTER);
+            stacks.turn_aging.check_at(polls + CHECK_TURNS_AFTER);
             return false;
         }
         true
@@ -314,10 +314,10 @@ impl Runtime {
     /// Lets those that take turns have one, if woken stackful tasks have kept the core for too long.
     #[cold]
     #[inline(never)]
-    fn choose_owed_turn(&'static self) -> Option<Chosen> {
-        let stacks = &self.own.stacks;
+    fn choose_starved_turn(&'static self) -> Option<Chosen> {
+        let stacks = &self.local.stacks;
         let (now, polls) = (bound::now(), self.polls());
-        let (since, polls) = stacks.turn_patience.wait_on(now, polls, ASK_TURNS_AGAIN_AFTER);
+        let (since, polls) = stacks.turn_aging.keep_waiting(now, polls, CHECK_TURNS_AGAIN_AFTER);
         let waited = now.saturating_sub(since);
         if waited < self.slice {
             return None;
@@ -326,7 +326,7 @@ impl Runtime {
         // Behind tasks that use much of a slice each, it gets a whole slice, as among its equals. Behind tasks
         // that leave soon it gets a small grant, so that they wait no longer than that.
         let are_long = waited / polls >= self.slice / 8;
-        Some(if are_long { next } else { self.grant_only(next, waited / OWED) })
+        Some(if are_long { next } else { self.grant_only(next, waited / STARVED_SHARE) })
     }
 
     /// Grants what was chosen no more than so many nanoseconds.
@@ -343,7 +343,7 @@ impl Runtime {
     /// The first stackful task that can have a stack, or has one.
     #[inline(always)]
     fn choose_stackful(&'static self, polls: u64) -> Option<Chosen> {
-        let stacks = &self.own.stacks;
+        let stacks = &self.local.stacks;
         // Before those that are queued, from among which they were taken.
         if stacks.are_awaited()
             && let Some(next) = self.choose_waiting()
@@ -351,8 +351,8 @@ impl Runtime {
             return Some(next);
         }
         if !stacks.ready.is_empty() {
-            if self.may_owe_a_turn(polls)
-                && let Some(next) = self.choose_owed_turn()
+            if self.may_starve_turns(polls)
+                && let Some(next) = self.choose_starved_turn()
             {
                 return Some(next);
             }
@@ -373,11 +373,11 @@ impl Runtime {
     /// The first of those that take turns.
     #[inline(always)]
     fn choose_turn(&'static self, polls: u64) -> Option<Chosen> {
-        let stacks = &self.own.stacks;
+        let stacks = &self.local.stacks;
         while let Some(task) = stacks.turns.pop() {
             if let Some(next) = self.with_stack(task) {
                 stacks.in_turn.set(true);
-                stacks.turn_patience.ask_at(polls + ASK_TURNS_AFTER);
+                stacks.turn_aging.check_at(polls + CHECK_TURNS_AFTER);
                 return Some(next);
             }
         }
@@ -396,7 +396,7 @@ impl Runtime {
         }
         let stack = self.take_stack();
         if stack.is_none() {
-            self.put_off_start(task);
+            self.defer_start(task);
         }
         stack.map(|stack| Chosen { task, stack, was_preempted: false })
     }
@@ -405,7 +405,7 @@ impl Runtime {
     #[cold]
     #[inline(never)]
     fn choose_waiting(&'static self) -> Option<Chosen> {
-        let stacks = &self.own.stacks;
+        let stacks = &self.local.stacks;
         if self.aborted_in_queue.swap(false, Ordering::Acquire) {
             self.stop_waiting();
         }
@@ -426,7 +426,7 @@ impl Runtime {
     /// A stackful task whose turn has come, and there is no stack for it.
     #[cold]
     #[inline(never)]
-    fn put_off_start(&'static self, task: NonNull<Header>) {
+    fn defer_start(&'static self, task: NonNull<Header>) {
         // SAFETY: as in `choose`.
         let state = unsafe { &task.as_ref().state };
         if state.is_done() || state.is_aborted() {
@@ -436,18 +436,18 @@ impl Runtime {
             return;
         }
         // SAFETY: not DONE, hence alive, and in no queue now.
-        unsafe { self.own.stacks.push_waiting(task) };
+        unsafe { self.local.stacks.push_waiting(task) };
     }
 
     /// Tells the hook that tasks wait for a stack, unless it was told a moment ago. Returns when to look again.
     fn report_stall(&'static self) -> u64 {
-        let next_report = &self.own.stacks.next_report;
+        let next_report = &self.local.stacks.next_report;
         let now = bound::now();
         if now >= next_report.get() {
             let pause = self.slice.saturating_mul(STALL_SLICES.into());
             next_report.set(now.saturating_add(pause));
             if let Some(on_stall) = self.config.on_stall {
-                self.guarded_alone(|| on_stall(&Stall { runtime: self }));
+                self.catch_panic(|| on_stall(&Stall { runtime: self }));
             }
         }
         next_report.get()
@@ -457,7 +457,7 @@ impl Runtime {
     /// with. `stack` is its own, or was taken for it.
     #[inline(always)]
     fn start(&'static self, task: NonNull<Header>, stack: Option<NonNull<Stack>>) -> bool {
-        // SAFETY: a task that was queued is alive: it is not DONE, or it is ours to bury.
+        // SAFETY: a task that was queued is alive: it is not DONE, or it is ours to reap.
         let start = unsafe { task.as_ref() }.state.start();
         start == Start::Run { aborted: false } || self.start_otherwise(task, stack, start)
     }
@@ -484,7 +484,7 @@ impl Runtime {
                 if let Some(stack) = stack.filter(|_| !holds_frames) {
                     self.give_back(stack);
                 }
-                self.bury(task, other);
+                self.reap(task, other);
             }
         }
         false
@@ -522,10 +522,10 @@ impl Runtime {
     fn begin_stretch(&'static self, task: NonNull<Header>) {
         while !self.inbox.announce_stackful() {
             // It came after this turn's look, perhaps in a hurry: the task leaves at once.
-            self.inbox.take(&self.own.ready, false);
-            self.gate.owe();
+            self.inbox.take(&self.local.ready, false);
+            self.preempt_count.set_pending();
         }
-        self.own.stacks.patience.ask_at(count(&self.counters.polls) + ASK_STACKFUL_AFTER);
+        self.local.stacks.aging.check_at(count(&self.counters.polls) + CHECK_STACKFUL_AFTER);
         self.set_current(Some(task));
     }
 
@@ -540,7 +540,7 @@ impl Runtime {
             Reason::Suspended => {
                 let task = left.task();
                 self.hold(task, left.stack);
-                self.glance();
+                self.look_if_needed();
                 self.wait(task, Place::Stack);
             }
             reason @ (Reason::Interrupted | Reason::Preempted) => {
@@ -554,7 +554,7 @@ impl Runtime {
             }
             Reason::Pending => {
                 self.give_back(left.stack);
-                self.glance();
+                self.look_if_needed();
                 self.wait(left.task(), Place::Stack);
             }
             reason => return self.came_home(left.task, left.stack, reason),
@@ -578,7 +578,7 @@ impl Runtime {
                 return false;
             }
         }
-        self.glance();
+        self.look_if_needed();
         true
     }
 
@@ -587,7 +587,7 @@ impl Runtime {
     fn give_back(&self, stack: NonNull<Stack>) {
         // SAFETY: of this runtime's pool, and left, or not entered since it was taken; a task's
         // that held it is over.
-        unsafe { self.own.stacks.pool.give(stack, self.config.idle_stacks) };
+        unsafe { self.local.stacks.pool.give(stack, self.config.max_idle_stacks) };
     }
 
     /// On `stack`, when the poll of `task` there has ended: does what there is to do for the task,
@@ -602,7 +602,7 @@ impl Runtime {
         task: NonNull<Header>,
         reason: Reason,
     ) -> Result<NonNull<Header>, Reason> {
-        if self.gate.is_called()
+        if self.preempt_count.need_resched()
             // SAFETY: rule 7: this core has set DONE, and was told so.
             || reason == Reason::FinishedForJoiner && !unsafe { joiner_is_task(task.as_ref()) }
         {
@@ -611,7 +611,7 @@ impl Runtime {
         // The task may be gone after this, and a panic here is not its own.
         self.set_current(None);
         if !self.inbox.is_empty() {
-            self.inbox.take(&self.own.ready, false);
+            self.inbox.take(&self.local.ready, false);
         }
         let next = if reason == Reason::Pending {
             self.link(task);
@@ -635,12 +635,12 @@ impl Runtime {
     /// becomes the last.
     #[inline(always)]
     fn choose_after_yield(&'static self, task: NonNull<Header>) -> Option<NonNull<Header>> {
-        let stacks = &self.own.stacks;
+        let stacks = &self.local.stacks;
         let polls = self.polls();
-        let are_alone = self.own.ready.is_empty()
+        let are_alone = self.local.ready.is_empty()
             && stacks.ready.is_empty()
             && !stacks.are_awaited()
-            && !stacks.patience.is_to_be_asked(polls);
+            && !stacks.aging.is_check_due(polls);
         if !are_alone {
             // SAFETY: RUNNING, so no other code pushes it.
             unsafe { stacks.turns.push_back(task) };
@@ -654,7 +654,7 @@ impl Runtime {
             return None;
         }
         stacks.in_turn.set(true);
-        stacks.turn_patience.ask_at(polls + ASK_TURNS_AFTER);
+        stacks.turn_aging.check_at(polls + CHECK_TURNS_AFTER);
         Some(next)
     }
 
@@ -671,27 +671,27 @@ impl Runtime {
     /// if it is to be polled on a stack and holds none. `None`: home chooses.
     #[inline(always)]
     fn choose_on_stack(&'static self) -> Option<NonNull<Header>> {
-        let stacks = &self.own.stacks;
+        let stacks = &self.local.stacks;
         let polls = self.polls();
-        if stacks.patience.is_to_be_asked(polls) || stacks.are_awaited() {
+        if stacks.aging.is_check_due(polls) || stacks.are_awaited() {
             return None;
         }
         loop {
-            let (queue, in_turn) = if let Some(task) = self.own.ready.first() {
+            let (queue, in_turn) = if let Some(task) = self.local.ready.first() {
                 // SAFETY: alive, as in `choose`.
                 let header = unsafe { task.as_ref() };
                 if !header.state.is_stackful() || header.state.is_done() {
                     return None;
                 }
-                let is_alone = self.own.ready.is_last(task) && stacks.are_idle();
+                let is_alone = self.local.ready.is_last(task) && stacks.are_idle();
                 if !is_alone {
-                    self.own.ready.pop();
+                    self.local.ready.pop();
                     self.queue_stackful(task);
                     continue;
                 }
-                (&self.own.ready, false)
+                (&self.local.ready, false)
             } else if !stacks.ready.is_empty() {
-                if self.may_owe_a_turn(polls) {
+                if self.may_starve_turns(polls) {
                     return None;
                 }
                 (&stacks.ready, false)
@@ -705,7 +705,7 @@ impl Runtime {
             queue.pop();
             stacks.in_turn.set(in_turn);
             if in_turn {
-                stacks.turn_patience.ask_at(polls + ASK_TURNS_AFTER);
+                stacks.turn_aging.check_at(polls + CHECK_TURNS_AFTER);
             }
             return Some(task);
         }
@@ -713,19 +713,19 @@ impl Runtime {
 
     /// Polls what `run_until` waits for.
     pub(crate) fn poll_root(&'static self, context: &mut Context<'_>) -> Poll<()> {
-        let Some(mut poll) = self.own.root.get() else { return Poll::Pending };
+        let Some(mut poll) = self.local.root.get() else { return Poll::Pending };
         // SAFETY: `run_until` is in its loop, further up on this stack, so its closure lives, and
         // nobody else calls it.
         let poll = unsafe { poll.as_mut() }(context);
         if poll.is_ready() {
-            self.own.root.set(None);
+            self.local.root.set(None);
         }
         poll
     }
 
     /// Moves the aborted among those that wait for a stack to the others: they need none.
     fn stop_waiting(&'static self) {
-        let stacks = &self.own.stacks;
+        let stacks = &self.local.stacks;
         stacks.retain_waiting(|task| {
             // SAFETY: not DONE, hence alive, and in no queue now.
             unsafe {
@@ -741,26 +741,26 @@ impl Runtime {
     /// An idle stack, or a new one if there may be more.
     #[inline(always)]
     fn take_stack(&'static self) -> Option<NonNull<Stack>> {
-        self.own.stacks.pool.take().or_else(|| self.new_stack())
+        self.local.stacks.pool.take().or_else(|| self.new_stack())
     }
 
     #[cold]
     #[inline(never)]
     fn new_stack(&'static self) -> Option<NonNull<Stack>> {
         // Those that wait for one have just been looked at, so there is none for others.
-        if self.own.stacks.are_awaited() { None } else { self.grow() }
+        if self.local.stacks.are_awaited() { None } else { self.grow() }
     }
 
     #[cold]
     #[inline(never)]
     fn grow(&'static self) -> Option<NonNull<Stack>> {
         let size = self.config.rounded_stack_size()?;
-        self.own.stacks.pool.grow(self, size, self.config.stacks)
+        self.local.stacks.pool.grow(self, size, self.config.max_stacks)
     }
 
     #[inline(never)]
     fn park(&'static self) {
-        if self.own.stacks.are_awaited() {
+        if self.local.stacks.are_awaited() {
             // Memory may come back, and the hook is told again, although nothing else happens here.
             let next_look = self.report_stall();
             if self.config.on_stall.is_some() || self.may_have_more_stacks() {
@@ -771,10 +771,10 @@ impl Runtime {
         let interrupts = bound::mask_interrupts();
         // From here on neither an interrupt nor another core can slip in: the alarm's interrupt is
         // masked, and a push either made the announcement fail or finds it and wakes us.
-        if !self.alarm.is_due() && self.own.ready.is_empty() && self.inbox.announce_park() {
+        if !self.alarm.is_due() && self.local.ready.is_empty() && self.inbox.announce_park() {
             count(&self.counters.parks);
             bound::park();
-            self.inbox.take(&self.own.ready, false);
+            self.inbox.take(&self.local.ready, false);
         }
         // SAFETY: what `mask_interrupts` has just returned.
         unsafe { bound::restore_interrupts(interrupts) };

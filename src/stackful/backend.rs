@@ -24,7 +24,7 @@ pub struct Context(pub *mut u8);
 ///
 /// # Safety
 ///
-/// - `prepare` writes only to the `LEAST_STACK` bytes below `top`.
+/// - `prepare` writes only to the `MIN_STACK` bytes below `top`.
 /// - `switch` saves all that the platform's calling convention wants preserved over a call (also
 ///   floating-point registers, where it has them), and reads and writes nothing but the two stacks
 ///   and `save`.
@@ -34,14 +34,14 @@ pub struct Context(pub *mut u8);
 pub unsafe trait StackfulBackend {
     /// The least size of a stack in bytes: a prepared context, one trap context, and the frames of
     /// the handler that leaves the core.
-    const LEAST_STACK: usize;
+    const MIN_STACK: usize;
 
     /// Prepares the stack that ends at `top`: the first switch to the returned context calls
     /// `main(argument)` on it.
     ///
     /// # Safety
     ///
-    /// `top` is aligned to 16 and at least `LEAST_STACK` writable bytes lie below it, which no other
+    /// `top` is aligned to 16 and at least `MIN_STACK` writable bytes lie below it, which no other
     /// code uses.
     unsafe fn prepare(top: NonNull<u8>, main: StackMain, argument: *mut ()) -> Context;
 

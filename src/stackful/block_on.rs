@@ -74,7 +74,7 @@ fn suspend_until<F: Future>(runtime: &'static Runtime, mut future: Pin<&mut F>) 
         "block_on was called in an interrupt: wake a task from there instead"
     );
     assert!(
-        runtime.gate().is_open(),
+        runtime.preempt_count().is_zero(),
         "block_on was called in {} under a PreemptGuard, or between preempt::disable and enable: \
          end that first",
         name()
@@ -103,7 +103,7 @@ fn suspend_until<F: Future>(runtime: &'static Runtime, mut future: Pin<&mut F>) 
             return output;
         }
         assert!(
-            runtime.gate().is_open(),
+            runtime.preempt_count().is_zero(),
             "a future in block_on held a PreemptGuard when its poll returned: drop it before the await"
         );
         assert!(
@@ -168,13 +168,13 @@ fn park_until<F: Future>(slot: &'static CoreSlot, mut future: Pin<&mut F>) -> F:
         );
         loop {
             let interrupts = bound::mask_interrupts();
-            let rung = slot.take_ring();
-            if !rung {
+            let notified = slot.take_ring();
+            if !notified {
                 bound::park();
             }
             // SAFETY: what `mask_interrupts` has just returned.
             unsafe { bound::restore_interrupts(interrupts) };
-            if rung {
+            if notified {
                 break;
             }
         }
@@ -188,7 +188,7 @@ impl CoreSlot {
             RawWakerVTable::new(|slot| RawWaker::new(slot, &VTABLE), ring, ring, |_| ());
         fn ring(slot: *const ()) {
             // SAFETY: `waker` put a `&'static CoreSlot` there.
-            unsafe { &*slot.cast::<CoreSlot>() }.ring();
+            unsafe { &*slot.cast::<CoreSlot>() }.notify();
         }
         // SAFETY: the functions keep `RawWakerVTable`'s contract: slots live for ever, and `ring` is
         // atomic.

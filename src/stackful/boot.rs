@@ -26,7 +26,7 @@ pub fn leave_boot_stack(size: usize, main: fn() -> !) -> Result<Infallible, Boot
         bound::slot().runtime().is_none(),
         "leave_boot_stack was called inside of a runtime: call it before the core enters"
     );
-    let least = bound::least_stack();
+    let least = bound::min_stack();
     let size = size
         .checked_next_multiple_of(16)
         .filter(|&size| size >= least)

@@ -62,17 +62,17 @@
 //! 8. A task may be preempted after its poll has returned, until preemption is disabled. Until
 //!    then, what the poll has returned lies on its stack.
 
+mod aging;
 mod backend;
 mod block_on;
 mod boot;
-mod patience;
 mod pool;
 
+pub(crate) use aging::Aging;
 pub use backend::{Context, StackMain, StackfulBackend};
 pub use block_on::block_on;
 pub use boot::{BootStackError, leave_boot_stack};
-pub(crate) use patience::Patience;
-pub(crate) use pool::{Pool, Stack, least_size as least_stack_size};
+pub(crate) use pool::{Pool, Stack, min_size as min_stack_size};
 
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -86,14 +86,14 @@ use core::ptr::{self, NonNull};
 use core::task::Poll;
 
 use crate::arch;
-use crate::contexted::{self, Hooks, Scope, Surroundings};
+use crate::contexted::{self, Hooks, Scope, ScopeEntry};
 use crate::fatal::fatal;
 use crate::platform::{Interrupts, PanicPayload, bound};
 use crate::ready::Fifo;
 use crate::sync::local::{AtomicPtr, AtomicU64, Ordering};
 use crate::task::join::{JoinError, JoinHandle, panic_message};
 use crate::task::{Header, Label, Link, panic};
-use crate::time::{LEAST_STRETCH, SliceLeft};
+use crate::time::{MIN_STRETCH, SliceLeft};
 use crate::{Runtime, TaskId};
 
 /// Why the core came home from a stack.
@@ -212,7 +212,7 @@ where
         let _inside = if this.hooks.is_empty() {
             None
         } else {
-            scope = Scope::new(Surroundings::Hooks(&this.hooks));
+            scope = Scope::new(ScopeEntry::Hooks(&this.hooks));
             Some(scope.begin())
         };
         // SAFETY: with `on_stack` set, it is never moved again.
@@ -309,7 +309,7 @@ impl<F: Future> Drop for Stackful<F> {
         if !self.hooks.is_empty() {
             let future = &mut self.future;
             // Dropped in its place, as it may be pinned.
-            contexted::within(Surroundings::Hooks(&self.hooks), || *future = None);
+            contexted::within(ScopeEntry::Hooks(&self.hooks), || *future = None);
         }
     }
 }
@@ -372,7 +372,7 @@ impl Runtime {
         if this.scopes.get().is_some() {
             self.enter_scopes(task, this);
         }
-        // SAFETY: the stack is prepared or was saved by `yield_core` or `go_home` on this core, and
+        // SAFETY: the stack is prepared or was saved by `switch_to_loop` or `go_home` on this core, and
         // is alive; it is entered once for each time, since its task is in one queue and an idle
         // stack in one pool. Home's place outlives the switch, since it is in the runtime.
         unsafe { Context::switch(self.stacks().home.as_ptr(), this.context.get()) };
@@ -393,7 +393,7 @@ impl Runtime {
     fn enter_scopes(&self, task: NonNull<Header>, stack: &Stack) {
         let scopes = stack.scopes.take();
         // SAFETY: the stack's poll is in the middle.
-        self.guarded(task, || unsafe { contexted::enter(scopes) });
+        self.catch_user_panic(task, || unsafe { contexted::enter(scopes) });
         self.scopes().set(scopes);
     }
 
@@ -411,7 +411,7 @@ impl Runtime {
         self.hold(task, stack);
         let scopes = self.scopes().take();
         // SAFETY: a poll that is over has left all its scopes, so this one is in the middle.
-        self.guarded(task, || unsafe { contexted::leave(scopes) });
+        self.catch_user_panic(task, || unsafe { contexted::leave(scopes) });
         // SAFETY: as in `grant_slice`.
         unsafe { stack.as_ref() }.scopes.set(scopes);
     }
@@ -440,7 +440,7 @@ impl Runtime {
         stack.set_left(match left {
             SliceLeft::Nanoseconds(left) => {
                 if is_short {
-                    stack.protected.set(LEAST_STRETCH);
+                    stack.protected.set(MIN_STRETCH);
                 }
                 (true, left)
             }
@@ -450,7 +450,7 @@ impl Runtime {
         unsafe { self.leave_stack(stack, reason) };
     }
 
-    /// Leaves the running stack for the loop. Returns when the loop enters it again, with the gate open.
+    /// Leaves the running stack for the loop. Returns when the loop enters it again, with preemption enabled.
     ///
     /// # Safety
     ///
@@ -468,8 +468,8 @@ impl Runtime {
         }
         // SAFETY: passed on.
         unsafe {
-            if self.yield_core(stack, reason) {
-                self.leave_again(reason == Reason::Interrupted);
+            if self.switch_to_loop(stack, reason) {
+                self.leave_for_pending(reason == Reason::Interrupted);
             }
         }
     }
@@ -490,18 +490,18 @@ impl Runtime {
         }
     }
 
-    /// A preemption became owed between the loop's last look and the opening of the gate, or just after it.
+    /// A preemption became pending between the loop's last look and the enabling of preemption, or just after it.
     ///
     /// # Safety
     ///
     /// As [`leave_stack`](Self::leave_stack); `interrupt` says whether it is in one.
     #[cold]
     #[inline(never)]
-    unsafe fn leave_again(&'static self, interrupt: bool) {
+    unsafe fn leave_for_pending(&'static self, interrupt: bool) {
         let reason = if interrupt { Reason::Interrupted } else { Reason::Preempted };
-        let (alarm, mut least) = (self.alarm(), LEAST_STRETCH);
+        let (alarm, mut least) = (self.alarm(), MIN_STRETCH);
         loop {
-            self.gate().set_depth(1);
+            self.preempt_count().set(1);
             let (stack, now) = (self.running_stack(), bound::now());
             if alarm.protects() {
                 // The least stretch begins here. If the alarm fires again before the task's code runs, the
@@ -514,33 +514,33 @@ impl Runtime {
                 continue;
             }
             // It has had nothing of this stretch.
-            stack.protected.set(LEAST_STRETCH);
+            stack.protected.set(MIN_STRETCH);
             alarm.end_stretch(now);
             stack.set_left(match alarm.slice_left(now, self.slice()) {
                 SliceLeft::Nanoseconds(left) => (true, left),
-                SliceLeft::Nothing if self.gate().is_open() => (false, self.slice()),
+                SliceLeft::Nothing if self.preempt_count().is_zero() => (false, self.slice()),
                 // A slice shorter than the way into it: double it until it isn't.
                 SliceLeft::Nothing => (false, stack.left.get().saturating_mul(2).max(self.slice())),
             });
             // SAFETY: passed on.
-            if !unsafe { self.yield_core(stack, reason) } {
+            if !unsafe { self.switch_to_loop(stack, reason) } {
                 return;
             }
         }
     }
 
-    /// Goes home; when the loop enters the stack again, opens the gate. Returns whether a
-    /// preemption is owed then.
+    /// Goes home; when the loop enters the stack again, enables preemption. Returns whether a
+    /// preemption is pending then.
     ///
     /// # Safety
     ///
     /// As [`leave_stack`](Self::leave_stack).
     #[inline(always)]
-    unsafe fn yield_core(&'static self, stack: &Stack, reason: Reason) -> bool {
+    unsafe fn switch_to_loop(&'static self, stack: &Stack, reason: Reason) -> bool {
         if stack.has_overflowed() {
             self.leave_overflowed(stack);
         }
-        self.gate().set_depth(1);
+        self.preempt_count().set(1);
         self.stacks().reason.set(reason);
         // SAFETY: a task's code runs, so the loop has left home and saved its context there, which
         // is entered once for that. The place in `stack` outlives the switch, since it lies on top
@@ -550,7 +550,7 @@ impl Runtime {
             // The handler goes on; its return restores what the interrupted code had.
             bound::mask_interrupts();
         }
-        self.open_gate()
+        self.enable_and_test()
     }
 
     /// The running code's own.
@@ -569,15 +569,15 @@ impl Runtime {
     /// masked.
     pub(crate) unsafe fn end_stack(&'static self) -> ! {
         let stack = self.running_stack();
-        self.gate().set_depth(1);
+        self.preempt_count().set(1);
         // The loop has none of what the task may access. (The entry of a trap has dropped it already.)
         arch::drop_rights();
         self.stacks().reason.set(Reason::Ended);
         // The fault may have cost an interrupt, such as the alarm's: the loop looks, and sets it again.
         self.alarm().forget();
         self.alarm().set_due(bound::now());
-        self.gate().call();
-        // SAFETY: as in `yield_core`; what is stored in the stack is never entered.
+        self.preempt_count().set_need_resched();
+        // SAFETY: as in `switch_to_loop`; what is stored in the stack is never entered.
         unsafe { Context::switch(stack.context.as_ptr(), self.stacks().home.get()) };
         unreachable!("somebody entered a stack that had been ended")
     }
@@ -586,63 +586,66 @@ impl Runtime {
     #[cold]
     #[inline(never)]
     fn leave_overflowed(&'static self, stack: &Stack) -> ! {
-        self.gate().set_depth(1);
+        self.preempt_count().set(1);
         self.stacks().reason.set(Reason::Overflowed);
-        // SAFETY: as in `yield_core`; what is stored in the stack is never entered.
+        // SAFETY: as in `switch_to_loop`; what is stored in the stack is never entered.
         unsafe { Context::switch(stack.context.as_ptr(), self.stacks().home.get()) };
         unreachable!("a stack that had overflowed was entered")
     }
 
-    /// Opens the gate for a task's code. Returns whether a preemption was owed before that; then
-    /// the caller shuts the gate and pays, unless an interrupt has come first.
+    /// Enables preemption for a task's code. Returns whether a preemption was pending before that; then
+    /// the caller disables preemption and pays, unless an interrupt has come first.
     #[inline(always)]
-    fn open_gate(&self) -> bool {
-        self.gate().set_depth(0);
-        self.gate().owes()
+    fn enable_and_test(&self) -> bool {
+        self.preempt_count().set(0);
+        self.preempt_count().is_pending()
     }
 
-    /// If the running task has not had its least stretch yet: opens the gate for its code, and the alarm is
-    /// set for the end of that stretch. `false`: a preemption is owed now. Its core, in task context or masked.
+    /// If the running task has not had its least stretch yet: enables preemption for its code, and the alarm is
+    /// set for the end of that stretch. `false`: a preemption is pending now. Its core, in task context or masked.
     #[cold]
     #[inline(never)]
     fn stay(&self, now: u64) -> bool {
-        // An alarm that comes while it is set finds the gate shut.
-        self.gate().set_depth(1);
-        self.gate().settle();
+        // An alarm that comes while it is set finds preemption disabled.
+        self.preempt_count().set(1);
+        self.preempt_count().clear_pending();
         if !self.alarm().stays(now) {
-            self.gate().owe();
+            self.preempt_count().set_pending();
             return false;
         }
-        !self.open_gate()
+        !self.enable_and_test()
     }
 
-    /// The core must not be taken although the gate is open, or about to be: the preemption stays owed, and
+    /// The core must not be taken although the preempt count is zero, or about to be: the preemption stays pending, and
     /// the alarm is set to try again. If `may_preempt` said yes, interrupts are what forbids it: the alarm
     /// fires as soon as they are enabled. Else it fires after a while. Its core, on a stack, with interrupts
     /// masked.
     #[cold]
     #[inline(never)]
-    pub(crate) fn put_off(&self, may_preempt: bool) {
-        self.gate().owe();
-        let wait =
-            if may_preempt { 0 } else { self.gate().retry_after(self.slice(), self.polls()) };
+    pub(crate) fn defer(&self, may_preempt: bool) {
+        self.preempt_count().set_pending();
+        let wait = if may_preempt {
+            0
+        } else {
+            self.preempt_count().retry_after(self.slice(), self.polls())
+        };
         // Not for the timers: one that is due would make the alarm fire at once, again and again.
         self.alarm().set_by(bound::now().saturating_add(wait));
     }
 
-    /// Opens the gate for a task's code, and leaves the stack first if a preemption is owed and nothing else
+    /// Enables preemption for a task's code, and leaves the stack first if a preemption is pending and nothing else
     /// forbids it. On a stack, in the task's code or in an interrupt of that.
     #[inline]
-    pub(crate) fn enter_task(&'static self) {
-        if self.open_gate() {
-            self.pay();
+    pub(crate) fn preempt_enable(&'static self) {
+        if self.enable_and_test() {
+            self.take_pending();
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn pay(&'static self) {
-        self.gate().set_depth(1);
+    fn take_pending(&'static self) {
+        self.preempt_count().set(1);
         let may_preempt = bound::may_preempt();
         if may_preempt && bound::interrupts() == Interrupts::Enabled {
             let (alarm, now) = (self.alarm(), bound::now());
@@ -656,10 +659,10 @@ impl Runtime {
             });
             return;
         }
-        // Masked, so that the alarm finds the gate open.
+        // Masked, so that the alarm finds preemption enabled.
         let interrupts = bound::mask_interrupts();
-        self.put_off(may_preempt);
-        self.gate().set_depth(0);
+        self.defer(may_preempt);
+        self.preempt_count().set(0);
         // SAFETY: what `mask_interrupts` has just returned.
         unsafe { bound::restore_interrupts(interrupts) };
     }
@@ -727,7 +730,7 @@ impl Runtime {
             // one.
             // SAFETY: the loop has started it: it is RUNNING, hence alive.
             let is_over = next.is_none() && unsafe { task.as_ref() }.state.is_aborted();
-            self.enable_preemption();
+            self.begin_task_code();
             if is_over {
                 next = self.end_last_poll(stack, task, Poll::Pending);
                 continue;
@@ -739,7 +742,7 @@ impl Runtime {
             next = if poll.is_ready() || unsafe { task.as_ref() }.state.is_aborted() {
                 self.end_last_poll(stack, task, poll)
             } else {
-                self.gate().set_depth(1);
+                self.preempt_count().set(1);
                 self.leave_poll(stack, task, Reason::Pending)
             };
         }
@@ -762,7 +765,7 @@ impl Runtime {
         payload: PanicPayload,
     ) -> Option<(NonNull<Header>, Reason)> {
         if let Some(task) = self.current_task() {
-            let reason = self.panicked_here(task, payload);
+            let reason = self.panicked_on_stack(task, payload);
             stack.lost_child.set(false);
             return Some((task, reason));
         }
@@ -777,7 +780,7 @@ impl Runtime {
     #[inline(never)]
     fn end_last_poll(&'static self, stack: &Stack, task: NonNull<Header>, poll: Poll<()>) -> Link {
         let error = if poll.is_ready() { None } else { Some(JoinError::Aborted) };
-        let reason = self.end_here(task, error);
+        let reason = self.end_on_stack(task, error);
         stack.lost_child.set(false);
         self.leave_poll(stack, task, reason)
     }
@@ -806,7 +809,7 @@ impl Runtime {
     #[inline(never)]
     fn go_home(&'static self, stack: &Stack, reason: Reason) {
         self.stacks().reason.set(reason);
-        // SAFETY: as in `yield_core`. No frame of a task's is left below `turn_on`. The stack is
+        // SAFETY: as in `switch_to_loop`. No frame of a task's is left below `turn_on`. The stack is
         // given to the pool at home, after this.
         unsafe { Context::switch(stack.context.as_ptr(), self.stacks().home.get()) };
     }
@@ -814,29 +817,29 @@ impl Runtime {
     /// A stackful task whose poll panicked. Guards that it has left stay in force until its future is gone.
     #[cold]
     #[inline(never)]
-    fn panicked_here(&'static self, task: NonNull<Header>, payload: PanicPayload) -> Reason {
+    fn panicked_on_stack(&'static self, task: NonNull<Header>, payload: PanicPayload) -> Reason {
         self.unmask();
         // SAFETY: RUNNING, hence alive.
         if unsafe { task.as_ref() }.state.is_stored() {
-            self.guarded(task, || panic::discard(task, payload));
-            self.end_here(task, None)
+            self.catch_user_panic(task, || panic::discard(task, payload));
+            self.end_on_stack(task, None)
         } else {
-            self.end_here(task, Some(JoinError::Panicked(payload)))
+            self.end_on_stack(task, Some(JoinError::Panicked(payload)))
         }
     }
 
     /// Finishes a stackful task: with an error by dropping its future first. Its output is stored then; if there is
     /// no join handle, it is dropped. All of that may be preempted and block.
     #[inline(never)]
-    fn end_here(&'static self, task: NonNull<Header>, error: Option<JoinError>) -> Reason {
+    fn end_on_stack(&'static self, task: NonNull<Header>, error: Option<JoinError>) -> Reason {
         // It may have asked to be polled again, which it is not.
         self.take_yield();
         let is_error = error.is_some();
         if let Some(error) = error {
             // SAFETY: RUNNING, on its core, and the poll is over.
-            self.guarded(task, || unsafe { Header::fail(task, error) });
+            self.catch_user_panic(task, || unsafe { Header::fail(task, error) });
         }
-        self.disable_preemption();
+        self.end_task_code();
         // SAFETY: RUNNING, hence alive.
         let header = unsafe { task.as_ref() };
         match header.state.complete_for_join() {
@@ -845,31 +848,31 @@ impl Runtime {
             None => {}
         }
         if is_error || header.vtable.value_needs_drop {
-            self.enable_preemption();
+            self.begin_task_code();
             // SAFETY: rule 6: there is no join handle, and the output is dropped once: the loop is told.
-            self.guarded(task, || unsafe { Header::drop_output(task) });
-            self.disable_preemption();
+            self.catch_user_panic(task, || unsafe { Header::drop_output(task) });
+            self.end_task_code();
         }
         Reason::Detached
     }
 
-    /// Enables preemption for the task's code, on its stack. If one is owed, it comes first.
+    /// Enables preemption for the task's code, on its stack. If one is pending, it comes first.
     #[inline(always)]
-    fn enable_preemption(&'static self) {
-        if self.open_gate() {
+    fn begin_task_code(&'static self) {
+        if self.enable_and_test() {
             // SAFETY: the running task's own code, on its stack, in task context.
-            unsafe { self.leave_again(false) };
+            unsafe { self.leave_for_pending(false) };
         }
     }
 
     /// Disables preemption for the runtime's own code, on the task's stack. Guards that the task has left count
     /// no longer.
     #[inline]
-    fn disable_preemption(&self) {
-        if self.gate().depth() == 0 {
-            self.gate().set_depth(1);
+    fn end_task_code(&self) {
+        if self.preempt_count().get() == 0 {
+            self.preempt_count().set(1);
         } else {
-            self.gate().void_guards();
+            self.preempt_count().void_guards();
         }
     }
 }
@@ -893,9 +896,9 @@ pub(crate) struct Stacks {
     /// The task on a stack had its turn, or goes on in it.
     pub(crate) in_turn: Cell<bool>,
     /// How long they all have waited for plain tasks.
-    pub(crate) patience: Patience,
+    pub(crate) aging: Aging,
     /// How long those that take turns have waited for those that were woken.
-    pub(crate) turn_patience: Patience,
+    pub(crate) turn_aging: Aging,
     /// Home, while a stack has the core: the stack of the code that entered the runtime.
     home: Cell<Context>,
     /// The stack that the core is on; null at home. Interrupts look at it.
@@ -917,8 +920,8 @@ impl Stacks {
             next_report: Cell::new(0),
             turns: Fifo::new(),
             in_turn: Cell::new(false),
-            patience: Patience::new(),
-            turn_patience: Patience::new(),
+            aging: Aging::new(),
+            turn_aging: Aging::new(),
             home: Cell::new(Context::NONE),
             running: AtomicPtr::new(core::ptr::null_mut()),
             reason: Cell::new(Reason::Idle),
@@ -1001,7 +1004,7 @@ impl Stacks {
     }
 }
 
-/// Tasks wait for a stack, and there is none: all [`Config::stacks`](crate::Config::stacks) are held, or
+/// Tasks wait for a stack, and there is none: all [`Config::max_stacks`](crate::Config::max_stacks) are held, or
 /// there is no memory for another. Handed to [`Config::on_stall`](crate::Config::on_stall).
 ///
 /// Displayed, it names the tasks that wait and the tasks that hold stacks, with the reasons, in a line.
@@ -1049,7 +1052,7 @@ impl Stall<'_> {
         self.runtime.stacks().pool.total()
     }
 
-    /// Whether memory is lacking: [`Config::stacks`](crate::Config::stacks) would allow another stack.
+    /// Whether memory is lacking: [`Config::max_stacks`](crate::Config::max_stacks) would allow another stack.
     pub fn is_out_of_memory(&self) -> bool {
         self.runtime.may_have_more_stacks()
     }

@@ -79,9 +79,9 @@ impl Stack {
     }
 
     /// When it goes on, it gets `most` nanoseconds at most, and is not preempted for that long.
-    pub(crate) fn grant(&self, most: u64) {
-        self.left.set(self.left.get().min(most));
-        self.protected.set(protection(most));
+    pub(crate) fn grant(&self, max: u64) {
+        self.left.set(self.left.get().min(max));
+        self.protected.set(protection(max));
     }
 
     /// Notes that, and what it gets when it goes on.
@@ -122,8 +122,8 @@ fn canary_at(base: NonNull<u8>) -> usize {
 const CANARY: usize = 16;
 
 /// The least size of a stack in bytes, with its account and its canary.
-pub(crate) fn least_size() -> usize {
-    bound::least_stack() + size_of::<Stack>() + CANARY
+pub(crate) fn min_size() -> usize {
+    bound::min_stack() + size_of::<Stack>() + CANARY
 }
 
 /// How many bytes at the upper end of the stack with this number are left out. Stacks that all ended at
@@ -134,7 +134,7 @@ fn colour(number: usize, size: usize) -> usize {
     const LINE: usize = 64;
     /// No more than this part of a stack.
     const PART: usize = 16;
-    let colours = (size / PART).min(size - least_size()) / LINE;
+    let colours = (size / PART).min(size - min_size()) / LINE;
     number % (colours + 1) * LINE
 }
 
@@ -170,9 +170,9 @@ impl Pool {
         &self,
         runtime: &'static Runtime,
         size: usize,
-        most: usize,
+        max: usize,
     ) -> Option<NonNull<Stack>> {
-        if self.total() >= most {
+        if self.total() >= max {
             return None;
         }
         let base = bound::allocate_stack(size)?;
@@ -219,12 +219,12 @@ impl Pool {
     /// `stack` was taken from this pool, holds no frames of a task's, and is not the one that the
     /// caller is on.
     #[inline]
-    pub(crate) unsafe fn give(&self, stack: NonNull<Stack>, most: usize) {
+    pub(crate) unsafe fn give(&self, stack: NonNull<Stack>, max: usize) {
         let first = self.idle.get();
         // SAFETY: idle stacks are alive, and this one is the caller's.
         unsafe {
             let others = first.map_or(0, |first| first.as_ref().idle_from_here.get());
-            if others >= most.max(1) {
+            if others >= max.max(1) {
                 self.free(stack);
                 return;
             }

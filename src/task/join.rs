@@ -311,11 +311,11 @@ pub(crate) unsafe fn take_waker(task: &Header) -> Waker {
 
 /// Drops a join handle's reference on the task's core, if there is nothing else to do.
 #[inline]
-fn detach_here(task: NonNull<Header>) -> bool {
+fn detach_local(task: NonNull<Header>) -> bool {
     // SAFETY: the handle's reference keeps the header.
     let header = unsafe { task.as_ref() };
     let Some(runtime) = header.runtime.get() else { return false };
-    if !ready::short_way(runtime) {
+    if !ready::on_fast_path(runtime) {
         return detach_with_guard(runtime, task);
     }
     // In the middle of its poll it may have lent its waker to another core, without a reference.
@@ -329,7 +329,7 @@ fn detach_here(task: NonNull<Header>) -> bool {
 #[inline(never)]
 fn detach_with_guard(runtime: &Runtime, task: NonNull<Header>) -> bool {
     let _guard = PreemptGuard::new();
-    ready::short_way(runtime) && detach_here(task)
+    ready::on_fast_path(runtime) && detach_local(task)
 }
 
 impl<T> Drop for JoinHandle<T> {
@@ -337,7 +337,7 @@ impl<T> Drop for JoinHandle<T> {
         let Some(task) = self.task() else { return };
         // SAFETY: the handle's reference keeps the header.
         let header = unsafe { task.as_ref() };
-        if detach_here(task) || header.state.detach() {
+        if detach_local(task) || header.state.detach() {
             return;
         }
         let (done, filled) = header.state.drop_join();

@@ -10,7 +10,7 @@ use core::ptr;
 use core::task::{Context, Poll};
 
 use super::undropped;
-use crate::contexted::{self, Surroundings};
+use crate::contexted::{self, ScopeEntry};
 
 /// The key of values that belong to futures: what code finds under it depends on whose poll it is in.
 ///
@@ -146,7 +146,7 @@ pub struct Scoped<T: 'static, F> {
 macro_rules! parts {
     ($scoped:expr) => {{
         let Scoped { key, value, future } = $scoped;
-        (Surroundings::Value { key: key.key(), value: ptr::from_ref(value).cast() }, future)
+        (ScopeEntry::Value { key: key.key(), value: ptr::from_ref(value).cast() }, future)
     }};
 }
 

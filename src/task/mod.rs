@@ -1,7 +1,7 @@
 //! A task: one piece of memory, with a header in front and the future, later its output, behind it.
 //!
 //! That memory comes from the allocator, or is a [`StaticTask`](static_task::StaticTask). What tasks
-//! differ in besides their futures is their [`Kind`].
+//! differ in besides their futures is their [`Storage`].
 //!
 //! # The life of a task
 //!
@@ -61,7 +61,7 @@ use core::ptr::NonNull;
 use core::task::{Context, Poll, Waker};
 
 use crate::Runtime;
-use crate::arena::Arena;
+use crate::freelist::FreeList;
 use crate::ready::Origin;
 use crate::stackful::Stack;
 use crate::sync::{UnsafeCell, alloc, const_fn, dealloc};
@@ -117,7 +117,7 @@ pub(crate) struct Vtable {
     /// Whether an output that is no error has anything to be dropped.
     pub(crate) value_needs_drop: bool,
     /// Frees the memory. # Safety: future and output are gone, and nobody holds a reference.
-    free: unsafe fn(NonNull<Header>, Option<&Arena>),
+    free: unsafe fn(NonNull<Header>, Option<&FreeList>),
     /// Whether `free` may be called in any context.
     pub(crate) freed_anywhere: bool,
     /// Of the memory that `free` gives back.
@@ -147,7 +147,7 @@ struct Body<F: Future> {
 
 /// What tasks differ in besides their futures. It lies behind the future, so one that needs nothing takes
 /// no room.
-pub(crate) trait Kind: Sized + 'static {
+pub(crate) trait Storage: Sized + 'static {
     /// Whether [`free`](Self::free) may be called in any context.
     const FREED_ANYWHERE: bool;
 
@@ -158,20 +158,20 @@ pub(crate) trait Kind: Sized + 'static {
     ///
     /// # Safety
     ///
-    /// Nobody uses it again, and the task in it has been dropped; `layout` is its own. `arena` as for
+    /// Nobody uses it again, and the task in it has been dropped; `layout` is its own. `free_list` as for
     /// [`Header::free`].
-    unsafe fn free(self, memory: NonNull<u8>, layout: Layout, arena: Option<&Arena>);
+    unsafe fn free(self, memory: NonNull<u8>, layout: Layout, free_list: Option<&FreeList>);
 }
 
 /// # Safety
 ///
-/// As [`Kind::free`], for memory that came from the allocator.
+/// As [`Storage::free`], for memory that came from the allocator.
 #[inline(always)]
-unsafe fn give_back(memory: NonNull<u8>, layout: Layout, arena: Option<&Arena>) {
+unsafe fn give_back(memory: NonNull<u8>, layout: Layout, free_list: Option<&FreeList>) {
     // SAFETY: passed on.
     unsafe {
-        match arena {
-            Some(arena) => arena.free(memory, layout),
+        match free_list {
+            Some(free_list) => free_list.free(memory, layout),
             None => dealloc(memory.as_ptr(), layout),
         }
     }
@@ -183,7 +183,7 @@ pub(crate) struct Unnamed;
 /// A task that the allocator has memory for, and that was given a name, or could have been.
 pub(crate) struct Named(pub(crate) Option<&'static str>);
 
-impl Kind for Unnamed {
+impl Storage for Unnamed {
     const FREED_ANYWHERE: bool = false;
 
     fn name(&self) -> Option<&'static str> {
@@ -191,13 +191,13 @@ impl Kind for Unnamed {
     }
 
     #[inline(always)]
-    unsafe fn free(self, memory: NonNull<u8>, layout: Layout, arena: Option<&Arena>) {
+    unsafe fn free(self, memory: NonNull<u8>, layout: Layout, free_list: Option<&FreeList>) {
         // SAFETY: passed on.
-        unsafe { give_back(memory, layout, arena) }
+        unsafe { give_back(memory, layout, free_list) }
     }
 }
 
-impl Kind for Named {
+impl Storage for Named {
     const FREED_ANYWHERE: bool = false;
 
     fn name(&self) -> Option<&'static str> {
@@ -205,9 +205,9 @@ impl Kind for Named {
     }
 
     #[inline(always)]
-    unsafe fn free(self, memory: NonNull<u8>, layout: Layout, arena: Option<&Arena>) {
+    unsafe fn free(self, memory: NonNull<u8>, layout: Layout, free_list: Option<&FreeList>) {
         // SAFETY: passed on.
-        unsafe { give_back(memory, layout, arena) }
+        unsafe { give_back(memory, layout, free_list) }
     }
 }
 
@@ -366,16 +366,16 @@ impl Header {
     /// # Safety
     ///
     /// Its last reference is gone, and with it future and output. The caller may call the
-    /// allocator. `arena` is that of the task's runtime, if this is its core, in task context with the gate
+    /// allocator. `free_list` is that of the task's runtime, if this is its core, in task context with the gate
     /// shut.
-    pub(crate) unsafe fn free(task: NonNull<Self>, arena: Option<&Arena>) {
+    pub(crate) unsafe fn free(task: NonNull<Self>, free_list: Option<&FreeList>) {
         // SAFETY: passed on.
-        unsafe { (task.as_ref().vtable.free)(task, arena) }
+        unsafe { (task.as_ref().vtable.free)(task, free_list) }
     }
 }
 
 /// A task that nobody has polled: a future, and who may poll it where.
-pub(crate) struct New<F, K> {
+pub(crate) struct Unspawned<F, K> {
     pub(crate) runtime: &'static Runtime,
     /// Where it lies. It is copied from there when the task is made, and is the task's when that has been
     /// published.
@@ -387,11 +387,11 @@ pub(crate) struct New<F, K> {
     pub(crate) stackful: bool,
 }
 
-impl<F, K> New<F, K>
+impl<F, K> Unspawned<F, K>
 where
     F: Future + 'static,
     F::Output: 'static,
-    K: Kind,
+    K: Storage,
 {
     /// Allocates the task; `None` when there is no memory.
     ///
@@ -404,9 +404,9 @@ where
     pub(crate) unsafe fn allocate(self, origin: Origin) -> Option<NonNull<Header>> {
         let layout = Layout::new::<Task<F, K>>();
         let memory = match origin {
-            Origin::Here => self.runtime.arena().allocate(layout),
+            Origin::Local => self.runtime.free_list().allocate(layout),
             // SAFETY: the layout is not empty: there is a header.
-            Origin::Elsewhere => NonNull::new(unsafe { alloc(layout) }),
+            Origin::Remote => NonNull::new(unsafe { alloc(layout) }),
         };
         // SAFETY: freshly allocated for this type, and the caller's promise.
         memory.map(|memory| unsafe { self.write(memory.cast(), origin) })
@@ -465,7 +465,7 @@ impl<F, K> Task<F, K>
 where
     F: Future + 'static,
     F::Output: 'static,
-    K: Kind,
+    K: Storage,
 {
     const VTABLE: Vtable = Self::vtable(false);
     const LOCAL_VTABLE: Vtable = Self::vtable(true);
@@ -487,7 +487,7 @@ where
         }
     }
 
-    unsafe fn free(task: NonNull<Header>, arena: Option<&Arena>) {
+    unsafe fn free(task: NonNull<Header>, free_list: Option<&FreeList>) {
         let memory = task.cast::<u8>();
         let task = task.cast::<Self>().as_ptr();
         // SAFETY: `Vtable::free`: nobody can reach it, and its kind knows where it came from. What has a
@@ -495,7 +495,7 @@ where
         unsafe {
             let kind = core::ptr::read(&raw const (*task).kind);
             core::ptr::drop_in_place(&raw mut (*task).body);
-            kind.free(memory, Layout::new::<Self>(), arena);
+            kind.free(memory, Layout::new::<Self>(), free_list);
         }
     }
 

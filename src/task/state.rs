@@ -129,8 +129,8 @@ impl State {
         /// to the inbox. (Edge 1)
         pub(crate) fn spawned(origin: Origin, stackful: bool) -> Self {
             let flag = match origin {
-                Origin::Here => RUNNING,
-                Origin::Elsewhere => READY,
+                Origin::Local => RUNNING,
+                Origin::Remote => READY,
             };
             let stackful = if stackful { STACKFUL } else { 0 };
             Self(AtomicUsize::new(flag | stackful | JOIN | (2 * REFERENCE)))
@@ -159,7 +159,7 @@ impl State {
     /// poll that comes later: by program order, as tasks don't migrate. So one step takes it to the
     /// loop, none is needed to start its poll, and a load is enough where READY is set. (Edges 6, 11)
     #[inline]
-    pub(crate) fn wake_here(&self) -> Wake {
+    pub(crate) fn wake_local(&self) -> Wake {
         let mut word = self.0.load(Ordering::Relaxed);
         loop {
             if word & (READY | DONE) != 0 {
@@ -371,7 +371,7 @@ impl State {
     }
 
     /// As [`detach`](Self::detach), for a handle that is dropped on the owning core where the [short
-    /// way](crate::ready::short_way) is open, of a task that isn't in the middle of a poll, if nobody but the
+    /// way](crate::ready::on_fast_path) is open, of a task that isn't in the middle of a poll, if nobody but the
     /// runtime has another reference.
     #[inline]
     pub(crate) fn detach_alone(&self) -> bool {

@@ -1,7 +1,7 @@
 //! Tasks in static cells: no allocator, and reusable.
 //!
 //! ```text
-//!           Account::take                the last reference goes: Static::free
+//!           ControlBlock::take                the last reference goes: Static::free
 //!   FREE ──────────────────► IN USE ───────────────────────────────────────────► FREE
 //!           by whoever spawns    │       in any context, on any core
 //!                                │
@@ -20,8 +20,8 @@ use core::pin::Pin;
 use core::ptr::NonNull;
 use core::task::{Context, Poll};
 
-use super::{Kind, New, Stage, Task, in_place};
-use crate::arena::Arena;
+use super::{Stage, Storage, Task, Unspawned, in_place};
+use crate::freelist::FreeList;
 use crate::preempt::PreemptGuard;
 use crate::ready;
 use crate::runtime::{LocalSpawner, Spawned, here, or_error};
@@ -59,7 +59,7 @@ use crate::{Runtime, SpawnError, SpawnErrorReason};
 /// # }
 /// ```
 pub struct StaticTask<F: Future> {
-    account: Account,
+    account: ControlBlock,
     /// What lies there is the task's own, by rule 8 of the task's fields.
     memory: cell::UnsafeCell<MaybeUninit<Task<F, Static>>>,
 }
@@ -69,7 +69,7 @@ pub struct StaticTask<F: Future> {
 unsafe impl<F: Future> Sync for StaticTask<F> {}
 
 /// A cell's own account, which tasks in it point at.
-struct Account {
+struct ControlBlock {
     /// The memory is a task's, or about to be.
     in_use: AtomicBool,
     name: Option<&'static str>,
@@ -78,9 +78,9 @@ struct Account {
 }
 
 /// A task in a static cell.
-struct Static(&'static Account);
+struct Static(&'static ControlBlock);
 
-impl Kind for Static {
+impl Storage for Static {
     /// It calls no allocator, so the cell is free at once, and not when its runtime comes round to it.
     const FREED_ANYWHERE: bool = true;
 
@@ -88,7 +88,7 @@ impl Kind for Static {
         self.0.name
     }
 
-    unsafe fn free(self, _memory: NonNull<u8>, _layout: Layout, _arena: Option<&Arena>) {
+    unsafe fn free(self, _memory: NonNull<u8>, _layout: Layout, _arena: Option<&FreeList>) {
         self.0.turn.with_mut(|_| ());
         // Release pairs with the acquire in `take`: all that was done to this task happens before
         // the next is written in its place.
@@ -96,7 +96,7 @@ impl Kind for Static {
     }
 }
 
-impl Account {
+impl ControlBlock {
     /// Takes the memory for a task, if it is no other's.
     fn take(&'static self) -> Option<Static> {
         // Acquire pairs with the release in `free`.
@@ -124,7 +124,7 @@ impl<F: Future + 'static> StaticTask<F> {
     const_fn! {
         fn with_name(name: Option<&'static str>) -> Self {
             Self {
-                account: Account {
+                account: ControlBlock {
                     in_use: AtomicBool::new(false),
                     name,
                     turn: UnsafeCell::new(()),
@@ -225,7 +225,7 @@ impl<F: Future + 'static> StaticTask<F> {
         let Some(kind) = self.account.take() else {
             return Err(SpawnErrorReason::InUse);
         };
-        let new = New { runtime, future, kind, local, stackful: false };
+        let new = Unspawned { runtime, future, kind, local, stackful: false };
         // A stackful task may be preempted here.
         let _guard = PreemptGuard::new();
         let origin = ready::origin(runtime);
@@ -307,9 +307,9 @@ impl<F: Future> fmt::Debug for StaticTask<F> {
 macro_rules! static_task {
     ($(#[$attribute:meta])* $visibility:vis static $name:ident: $function:path $(;)?) => {
         $(#[$attribute])*
-        $visibility static $name: $crate::StaticTask<$crate::Room<
-            { $crate::Room::<0, 1>::size_for(&$function) },
-            { $crate::Room::<0, 1>::align_for(&$function) },
+        $visibility static $name: $crate::StaticTask<$crate::TaskSpace<
+            { $crate::TaskSpace::<0, 1>::size_for(&$function) },
+            { $crate::TaskSpace::<0, 1>::align_for(&$function) },
         >> = $crate::StaticTask::named(::core::stringify!($function));
     };
 }
@@ -318,7 +318,7 @@ macro_rules! static_task {
 ///
 /// What [`static_task!`](crate::static_task) names.
 #[repr(C)]
-pub struct Room<const SIZE: usize, const ALIGN: usize>
+pub struct TaskSpace<const SIZE: usize, const ALIGN: usize>
 where
     Self: Aligned,
 {
@@ -326,7 +326,7 @@ where
     bytes: [u8; SIZE],
 }
 
-impl<const SIZE: usize, const ALIGN: usize> Room<SIZE, ALIGN>
+impl<const SIZE: usize, const ALIGN: usize> TaskSpace<SIZE, ALIGN>
 where
     Self: Aligned,
 {
@@ -343,7 +343,7 @@ where
     }
 }
 
-impl<const SIZE: usize, const ALIGN: usize> Future for Room<SIZE, ALIGN>
+impl<const SIZE: usize, const ALIGN: usize> Future for TaskSpace<SIZE, ALIGN>
 where
     Self: Aligned,
 {
@@ -354,12 +354,12 @@ where
     }
 }
 
-impl<const SIZE: usize, const ALIGN: usize> fmt::Debug for Room<SIZE, ALIGN>
+impl<const SIZE: usize, const ALIGN: usize> fmt::Debug for TaskSpace<SIZE, ALIGN>
 where
     Self: Aligned,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Room").finish_non_exhaustive()
+        f.debug_struct("TaskSpace").finish_non_exhaustive()
     }
 }
 
@@ -402,7 +402,7 @@ macro_rules! aligned {
         $(const _: () = {
             #[repr(align($align))]
             pub struct To;
-            impl<const SIZE: usize> Aligned for Room<SIZE, $align> {
+            impl<const SIZE: usize> Aligned for TaskSpace<SIZE, $align> {
                 type To = To;
             }
         };)*

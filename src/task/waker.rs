@@ -38,14 +38,14 @@ unsafe fn wake_task(task: NonNull<Header>) {
     // SAFETY: the caller's reference keeps the header.
     let header = unsafe { task.as_ref() };
     let Some(runtime) = header.runtime.get() else { return };
-    if !ready::is_here(runtime) {
+    if !ready::is_local(runtime) {
         // SAFETY: passed on.
-        unsafe { wake_elsewhere(runtime, task) };
-    } else if runtime.gate().is_open() {
+        unsafe { wake_remote(runtime, task) };
+    } else if runtime.preempt_count().is_zero() {
         // SAFETY: passed on; preemption is enabled only in a stackful task's code.
         unsafe { wake_on_stack(runtime, task) };
-    } else if header.state.wake_here() == Wake::Push {
-        // SAFETY: the short way, and RUNNING keeps the task alive.
+    } else if header.state.wake_local() == Wake::Push {
+        // SAFETY: the fast path, and RUNNING keeps the task alive.
         unsafe { runtime.ready().push_back(task) };
     } else if runtime.is_on_stack() && runtime.current_task() == Some(task) {
         // The task has woken itself, not something that it waited for: it yields.
@@ -68,8 +68,8 @@ pub(crate) fn running_in(waker: &Waker) -> Option<&'static Runtime> {
     // SAFETY: the waker has a reference to it.
     let runtime = unsafe { task.as_ref() }.runtime.get()?;
     // Asked like this, nothing waits for the look at the slot.
-    let is_here = bound::slot().runtime().is_some_and(|here| core::ptr::eq(here, runtime));
-    (is_here && runtime.current_task() == Some(task)).then_some(runtime)
+    let is_local = bound::slot().runtime().is_some_and(|here| core::ptr::eq(here, runtime));
+    (is_local && runtime.current_task() == Some(task)).then_some(runtime)
 }
 
 /// As [`Waker::wake`], with less to ask for a task of `runtime`: timers that preempt a task wake this way.
@@ -85,7 +85,7 @@ pub(crate) unsafe fn wake_in_loop(runtime: &Runtime, waker: Waker) {
     if !header.runtime.get().is_some_and(|own| core::ptr::eq(own, runtime)) {
         return waker.wake();
     }
-    if header.state.wake_here() == Wake::Push {
+    if header.state.wake_local() == Wake::Push {
         // SAFETY: the state word said so, and this is the loop.
         unsafe { runtime.ready().push_back(task) };
     }
@@ -104,13 +104,13 @@ unsafe fn wake_on_stack(runtime: &'static Runtime, task: NonNull<Header>) {
         runtime.yield_current();
         return;
     }
-    runtime.gate().set_depth(1);
+    runtime.preempt_count().set(1);
     // SAFETY: the caller's reference keeps the header.
-    if unsafe { task.as_ref() }.state.wake_here() == Wake::Push {
-        // SAFETY: the short way, now that preemption is disabled, and RUNNING keeps the task alive.
+    if unsafe { task.as_ref() }.state.wake_local() == Wake::Push {
+        // SAFETY: the fast path, now that preemption is disabled, and RUNNING keeps the task alive.
         unsafe { runtime.ready().push_back(task) };
     }
-    runtime.enter_task();
+    runtime.preempt_enable();
 }
 
 /// In an interrupt, or on another core.
@@ -119,7 +119,7 @@ unsafe fn wake_on_stack(runtime: &'static Runtime, task: NonNull<Header>) {
 ///
 /// As [`wake_task`]; `runtime` is the task's.
 #[inline(never)]
-unsafe fn wake_elsewhere(runtime: &'static Runtime, task: NonNull<Header>) {
+unsafe fn wake_remote(runtime: &'static Runtime, task: NonNull<Header>) {
     // Preempted between the flag and the push, a waker would keep the task from the queue for as
     // long as it stays preempted itself.
     let _guard = PreemptGuard::new();

@@ -12,7 +12,7 @@ pub(crate) const NEVER: u64 = u64::MAX;
 /// preempted before it has had as much. What is urgent comes later by as much then.
 ///
 /// It is longer than the switch to a stack and back takes: hosted, with system calls and signals.
-pub(crate) const LEAST_STRETCH: u64 = if cfg!(target_os = "none") { 20_000 } else { 50_000 };
+pub(crate) const MIN_STRETCH: u64 = if cfg!(target_os = "none") { 20_000 } else { 50_000 };
 
 /// Stands for the end of a slice that began without a look at the clock.
 const UNKNOWN: u64 = 0;
@@ -43,14 +43,14 @@ pub(crate) struct Alarm {
     /// Until when the running task is not preempted, if that is later than now.
     protected_until: AtomicU64,
     /// It would have been preempted but for `protected_until`.
-    put_off: AtomicBool,
+    deferred: AtomicBool,
 }
 
 /// For how many nanoseconds of a stretch that it is granted a task is not preempted. What is urgent comes later
 /// by as much.
-pub(crate) fn protection(owed: u64) -> u64 {
-    const MOST: u64 = if cfg!(target_os = "none") { 25_000 } else { 250_000 };
-    owed.clamp(LEAST_STRETCH, MOST)
+pub(crate) fn protection(pending: u64) -> u64 {
+    const MAX: u64 = if cfg!(target_os = "none") { 25_000 } else { 250_000 };
+    pending.clamp(MIN_STRETCH, MAX)
 }
 
 pub(crate) const fn nanoseconds(duration: Duration) -> u64 {
@@ -68,7 +68,7 @@ impl Alarm {
             due: AtomicU64::new(NEVER),
             seen: AtomicU64::new(0),
             protected_until: AtomicU64::new(0),
-            put_off: AtomicBool::new(false),
+            deferred: AtomicBool::new(false),
         }
     }
 
@@ -141,7 +141,7 @@ impl Alarm {
     pub(crate) fn resume_protected(&self, left: u64, least: u64, next_timer: u64) {
         let now = bound::now();
         self.seen.store(now, Ordering::Relaxed);
-        self.put_off.store(false, Ordering::Relaxed);
+        self.deferred.store(false, Ordering::Relaxed);
         self.protect(now, least);
         let until = now.saturating_add(least);
         self.run_until(now.saturating_add(left).max(until), next_timer.max(until));
@@ -165,11 +165,11 @@ impl Alarm {
         self.protected_until.load(Ordering::Relaxed) > self.seen.load(Ordering::Relaxed)
     }
 
-    /// Whether the stretch that ends now was shorter than [`LEAST_STRETCH`]. One that began without a look at
+    /// Whether the stretch that ends now was shorter than [`MIN_STRETCH`]. One that began without a look at
     /// the clock counts from the last one.
     #[inline]
     pub(crate) fn is_short(&self, now: u64) -> bool {
-        now.wrapping_sub(self.seen.load(Ordering::Relaxed)) < LEAST_STRETCH
+        now.wrapping_sub(self.seen.load(Ordering::Relaxed)) < MIN_STRETCH
     }
 
     /// Whether the running task may not be preempted yet; then the alarm is set to fire when it may.
@@ -180,7 +180,7 @@ impl Alarm {
         if now >= until {
             return false;
         }
-        self.put_off.store(true, Ordering::Relaxed);
+        self.deferred.store(true, Ordering::Relaxed);
         // What is set may have fired just now.
         self.forget();
         self.set(until);
@@ -189,8 +189,8 @@ impl Alarm {
 
     /// Whether something wanted the core while the task was not to be preempted, since the last call.
     #[inline]
-    pub(crate) fn take_put_off(&self) -> bool {
-        self.put_off.swap(false, Ordering::Relaxed)
+    pub(crate) fn take_deferred(&self) -> bool {
+        self.deferred.swap(false, Ordering::Relaxed)
     }
 
     /// The stretch on the stack ends now.
@@ -221,7 +221,7 @@ impl Alarm {
         }
         self.forget();
         // It has been here for longer than the least stretch, or would have been told so before.
-        self.seen.store(now.saturating_sub(LEAST_STRETCH), Ordering::Relaxed);
+        self.seen.store(now.saturating_sub(MIN_STRETCH), Ordering::Relaxed);
         self.run_until(end, next_timer);
         None
     }

@@ -7,7 +7,7 @@
 mod alarm;
 mod timers;
 
-pub(crate) use alarm::{Alarm, LEAST_STRETCH, NEVER, SliceLeft, nanoseconds, protection};
+pub(crate) use alarm::{Alarm, MIN_STRETCH, NEVER, SliceLeft, nanoseconds, protection};
 pub(crate) use timers::Timers;
 pub use timers::{Sleep, sleep, sleep_until};
 

@@ -97,7 +97,7 @@ impl Timers {
                 Some(waker) if waker::task_of(&waker).is_some() => unsafe {
                     waker::wake_in_loop(runtime, waker);
                 },
-                Some(foreign) => runtime.guarded_alone(|| foreign.wake()),
+                Some(foreign) => runtime.catch_panic(|| foreign.wake()),
                 None => {}
             }
         }
@@ -121,7 +121,7 @@ impl Timers {
             };
             // Outside of the lock, as in `fire`.
             if let Some(waker) = waker {
-                runtime.guarded_alone(|| waker.wake());
+                runtime.catch_panic(|| waker.wake());
             }
         }
     }
@@ -374,7 +374,7 @@ impl Sleep {
             runtime.alarm().set_by(runtime.timers().next());
         } else {
             // The loop will, before it gives the core away again.
-            runtime.gate().call();
+            runtime.preempt_count().set_need_resched();
         }
         Poll::Pending
     }

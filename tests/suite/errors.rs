@@ -6,8 +6,8 @@ use core::future::{Future, poll_fn};
 use hal_shim::heap;
 use trapline::time::sleep;
 use trapline::{
-    Config, ConfigError, EnterError, JoinError, LEAST_SLICE, LocalSpawner, Runtime,
-    SpawnErrorReason, TaskBuilder, block_on, spawn, stackful, try_spawn,
+    Config, ConfigError, EnterError, JoinError, LocalSpawner, MIN_SLICE, Runtime, SpawnErrorReason,
+    TaskBuilder, block_on, spawn, stackful, try_spawn,
 };
 
 use crate::support::*;
@@ -34,7 +34,7 @@ fn refused(config: Config) -> ConfigError {
 }
 
 pub fn zero_slice_or_nearly() {
-    for slice in [core::time::Duration::ZERO, LEAST_SLICE - core::time::Duration::from_nanos(1)] {
+    for slice in [core::time::Duration::ZERO, MIN_SLICE - core::time::Duration::from_nanos(1)] {
         assert_eq!(refused(Config { slice, ..Config::new() }), ConfigError::SliceTooShort);
     }
 }
@@ -68,7 +68,7 @@ pub fn stack_that_holds_no_context() {
 }
 
 pub fn no_stacks_at_all() {
-    assert_eq!(refused(Config { stacks: 0, ..Config::new() }), ConfigError::NoStacks);
+    assert_eq!(refused(Config { max_stacks: 0, ..Config::new() }), ConfigError::NoStacks);
 }
 
 pub fn memory_out_at_spawn_gives_the_future_back() {
@@ -206,7 +206,7 @@ pub fn a_runtime_is_neither_entered_nor_shut_down_in_an_interrupt() {
 }
 
 pub fn shutdown_with_tasks_in_every_state() {
-    let runtime = configured(Config { stacks: 2, ..Config::new() });
+    let runtime = configured(Config { max_stacks: 2, ..Config::new() });
     let drops = Count::new();
     let held = Count::new();
     let started = Count::new();

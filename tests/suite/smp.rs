@@ -422,8 +422,8 @@ impl Random {
         (self.next() >> 33) as usize % n
     }
 
-    fn microseconds(&mut self, most: usize) -> Duration {
-        Duration::from_micros(self.below(most) as u64)
+    fn microseconds(&mut self, max: usize) -> Duration {
+        Duration::from_micros(self.below(max) as u64)
     }
 }
 
@@ -727,8 +727,8 @@ pub fn a_storm_of_all_operations() {
         let config = Config {
             slice: Duration::from_micros(100),
             stack_size: 64 * 1024,
-            stacks: 3,
-            idle_stacks: 2,
+            max_stacks: 3,
+            max_idle_stacks: 2,
             ..Config::new()
         };
         let storm = Arc::new(Storm {

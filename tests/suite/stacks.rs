@@ -13,7 +13,7 @@ use trapline::preempt::PreemptGuard;
 use trapline::stackful::{Holds, Stall};
 use trapline::time::{Elapsed, now, sleep, sleep_until, timeout};
 use trapline::{
-    Config, ConfigError, EnterError, JoinError, LEAST_SLICE, Runtime, STALL_SLICES, TaskBuilder,
+    Config, ConfigError, EnterError, JoinError, MIN_SLICE, Runtime, STALL_SLICES, TaskBuilder,
     TaskId, block_on, spawn, stackful, yield_now,
 };
 
@@ -292,7 +292,7 @@ pub fn abort_in_mid_poll_ends_with_the_poll() {
 
 pub fn ten_thousand_blocked_tasks_hold_no_stack() {
     const TASKS: usize = 10_000;
-    let runtime = configured(Config { stacks: 8, ..Config::new() });
+    let runtime = configured(Config { max_stacks: 8, ..Config::new() });
     let done = Count::new();
     run_on(runtime, async {
         let events: Vec<_> = (0..TASKS).map(|_| Event::new()).collect();
@@ -330,7 +330,7 @@ static STALLS: spin::Mutex<Vec<Vec<TaskId>>> = spin::Mutex::new(Vec::new());
 pub fn exhausted_pool_makes_tasks_wait_and_reports() {
     STALLS.lock().clear();
     let runtime = configured(Config {
-        stacks: 2,
+        max_stacks: 2,
         on_stall: Some(|stall| {
             assert_eq!(stall.stacks(), 2);
             let mut holders = vec![];
@@ -407,7 +407,7 @@ pub fn tasks_that_compute_stall_others_and_it_is_told() {
     TOLD.lock().clear();
     STOP.clear();
     let runtime = configured(Config {
-        stacks: 3,
+        max_stacks: 3,
         on_stall: Some(|stall| {
             TOLD.lock().push(Report::of(stall));
             STOP.set();
@@ -472,7 +472,7 @@ pub fn a_stall_is_told_again_and_not_too_often() {
         ENOUGH.clear();
         let runtime = configured(Config {
             slice: SLICE,
-            stacks: 1,
+            max_stacks: 1,
             on_stall: Some(|stall| {
                 assert_eq!((stall.stacks(), stall.waiting()), (1, 1));
                 if TOLD.fetch_add(1, SeqCst) + 1 == REPORTS {
@@ -512,7 +512,7 @@ pub fn a_stall_is_told_again_and_not_too_often() {
 }
 
 pub fn a_waiter_that_is_aborted_is_counted_no_more() {
-    let runtime = configured(Config { stacks: 1, ..Config::new() });
+    let runtime = configured(Config { max_stacks: 1, ..Config::new() });
     run_on(runtime, async {
         let event = Event::new();
         let waits = event.clone();
@@ -559,7 +559,7 @@ async fn burst(runtime: &'static Runtime, tasks: usize) {
 
 pub fn idle_stacks_beyond_the_limit_are_freed() {
     for (limit, kept) in [(8, 8), (1, 1), (0, 1)] {
-        let runtime = configured(Config { idle_stacks: limit, ..Config::new() });
+        let runtime = configured(Config { max_idle_stacks: limit, ..Config::new() });
         run_on(runtime, async {
             for tasks in [40, 3, 25] {
                 burst(runtime, tasks).await;
@@ -636,7 +636,7 @@ pub fn trim_does_nothing_on_another_runtimes_stack_or_in_an_interrupt() {
 }
 
 /// In builds without optimization too. A stack that is too small ends its task, or the program.
-pub fn the_least_stack_is_enough() {
+pub fn the_min_stack_is_enough() {
     let too_small = configured(Config { stack_size: 16, ..Config::new() }).run_until(async {});
     let Err(EnterError::Config(ConfigError::StackTooSmall { least })) = too_small else {
         panic!("{too_small:?}");
@@ -1132,7 +1132,7 @@ pub fn hog_that_is_full_of_guards_is_preempted() {
 }
 
 pub fn shortest_slices_get_on() {
-    let runtime = configured(Config { slice: LEAST_SLICE, ..Config::new() });
+    let runtime = configured(Config { slice: MIN_SLICE, ..Config::new() });
     run_on(runtime, async {
         let tasks: Vec<_> = (0..3)
             .map(|_| {
@@ -1186,7 +1186,7 @@ static RELEASED: Event = Event::constant();
 pub fn a_stall_can_be_ended_by_its_report() {
     RELEASED.clear();
     let runtime =
-        configured(Config { stacks: 1, on_stall: Some(|_| RELEASED.set()), ..Config::new() });
+        configured(Config { max_stacks: 1, on_stall: Some(|_| RELEASED.set()), ..Config::new() });
     run_on(runtime, async {
         let holder = spawn(stackful(async { block_on(RELEASED.wait()) }));
         let waiting = spawn(stackful(async { 5 }));
@@ -1196,7 +1196,7 @@ pub fn a_stall_can_be_ended_by_its_report() {
 }
 
 pub fn an_aborted_waiter_does_not_keep_the_next_from_its_stack() {
-    let runtime = configured(Config { stacks: 1, ..Config::new() });
+    let runtime = configured(Config { max_stacks: 1, ..Config::new() });
     run_on(runtime, async {
         let event = Event::new();
         let waits = event.clone();

@@ -20,7 +20,7 @@ use crate::support::*;
 
 /// A runtime in which no slice ends.
 fn unhurried(stacks: usize) -> &'static Runtime {
-    configured(Config { slice: LONG, stacks, ..Config::new() })
+    configured(Config { slice: LONG, max_stacks: stacks, ..Config::new() })
 }
 
 /// Where the stack begins that the caller is on; 0: at home.

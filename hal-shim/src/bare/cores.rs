@@ -5,7 +5,7 @@ use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
-use trapline::arch::{LEAST_EMERGENCY_STACK, TrapContext, TrapCore, install_trap_entry};
+use trapline::arch::{MIN_EMERGENCY_STACK, TrapContext, TrapCore, install_trap_entry};
 use trapline::platform::{CoreSlot, InInterrupt, Platform as _};
 use trapline::preempt;
 use trapline::trap::Trap;
@@ -25,7 +25,7 @@ const BOOT_STACK: usize = 64 * 1024;
 /// How large the stack is that a core enters its runtime on.
 const STACK: usize = 64 * 1024;
 
-const _: () = assert!(BOOT_STACK >= LEAST_EMERGENCY_STACK);
+const _: () = assert!(BOOT_STACK >= MIN_EMERGENCY_STACK);
 
 unsafe extern "Rust" {
     /// What `entry!` defines.

@@ -65,13 +65,13 @@ pub(crate) fn freed(base: NonNull<u8>, size: usize) {
 // SAFETY: as `Native`, of which it uses `size_of::<First>()` bytes less of the stack. `switch` writes
 // nothing but `*save` and its own frame.
 unsafe impl StackfulBackend for Announced {
-    const LEAST_STACK: usize = Native::LEAST_STACK + size_of::<First>();
+    const MIN_STACK: usize = Native::MIN_STACK + size_of::<First>();
 
     unsafe fn prepare(top: NonNull<u8>, main: StackMain, argument: *mut ()) -> Context {
         let (bottom, size) = NEWEST.get();
         let distance = top.addr().get() - bottom.addr();
         assert!(distance <= size, "a stack is prepared right after it was allocated");
-        // SAFETY: the caller gives `LEAST_STACK` bytes below `top`, aligned to 16.
+        // SAFETY: the caller gives `MIN_STACK` bytes below `top`, aligned to 16.
         unsafe {
             let first = top.byte_sub(size_of::<First>()).cast::<First>();
             let native = Native::prepare(first.cast(), begin, first.as_ptr().cast());

@@ -58,7 +58,7 @@ pub(super) fn guard_below(stack: &Range<usize>) -> Range<usize> {
     stack.end.saturating_sub(total)..stack.start
 }
 
-/// What [`StackfulBackend::LEAST_STACK`] counts for each signal's frame.
+/// What [`StackfulBackend::MIN_STACK`] counts for each signal's frame.
 #[cfg(target_arch = "x86_64")]
 const COUNTED: usize = Native::SIGNAL;
 #[cfg(not(target_arch = "x86_64"))]
@@ -148,7 +148,7 @@ unsafe impl Platform for Machine {
         match cores::here() {
             Some(core) if core.is_in_handler() => InInterrupt::Yes,
             Some(_) => InInterrupt::No,
-            None => InInterrupt::Perhaps,
+            None => InInterrupt::Unknown,
         }
     }
 
@@ -168,9 +168,9 @@ unsafe impl Platform for Machine {
         catch_unwind(AssertUnwindSafe(body))
     }
 
-    fn least_stack(&self) -> usize {
+    fn min_stack(&self) -> usize {
         // Two of them lie on a stack at most: see the head of `cores.rs`.
-        Self::Backend::LEAST_STACK + 2 * faults::signal_frame().saturating_sub(COUNTED)
+        Self::Backend::MIN_STACK + 2 * faults::signal_frame().saturating_sub(COUNTED)
     }
 
     fn allocate_stack(&self, size: usize) -> Option<NonNull<u8>> {

@@ -112,13 +112,13 @@ unsafe impl Platform for Machine {
         const ON: usize = 1 << 0;
         const STEP: u64 = 4;
         /// The widest that a timer can be.
-        const MOST: u64 = (1 << 48) - STEP;
+        const MAX: u64 = (1 << 48) - STEP;
         let config = match at {
             u64::MAX => 0,
             at => {
                 // One more, since `now` is in the middle of a tick.
                 let ticks = scale(at.saturating_sub(self.now()), &TICKS_A_NANOSECOND) + 1;
-                ticks.next_multiple_of(STEP).min(MOST) as usize | ON
+                ticks.next_multiple_of(STEP).min(MAX) as usize | ON
             }
         };
         // SAFETY: the timer is for this. What has fired before is void, and must be before the timer

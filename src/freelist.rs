@@ -20,27 +20,27 @@ const LARGEST: usize = 512;
 const SIZES: usize = LARGEST / GRAIN + 1;
 
 /// What lies in memory that is kept.
-struct Kept {
+struct FreeBlock {
     next: List,
 }
 
-type List = Option<NonNull<Kept>>;
+type List = Option<NonNull<FreeBlock>>;
 
-/// The memory that a runtime keeps. Owning core, in task context with its gate shut.
-pub(crate) struct Arena {
+/// The memory that a runtime keeps. Owning core, in task context with preemption disabled.
+pub(crate) struct FreeList {
     lists: [Cell<List>; SIZES],
     /// How many bytes more may be kept.
-    room: Cell<usize>,
+    budget: Cell<usize>,
     /// Memory has been asked for here, so it is worth keeping some. Where the platform is not certain of
     /// interrupts, it never is.
     is_used: Cell<bool>,
 }
 
-impl Arena {
-    pub(crate) const fn new(room: usize) -> Self {
+impl FreeList {
+    pub(crate) const fn new(budget: usize) -> Self {
         Self {
             lists: [const { Cell::new(None) }; SIZES],
-            room: Cell::new(room),
+            budget: Cell::new(budget),
             is_used: Cell::new(false),
         }
     }
@@ -51,7 +51,7 @@ impl Arena {
         let fits = KEEPS_TASK_MEMORY
             && layout.align() == GRAIN
             && layout.size().is_multiple_of(GRAIN)
-            && layout.size() >= size_of::<Kept>();
+            && layout.size() >= size_of::<FreeBlock>();
         self.lists.get(layout.size() / GRAIN).filter(|_| fits)
     }
 
@@ -64,16 +64,16 @@ impl Arena {
             // SAFETY: a task's layout is not empty.
             return NonNull::new(unsafe { alloc(layout) });
         };
-        // SAFETY: what is in a list is a `Kept`, by `free`.
+        // SAFETY: what is in a list is a `FreeBlock`, by `free`.
         list.set(unsafe { kept.as_ref() }.next);
-        self.room.set(self.room.get() + layout.size());
+        self.budget.set(self.budget.get() + layout.size());
         Some(kept.cast())
     }
 
     /// Whether [`free`](Self::free) would keep memory of this layout, and not call the allocator.
     #[inline]
     pub(crate) fn keeps(&self, layout: Layout) -> bool {
-        self.is_used.get() && self.room.get() >= layout.size() && self.list(layout).is_some()
+        self.is_used.get() && self.budget.get() >= layout.size() && self.list(layout).is_some()
     }
 
     /// Keeps memory, or gives it back to the allocator.
@@ -83,13 +83,13 @@ impl Arena {
     /// The memory is the allocator's, of this layout, and is not used again.
     #[inline]
     pub(crate) unsafe fn free(&self, memory: NonNull<u8>, layout: Layout) {
-        let room = self.room.get().checked_sub(layout.size()).filter(|_| self.is_used.get());
-        match (self.list(layout), room) {
-            (Some(list), Some(room)) => {
-                self.room.set(room);
-                let kept = memory.cast::<Kept>();
+        let budget = self.budget.get().checked_sub(layout.size()).filter(|_| self.is_used.get());
+        match (self.list(layout), budget) {
+            (Some(list), Some(budget)) => {
+                self.budget.set(budget);
+                let kept = memory.cast::<FreeBlock>();
                 // SAFETY: the caller's, and large and aligned enough, by `list`.
-                unsafe { kept.write(Kept { next: list.get() }) };
+                unsafe { kept.write(FreeBlock { next: list.get() }) };
                 list.set(Some(kept));
             }
             // SAFETY: the caller's promise.
@@ -100,18 +100,18 @@ impl Arena {
     /// Gives all back to the allocator, and keeps nothing from now on.
     pub(crate) fn close(&self) {
         self.trim();
-        self.room.set(0);
+        self.budget.set(0);
     }
 
     /// Gives all back to the allocator.
     pub(crate) fn trim(&self) {
         for (index, list) in self.lists.iter().enumerate() {
             while let Some(kept) = list.get() {
-                // SAFETY: what is in a list is a `Kept`, in memory of the list's size and of no other
+                // SAFETY: what is in a list is a `FreeBlock`, in memory of the list's size and of no other
                 // alignment, by `list`.
                 unsafe {
                     list.set(kept.as_ref().next);
-                    self.room.set(self.room.get() + index * GRAIN);
+                    self.budget.set(self.budget.get() + index * GRAIN);
                     let layout = Layout::from_size_align_unchecked(index * GRAIN, GRAIN);
                     dealloc(kept.as_ptr().cast(), layout);
                 }
@@ -120,8 +120,8 @@ impl Arena {
     }
 }
 
-impl fmt::Debug for Arena {
+impl fmt::Debug for FreeList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Arena").field("room", &self.room.get()).finish_non_exhaustive()
+        f.debug_struct("FreeList").field("budget", &self.budget.get()).finish_non_exhaustive()
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc as StdArc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use loom::sync::Arc;
-use trapline::platform::InInterrupt::{No, Perhaps};
+use trapline::platform::InInterrupt::{No, Unknown};
 use trapline::{Config, JoinHandle, Runtime, block_on, stackful};
 
 use crate::harness::{
@@ -38,7 +38,7 @@ use Act::*;
 
 /// How the task lives until it is done.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Life {
+enum TaskKind {
     Plain,
     Stackful,
     /// Its first poll waits in `block_on` for a task of its core.
@@ -65,7 +65,7 @@ enum By {
     Interrupts,
 }
 
-struct Stage {
+struct Scenario {
     runtime: &'static Runtime,
     handle: Mutex<Option<Arc<JoinHandle<Payload>>>>,
     /// Wakers that are dropped in the end.
@@ -86,7 +86,7 @@ impl Act {
         matches!(self, Abort | Join | DropJoin)
     }
 
-    fn prepare(self, stage: &StdArc<Stage>, waker: Waker) -> Box<dyn FnOnce()> {
+    fn prepare(self, stage: &StdArc<Scenario>, waker: Waker) -> Box<dyn FnOnce()> {
         match self {
             Wake => Box::new(move || waker.wake()),
             WakeByRef => {
@@ -125,11 +125,11 @@ impl Act {
     }
 }
 
-impl Stage {
-    fn new(life: Life) -> StdArc<Self> {
-        let stacks = if life == Life::WaitingForStack { 1 } else { usize::MAX };
+impl Scenario {
+    fn new(life: TaskKind) -> StdArc<Self> {
+        let stacks = if life == TaskKind::WaitingForStack { 1 } else { usize::MAX };
         StdArc::new(Self {
-            runtime: keep(Runtime::with_config(Config { stacks, ..Config::new() })),
+            runtime: keep(Runtime::with_config(Config { max_stacks: stacks, ..Config::new() })),
             handle: Mutex::default(),
             kept: Mutex::default(),
             threads: Threads::default(),
@@ -162,8 +162,8 @@ impl Stage {
 }
 
 /// One task's life, in which `acts` are done to it; with `preempted`, a time slice ends in it as well.
-fn play(life: Life, acts: &'static [Act], by: By, end: End, preempted: bool) {
-    let stage = Stage::new(life);
+fn run(life: TaskKind, acts: &'static [Act], by: By, end: End, preempted: bool) {
+    let stage = Scenario::new(life);
     let runtime = stage.runtime;
     let [begun, helped, released, ended] = std::array::from_fn(|_| Signal::default());
     let future = {
@@ -180,14 +180,14 @@ fn play(life: Life, acts: &'static [Act], by: By, end: End, preempted: bool) {
             stage.begin(acts, by, context);
             begun.fire();
             helped.fire();
-            if life == Life::Suspended {
+            if life == TaskKind::Suspended {
                 block_on(released.wait(1));
             }
             Poll::Pending
         })
     };
     let handle = match life {
-        Life::Plain => runtime.spawn(future),
+        TaskKind::Plain => runtime.spawn(future),
         _ => runtime.spawn(stackful(future)),
     };
     if acts.iter().any(|act| act.needs_handle()) {
@@ -196,7 +196,7 @@ fn play(life: Life, acts: &'static [Act], by: By, end: End, preempted: bool) {
         drop(handle);
     }
     let mut lives = 1;
-    if matches!(life, Life::Suspended | Life::WaitingForStack) {
+    if matches!(life, TaskKind::Suspended | TaskKind::WaitingForStack) {
         lives += 1;
         let (released, ended) = (released.clone(), ended.clone());
         drop(runtime.spawn(async move {
@@ -205,7 +205,7 @@ fn play(life: Life, acts: &'static [Act], by: By, end: End, preempted: bool) {
             ended.fire();
         }));
     }
-    if life == Life::WaitingForStack {
+    if life == TaskKind::WaitingForStack {
         lives += 1;
         let (released, ended) = (released.clone(), ended.clone());
         drop(runtime.spawn(stackful(async move {
@@ -214,7 +214,7 @@ fn play(life: Life, acts: &'static [Act], by: By, end: End, preempted: bool) {
         })));
     }
     if preempted {
-        interrupt(Arrival::Perhaps, on_timer);
+        interrupt(Arrival::Unknown, on_timer);
     }
     runtime
         .run_until(if end == End::Completion { ended.wait(lives) } else { begun.wait(1) })
@@ -236,29 +236,31 @@ fn play(life: Life, acts: &'static [Act], by: By, end: End, preempted: bool) {
 }
 
 const ENDS: [End; 2] = [End::Completion, End::Shutdown];
-const LIVES: [Life; 4] = [Life::Plain, Life::Stackful, Life::Suspended, Life::WaitingForStack];
-const STACKFUL: [Life; 3] = [Life::Stackful, Life::Suspended, Life::WaitingForStack];
+const LIVES: [TaskKind; 4] =
+    [TaskKind::Plain, TaskKind::Stackful, TaskKind::Suspended, TaskKind::WaitingForStack];
+const STACKFUL: [TaskKind; 3] =
+    [TaskKind::Stackful, TaskKind::Suspended, TaskKind::WaitingForStack];
 
 /// Two other cores act, and a third has the task.
 fn by_cores(bound: usize, acts: &'static [Act; 2]) {
     for end in ENDS {
-        bounded(bound, Perhaps, move || play(Life::Plain, acts, By::Cores, end, false));
+        bounded(bound, Unknown, move || run(TaskKind::Plain, acts, By::Cores, end, false));
     }
 }
 
 /// Another core acts, while the task's own preempts it or gives it a stack.
 fn by_core(bound: usize, act: &'static [Act; 1]) {
     for (life, end) in STACKFUL.into_iter().flat_map(|life| ENDS.map(|end| (life, end))) {
-        interrupted::<1>(Some(bound), No, move || play(life, act, By::Cores, end, true));
+        interrupted::<1>(Some(bound), No, move || run(life, act, By::Cores, end, true));
     }
 }
 
 /// An interrupt of the task's own core acts.
 fn by_interrupt(act: &'static [Act; 1]) {
     for (life, end) in LIVES.into_iter().flat_map(|life| ENDS.map(|end| (life, end))) {
-        for in_interrupt in [No, Perhaps] {
+        for in_interrupt in [No, Unknown] {
             interrupted::<1>(None, in_interrupt, move || {
-                play(life, act, By::Interrupts, end, false)
+                run(life, act, By::Interrupts, end, false)
             });
         }
     }
@@ -269,11 +271,11 @@ fn by_interrupt_and_preempted(act: &'static [Act; 1]) {
     let all = STACKFUL.into_iter().flat_map(|life| ENDS.map(|end| (life, end)));
     // In full it takes an hour.
     for (life, end) in all.take(if deeper() == 0 { 1 } else { usize::MAX }) {
-        interrupted::<2>(None, No, move || play(life, act, By::Interrupts, end, true));
+        interrupted::<2>(None, No, move || run(life, act, By::Interrupts, end, true));
     }
 }
 
-macro_rules! meetings {
+macro_rules! pairs {
     ($($name:ident: $how:ident($($parameter:expr),*);)*) => { $(
         #[test]
         fn $name() {
@@ -282,7 +284,7 @@ macro_rules! meetings {
     )* };
 }
 
-meetings! {
+pairs! {
     wake_and_wake: by_cores(2, &[Wake, Wake]);
     wake_and_wake_by_ref: by_cores(2, &[Wake, WakeByRef]);
     wake_and_clone: by_cores(2, &[Wake, Clone]);
