@@ -1,4 +1,4 @@
-//! What can be chosen for a runtime.
+//! The configuration of a runtime.
 
 use core::fmt;
 use core::time::Duration;
@@ -6,58 +6,62 @@ use core::time::Duration;
 use crate::TaskPanic;
 use crate::stackful::{self, Stall};
 
-/// The shortest [`Config::slice`]. In a shorter one, a task might make no progress: the switch to its
-/// stack takes time too.
+/// The shortest [`Config::slice`]. With a shorter slice a task might make no progress, since the
+/// switch to its stack takes time too.
 pub const MIN_SLICE: Duration = Duration::from_micros(10);
 
-/// How many slices pass between two calls of [`Config::on_stall`], at least.
+/// How many slices pass, at least, between two calls of [`Config::on_stall`].
 pub const STALL_SLICES: u32 = 32;
 
-/// What can be chosen for a [`Runtime`](crate::Runtime).
+/// The configuration of a [`Runtime`](crate::Runtime).
 ///
-/// It is checked when the runtime is entered, since only the platform knows what a stack must hold.
+/// It is checked when the runtime is entered, since only the platform knows how large a stack must
+/// be.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// How long a stackful task keeps the core while other stackful ones want it. At least
+    /// How long a stackful task keeps the core while other stackful tasks are ready. At least
     /// [`MIN_SLICE`]; default: 1 ms.
     ///
-    /// It may be **up to two** slices: a task that follows one that has left early runs under the alarm
-    /// that was set for that one, and when it fires, has a whole slice from there (this saves setting
-    /// the alarm for each poll). It is up to an eighth less if the task is preempted for something
-    /// urgent in the last eighth of the slice.
+    /// A task may keep the core for **up to two** slices. When a task leaves early, the alarm that
+    /// was set for it stays set, and the next task runs under that alarm. If that task still runs
+    /// when the alarm fires, it gets a whole slice from that time. (This saves setting the alarm
+    /// for each poll.) The slice is up to an eighth shorter if the task is preempted for something
+    /// urgent in the last eighth.
     ///
-    /// A task that a timer, an interrupt or another core wakes takes the core earlier. A task that the
-    /// running one wakes does not preempt it: it has the core when the running task leaves, or at the
-    /// next interrupt.
+    /// A task that is woken by a timer, an interrupt or another core preempts the running task
+    /// before the end of its slice. A task that the running task wakes does not: it gets the core
+    /// when the running task leaves, or at the next interrupt.
     pub slice: Duration,
-    /// The size of a stack in bytes; it is rounded up to a multiple of 16. Default: 16 KiB on a
+    /// The size of a stack in bytes. It is rounded up to a multiple of 16. Default: 16 KiB on a
     /// target without an operating system, 64 KiB hosted.
     pub stack_size: usize,
-    /// How many stacks there may be, at least 1. A stackful task for which there is none waits, and
-    /// `on_stall` is called. Default: as many as memory allows.
+    /// How many stacks there may be, at least 1. If there is none left for a stackful task, the
+    /// task waits for one, and `on_stall` is called. Default: as many as memory allows.
     pub max_stacks: usize,
-    /// How many stacks are kept that no task holds; a stack that is given back beyond that is freed. 0
-    /// counts as 1: one is kept, which tasks use by turns. Default: 16 on a target without an operating
-    /// system, 64 hosted. See also [`Runtime::trim`](crate::Runtime::trim).
+    /// How many stacks are kept that no task holds. A stack that is given back beyond that number
+    /// is freed. 0 counts as 1: one stack is kept, which tasks use in turn. Default: 16 on a target
+    /// without an operating system, 64 hosted. See also [`Runtime::trim`](crate::Runtime::trim).
     pub max_idle_stacks: usize,
-    /// How many bytes of the memory of finished tasks are kept for new ones, which then need no call of the
-    /// allocator. Default: 64 KiB on a target without an operating system, 16 MiB hosted.
+    /// How many bytes of the memory of finished tasks are kept for new tasks, which then need no
+    /// call of the allocator. Default: 64 KiB on a target without an operating system, 16 MiB
+    /// hosted.
     pub task_memory: usize,
-    /// Called when a task's turn has come and there is no stack for it: all that there may be are held,
-    /// or there is no memory for another. Called again while tasks wait, but not before [`STALL_SLICES`]
-    /// slices have passed. [`Stall`] names the tasks that hold stacks, each with the reason, and those
-    /// that wait.
+    /// The hook that is called when a task's turn has come and there is no stack for it: all
+    /// [`max_stacks`](Self::max_stacks) are held, or there is no memory for another. It is called
+    /// again while tasks wait, but not before [`STALL_SLICES`] slices have passed. [`Stall`] names
+    /// the tasks that hold stacks, each with the reason, and the tasks that wait.
     ///
-    /// In task context of the core, between two polls, with preemption off; it may allocate and spawn,
-    /// and must not block. A panic of it goes to `on_panic`. Default: nothing.
+    /// The hook is called in task context of the core, between two polls, with preemption disabled.
+    /// It may allocate and spawn, and must not block. A panic of the hook goes to `on_panic`.
+    /// Default: no hook.
     pub on_stall: Option<fn(&Stall<'_>)>,
-    /// Called for a panic that was caught and that no join handle gives to a task. See [`TaskPanic`].
-    /// Default: nothing.
+    /// The hook that is called for a panic that was caught and that no join handle gives. See
+    /// [`TaskPanic`]. Default: no hook.
     pub on_panic: Option<fn(&TaskPanic<'_>)>,
 }
 
 impl Config {
-    /// The defaults.
+    /// Makes a configuration with the defaults.
     pub const fn new() -> Self {
         Self {
             slice: Duration::from_millis(1),
@@ -70,7 +74,7 @@ impl Config {
         }
     }
 
-    /// Checks what was chosen.
+    /// Checks the values.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         if self.slice < MIN_SLICE {
             return Err(ConfigError::SliceTooShort);
@@ -88,7 +92,8 @@ impl Config {
         Ok(())
     }
 
-    /// The size of a stack as the platform is asked for it.
+    /// Returns the size of a stack for which the platform is asked. `None`: no allocation is that
+    /// large.
     pub(crate) fn rounded_stack_size(&self) -> Option<usize> {
         self.stack_size.checked_next_multiple_of(16).filter(|size| isize::try_from(*size).is_ok())
     }
@@ -100,21 +105,21 @@ impl Default for Config {
     }
 }
 
-/// What is wrong with a [`Config`].
+/// The reason why a [`Config`] is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// The slice is zero, or shorter than [`MIN_SLICE`].
     SliceTooShort,
-    /// No stackful task could run without a stack.
+    /// `max_stacks` is zero. No stackful task could run.
     NoStacks,
-    /// A stack must hold at least this many bytes: a saved context, a trap context, the frames of the
-    /// handler that leaves, and the runtime's own account.
+    /// The stack size is too small. A stack must have room for a saved context, a trap context, the
+    /// frames of the handler that leaves the stack, and the runtime's own record of the stack.
     StackTooSmall {
-        /// In bytes.
+        /// The smallest allowed size in bytes.
         least: usize,
     },
-    /// No allocation is that large.
+    /// The stack size is larger than any allocation.
     StackTooLarge,
 }
 

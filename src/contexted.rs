@@ -1,4 +1,5 @@
-//! Hooks around every stretch that a future has the core, and the chain of what a poll is inside of.
+//! Hooks around each stretch in which a future has the core, and the chain of scopes that a poll is
+//! inside of.
 
 use alloc::sync::Arc;
 use core::any::TypeId;
@@ -16,46 +17,49 @@ use crate::platform::{InInterrupt, bound};
 use crate::preempt::PreemptGuard;
 use crate::task::undropped;
 
-/// What a future needs around it while it has the core: its address space loaded, its thread set as the
-/// current one.
+/// Sets up what a future needs while it has the core, such as its address space or the current
+/// thread.
 ///
-/// Both functions are called in task context with preemption off, on the core that runs the future.
-/// They must be short, and must neither allocate nor panic: they run at every switch. A panic of them
-/// ends the program, also where panics are caught, since it would be unknown what is loaded.
+/// Both functions are called in task context with preemption disabled, on the core that runs the
+/// future. They run at every switch, so they must be short. They must neither allocate nor panic. A
+/// panic in them ends the program, even where panics are caught, since it would be unknown what is
+/// loaded.
 pub trait Hooks: Send + Sync + 'static {
-    /// Before the future's code runs: for the first time, after an await, after it was preempted.
+    /// Called before the future's code runs: for the first time, after an await, or after a
+    /// preemption.
     fn enter(&self);
 
-    /// After it has run: it is done or panicked, awaits, was preempted, or was ended by a fault.
+    /// Called after the future's code has run: it is done or has panicked, it awaits, it was
+    /// preempted, or it was ended by a fault.
     fn leave(&self);
 }
 
-/// What a poll is inside of, and inside of which others that is.
+/// One thing that a poll is inside of, with a link to the scope around it.
 pub(crate) struct Scope<'a> {
     inside_of: ScopeEntry<'a>,
     outer: ScopeLink,
 }
 
-/// What a future can put around the polls of another.
+/// An entry that a future puts around the polls of another future.
 #[derive(Clone, Copy)]
 pub(crate) enum ScopeEntry<'a> {
-    /// Hooks, outermost first.
+    /// Hooks, the outermost first.
     Hooks(&'a [Arc<dyn Hooks>]),
-    /// A task-local value: which one's, and where it is.
+    /// A task-local value: the address of its key, and where the value is.
     Value { key: *const (), value: *const () },
 }
 
-/// A place for a pointer to the innermost scope of a poll; scopes lie on that poll's stack.
+/// A link to the innermost scope of a poll. Scopes lie on the stack of their poll.
 pub(crate) type ScopeLink = Option<NonNull<Scope<'static>>>;
 
-/// Runs the entering hooks of a poll that goes on, outermost first.
+/// Runs the entering hooks of a poll that is about to be resumed, the outermost first.
 ///
 /// # Safety
 ///
-/// The scopes are those of a poll that is in the middle.
+/// The scopes are those of a poll that has begun and has not ended.
 pub(crate) unsafe fn enter(innermost: ScopeLink) {
     if let Some(scope) = innermost {
-        // SAFETY: a poll's scopes live as long as the poll.
+        // SAFETY: the scopes of a poll live as long as the poll.
         unsafe {
             enter(scope.as_ref().outer);
             scope.as_ref().enter();
@@ -63,7 +67,7 @@ pub(crate) unsafe fn enter(innermost: ScopeLink) {
     }
 }
 
-/// Runs the leaving hooks of a poll that is interrupted, innermost first.
+/// Runs the leaving hooks of a poll that the core has left in the middle, the innermost first.
 ///
 /// # Safety
 ///
@@ -104,19 +108,21 @@ impl Scope<'_> {
     }
 }
 
-/// Ends the program when it drops, in a panic of hooks. If that were caught, the task that was to go on would
-/// be taken for the one that panicked, and its future dropped though frames are in the middle of it.
+/// Ends the program when it is dropped, in a panic of hooks. If such a panic were caught, the task
+/// that was about to be resumed would be taken for the task that panicked. Its future would be
+/// dropped although its poll has frames on a stack.
 struct NoPanic;
 
 impl Drop for NoPanic {
     fn drop(&mut self) {
-        fatal("trapline: hooks panicked: they run where nobody can go on after that")
+        fatal("trapline: hooks panicked: the code around them cannot be resumed after that")
     }
 }
 
-/// Runs `code` inside of `surroundings`, of which the runtime knows if the task is preempted there.
-pub(crate) fn within<R>(surroundings: ScopeEntry<'_>, code: impl FnOnce() -> R) -> R {
-    let mut scope = Scope::new(surroundings);
+/// Runs `code` inside of `entry`. The runtime knows of the scope meanwhile, in case the task is
+/// preempted in it.
+pub(crate) fn within<R>(entry: ScopeEntry<'_>, code: impl FnOnce() -> R) -> R {
+    let mut scope = Scope::new(entry);
     let _inside = scope.begin();
     code()
 }
@@ -126,7 +132,8 @@ impl<'a> Scope<'a> {
         Self { inside_of, outer: None }
     }
 
-    /// Enters, until what this returns is dropped. The runtime knows of the scope meanwhile.
+    /// Enters the scope until the returned value is dropped. The runtime knows of the scope
+    /// meanwhile.
     #[inline(never)]
     pub(crate) fn begin(&mut self) -> Inside<'_> {
         let _guard = PreemptGuard::new();
@@ -134,14 +141,14 @@ impl<'a> Scope<'a> {
         self.outer = runtime.and_then(|runtime| runtime.scopes().get());
         self.enter();
         if let Some(runtime) = runtime {
-            // The lifetime is forgotten: `Inside` takes the pointer back before the scope goes.
+            // The lifetime is erased. `Inside` removes the pointer before the scope is gone.
             runtime.scopes().set(Some(NonNull::from(&*self).cast()));
         }
         Inside { scope: self, runtime }
     }
 }
 
-/// The running poll is inside of a scope until this is dropped.
+/// The running poll is inside of a scope until this value is dropped.
 pub(crate) struct Inside<'a> {
     scope: &'a Scope<'a>,
     runtime: Option<&'static Runtime>,
@@ -152,9 +159,11 @@ impl Drop for Inside<'_> {
         let _guard = PreemptGuard::new();
         if let Some(runtime) = self.runtime {
             if runtime.scopes().get() != Some(NonNull::from(self.scope).cast()) {
-                // Code that is not the runtime's has left its stack in the middle, so frames of a scope are gone.
+                // Code that is not the runtime's has left its stack in the middle, so frames of a
+                // scope are gone.
                 fatal(
-                    "trapline: scopes of hooks or task-locals ended in another order than they began",
+                    "trapline: scopes of hooks or task-locals ended in another order than they \
+                     began",
                 );
             }
             runtime.scopes().set(self.scope.outer);
@@ -163,13 +172,14 @@ impl Drop for Inside<'_> {
     }
 }
 
-/// All hooks of the running poll, outermost first; `None` if there is no memory for the list.
+/// Returns all hooks of the running poll, the outermost first; `None` if there is no memory for the
+/// list.
 pub(crate) fn inherited(runtime: &Runtime) -> Option<alloc::vec::Vec<Arc<dyn Hooks>>> {
     let _guard = PreemptGuard::new();
     let mut all = alloc::vec::Vec::new();
     let mut next = runtime.scopes().get();
     while let Some(scope) = next {
-        // SAFETY: the scopes of the poll that calls.
+        // SAFETY: these are the scopes of the poll that calls this, so they are alive.
         let scope = unsafe { scope.as_ref() };
         all.try_reserve(scope.hooks().len()).ok()?;
         all.extend(scope.hooks().iter().rev().cloned());
@@ -179,10 +189,11 @@ pub(crate) fn inherited(runtime: &Runtime) -> Option<alloc::vec::Vec<Arc<dyn Hoo
     Some(all)
 }
 
-/// Where the running poll has the innermost value of `key`, if it is inside of one. That stays there for as
-/// long as the poll doesn't return to what is around it, so for the caller's own frame.
+/// Returns where the innermost value of `key` is that the running poll is inside of, if there is
+/// one. The value stays there until the poll returns to the code around that scope, so it outlives
+/// the caller's frame.
 ///
-/// `None` in an interrupt, if the platform is certain that it is one.
+/// Returns `None` in an interrupt, if the platform is certain that it is one.
 pub(crate) fn value(key: *const ()) -> Option<*const ()> {
     if bound::in_interrupt() == InInterrupt::Yes {
         return None;
@@ -190,7 +201,7 @@ pub(crate) fn value(key: *const ()) -> Option<*const ()> {
     let _guard = PreemptGuard::new();
     let mut next = Runtime::current()?.scopes().get();
     while let Some(scope) = next {
-        // SAFETY: the scopes of the poll that calls.
+        // SAFETY: these are the scopes of the poll that calls this, so they are alive.
         let scope = unsafe { scope.as_ref() };
         match scope.inside_of {
             ScopeEntry::Value { key: found, value } if found == key => return Some(value),
@@ -200,7 +211,7 @@ pub(crate) fn value(key: *const ()) -> Option<*const ()> {
     None
 }
 
-/// A future with hooks around every stretch that it has the core. Made by [`contexted`].
+/// A future with hooks around each stretch in which it has the core. Made by [`contexted`].
 #[must_use = "futures do nothing unless awaited or spawned"]
 pub struct Contexted<F> {
     hooks: [Arc<dyn Hooks>; 1],
@@ -208,12 +219,14 @@ pub struct Contexted<F> {
     future: ManuallyDrop<F>,
 }
 
-/// Runs `hooks` around every stretch that `future` has the core: around each poll; in a stackful task
-/// also around preemption and [`block_on`](crate::block_on); and around its drop, also after a panic.
+/// Runs `hooks` around each stretch in which `future` has the core: around each poll and around its
+/// drop, even after a panic. In a stackful task, the hooks also run around preemption and
+/// [`block_on`](crate::block_on).
 ///
-/// They nest: hooks of a future inside are entered after those of the one outside, and left before.
-/// A [`stackful`](crate::stackful()) future inside inherits all hooks that it is inside of. Spawned,
-/// `contexted(stackful(f), hooks)` is one task, on a stack. Tasks that `future` spawns inherit nothing.
+/// Hooks nest: those of an inner future are entered after those of the outer one, and left before
+/// them. A [`stackful`](crate::stackful()) future inside inherits all hooks that it is inside of.
+/// When `contexted(stackful(f), hooks)` is spawned, it is one task, on a stack. Tasks that `future`
+/// spawns inherit nothing.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -247,13 +260,14 @@ impl<F: Future> Future for Contexted<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        // SAFETY: `future` is pinned with `self` and never moved; `hooks` isn't pinned.
+        // SAFETY: `future` is pinned with `self` and never moved. `hooks` is not pinned.
         let this = unsafe { self.get_unchecked_mut() };
         let whole = (ptr::from_ref(this).cast(), type_of::<Self>());
         // SAFETY: as above.
         let future = unsafe { Pin::new_unchecked(&mut *this.future) };
         within(ScopeEntry::Hooks(&this.hooks), || {
-            // A stackful future that is all that is inside makes the whole task stackful.
+            // If these hooks contain nothing but a stackful future, the whole task becomes
+            // stackful.
             let _inside = match Runtime::current() {
                 Some(runtime)
                     if !runtime.is_on_stack() && runtime.task_that_is(whole).is_some() =>
@@ -268,10 +282,10 @@ impl<F: Future> Future for Contexted<F> {
     }
 }
 
-/// The type, whatever its lifetimes: equal for types that differ in those alone.
+/// Returns the id of a type without its lifetimes: types that differ only in lifetimes have one id.
 ///
-/// So it says that two values have one layout and one set of functions, and not that the one may stand for
-/// the other. Two that are equal and lie in one place are one value.
+/// So equal ids say that two values have the same layout and the same functions, but not that one
+/// may stand for the other. Two values with equal ids in one place are one value.
 fn type_of<T>() -> TypeId {
     trait Typed {
         fn id(&self) -> TypeId
@@ -288,8 +302,8 @@ fn type_of<T>() -> TypeId {
     }
     let nothing = PhantomData::<T>;
     let typed: &(dyn Typed + '_) = &nothing;
-    // SAFETY: only the lifetime bound of the trait object changes. The one function of it looks at no value;
-    // it is compiled once for all lifetimes, as every function.
+    // SAFETY: only the lifetime bound of the trait object changes. Its one function looks at no
+    // value, and is compiled once for all lifetimes, like every function.
     let typed = unsafe { mem::transmute::<&(dyn Typed + '_), &(dyn Typed + 'static)>(typed) };
     typed.id()
 }
@@ -297,7 +311,7 @@ fn type_of<T>() -> TypeId {
 impl<F> Drop for Contexted<F> {
     fn drop(&mut self) {
         let future = &mut self.future;
-        // SAFETY: dropped once, here, in its place.
+        // SAFETY: the future is dropped once, here, in its place.
         within(ScopeEntry::Hooks(&self.hooks), || unsafe { ManuallyDrop::drop(future) });
     }
 }

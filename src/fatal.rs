@@ -1,13 +1,14 @@
-//! Ending the program for what must not be survived.
+//! Ends the program after an error that it must not survive.
 
 use core::fmt;
 
-/// Panics in such a way that no catch goes on after it.
+/// Panics in such a way that no catch of a panic lets the program continue.
 ///
-/// For broken invariants in places where unwinding would itself be unsound. `core` has no abort; a panic
-/// while another unwinds ends every program.
+/// It is for broken invariants in places where unwinding would itself be unsound. `core` has no
+/// abort; but a panic during the unwinding of another panic ends every program.
 #[cold]
 pub(crate) fn fatal(message: impl fmt::Display) -> ! {
+    /// Panics again when the first panic unwinds.
     struct Again<'a>(&'a dyn fmt::Display);
     impl Drop for Again<'_> {
         fn drop(&mut self) {

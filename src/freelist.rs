@@ -1,10 +1,12 @@
-//! The per-task allocator: memory of finished tasks, kept for the next ones of the same size.
+//! The free list of a runtime: the memory of finished tasks, kept for new tasks of the same size.
 //!
-//! A task is one allocation of the kernel's allocator, which takes a lock, masks interrupts or searches
-//! where two instructions would do. So a runtime keeps what its tasks leave, up to
-//! [`Config::task_memory`](crate::Config::task_memory), in a list for each size. It is the owning core's alone, in
-//! task context: a spawn from elsewhere allocates, and a task whose last reference goes elsewhere
-//! comes back through the inbox.
+//! A task is one allocation. The kernel's allocator takes a lock, masks interrupts or searches,
+//! where two instructions would be enough. So a runtime keeps the memory that its finished tasks
+//! leave, up to [`Config::task_memory`](crate::Config::task_memory), in a list for each size.
+//!
+//! Only the owning core uses the free list, in task context. A spawn from another context calls the
+//! allocator. A task whose last reference is dropped in another context comes back to its runtime
+//! through the inbox.
 
 use core::alloc::Layout;
 use core::cell::Cell;
@@ -13,26 +15,29 @@ use core::ptr::NonNull;
 
 use crate::sync::{KEEPS_TASK_MEMORY, alloc, dealloc};
 
-/// Sizes are told apart by so many bytes, to which the layouts of tasks are rounded anyway.
+/// The step between the sizes of two lists, in bytes. The layouts of tasks are rounded to it
+/// anyway.
 const GRAIN: usize = 8;
-/// Larger tasks, in bytes, are left to the allocator.
+/// The size of the largest tasks, in bytes, whose memory is kept. The memory of larger tasks goes
+/// back to the allocator.
 const LARGEST: usize = 512;
 const SIZES: usize = LARGEST / GRAIN + 1;
 
-/// What lies in memory that is kept.
+/// The content of memory that is kept: the link of its list.
 struct FreeBlock {
     next: List,
 }
 
 type List = Option<NonNull<FreeBlock>>;
 
-/// The memory that a runtime keeps. Owning core, in task context with preemption disabled.
+/// The memory that a runtime keeps. Only the owning core uses it, in task context with preemption
+/// disabled.
 pub(crate) struct FreeList {
     lists: [Cell<List>; SIZES],
-    /// How many bytes more may be kept.
+    /// How many more bytes may be kept.
     budget: Cell<usize>,
-    /// Memory has been asked for here, so it is worth keeping some. Where the platform is not certain of
-    /// interrupts, it never is.
+    /// Memory has been allocated here, so keeping some is of use. This is never so where the
+    /// platform is not certain that no interrupt is running.
     is_used: Cell<bool>,
 }
 
@@ -45,7 +50,7 @@ impl FreeList {
         }
     }
 
-    /// The list for memory of this layout, if such is kept.
+    /// Returns the list for memory of this layout, if such memory is kept.
     #[inline]
     fn list(&self, layout: Layout) -> Option<&Cell<List>> {
         let fits = KEEPS_TASK_MEMORY
@@ -55,7 +60,7 @@ impl FreeList {
         self.lists.get(layout.size() / GRAIN).filter(|_| fits)
     }
 
-    /// Memory of this layout, kept or new. `None`: there is none.
+    /// Returns memory of this layout, kept or new. `None`: there is no memory.
     #[inline]
     pub(crate) fn allocate(&self, layout: Layout) -> Option<NonNull<u8>> {
         let kept = self.list(layout).and_then(|list| Some((list, list.get()?)));
@@ -64,13 +69,14 @@ impl FreeList {
             // SAFETY: a task's layout is not empty.
             return NonNull::new(unsafe { alloc(layout) });
         };
-        // SAFETY: what is in a list is a `FreeBlock`, by `free`.
+        // SAFETY: memory in a list contains a `FreeBlock`, which `free` has written.
         list.set(unsafe { kept.as_ref() }.next);
         self.budget.set(self.budget.get() + layout.size());
         Some(kept.cast())
     }
 
-    /// Whether [`free`](Self::free) would keep memory of this layout, and not call the allocator.
+    /// Returns whether [`free`](Self::free) would keep memory of this layout, without a call of the
+    /// allocator.
     #[inline]
     pub(crate) fn keeps(&self, layout: Layout) -> bool {
         self.is_used.get() && self.budget.get() >= layout.size() && self.list(layout).is_some()
@@ -80,7 +86,7 @@ impl FreeList {
     ///
     /// # Safety
     ///
-    /// The memory is the allocator's, of this layout, and is not used again.
+    /// The memory came from the allocator, with this layout, and the caller does not use it again.
     #[inline]
     pub(crate) unsafe fn free(&self, memory: NonNull<u8>, layout: Layout) {
         let budget = self.budget.get().checked_sub(layout.size()).filter(|_| self.is_used.get());
@@ -88,27 +94,29 @@ impl FreeList {
             (Some(list), Some(budget)) => {
                 self.budget.set(budget);
                 let kept = memory.cast::<FreeBlock>();
-                // SAFETY: the caller's, and large and aligned enough, by `list`.
+                // SAFETY: the memory is the caller's to give, and `list` has checked that it is
+                // large enough and aligned for a `FreeBlock`.
                 unsafe { kept.write(FreeBlock { next: list.get() }) };
                 list.set(Some(kept));
             }
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller promises that the memory came from the allocator with this layout,
+            // and is not used again.
             _ => unsafe { dealloc(memory.as_ptr(), layout) },
         }
     }
 
-    /// Gives all back to the allocator, and keeps nothing from now on.
+    /// Gives all memory back to the allocator, and keeps none from now on.
     pub(crate) fn close(&self) {
         self.trim();
         self.budget.set(0);
     }
 
-    /// Gives all back to the allocator.
+    /// Gives all memory back to the allocator.
     pub(crate) fn trim(&self) {
         for (index, list) in self.lists.iter().enumerate() {
             while let Some(kept) = list.get() {
-                // SAFETY: what is in a list is a `FreeBlock`, in memory of the list's size and of no other
-                // alignment, by `list`.
+                // SAFETY: memory in a list contains a `FreeBlock`. It has the size of its list and
+                // the alignment `GRAIN`, since `list` admits no other layout.
                 unsafe {
                     list.set(kept.as_ref().next);
                     self.budget.set(self.budget.get() + index * GRAIN);

@@ -1,19 +1,22 @@
-//! Trapline: an async runtime for kernels, in which a task that computes is preempted.
+//! Trapline: an async runtime for kernels. It preempts tasks that compute.
 //!
-//! Each core has one [`Runtime`]: a ready queue, one scheduler, one stack. Tasks are stackless futures,
-//! polled from the queue. A future that computes for long is wrapped in [`stackful()`]: it then runs
-//! on a stack of its own, the timer takes the core back when its slice is over, and the others run.
+//! Each core has one [`Runtime`]: a ready queue, one scheduler, one stack. Tasks are stackless
+//! futures, polled from the queue. A future that computes for long is wrapped in [`stackful()`]: it
+//! then runs on a stack of its own, the timer takes the core from it when its slice is over, and
+//! other tasks run.
 //!
 //! ```ignore
-//! trapline::spawn(async { loop { work() } });           // keeps the core for itself, as any future would
-//! trapline::spawn(stackful(async { loop { work() } })); // is preempted; all else on the core still runs
+//! // Keeps the core for itself, as in any async runtime.
+//! trapline::spawn(async { loop { work() } });
+//! // Is preempted: all else on the core still runs.
+//! trapline::spawn(stackful(async { loop { work() } }));
 //! ```
 //!
 //! # A first program
 //!
 //! A kernel implements [`Platform`](platform::Platform) (its clock, its alarm, how a core waits),
-//! binds it once with [`bind_platform!`], wraps its allocator in [`NoPreempt`](preempt::NoPreempt), and ends
-//! each interrupt with one call:
+//! binds it once with [`bind_platform!`], wraps its allocator in [`NoPreempt`](preempt::NoPreempt),
+//! and ends each interrupt with one call:
 //!
 //! ```no_run
 //! # use core::time::Duration;
@@ -70,31 +73,31 @@
 //!
 //! | where | what |
 //! |---|---|
-//! | [`Runtime`], [`spawn`], [`JoinHandle`] | tasks: how they come, run and go |
+//! | [`Runtime`], [`spawn`], [`JoinHandle`] | tasks: spawning, running and awaiting them |
 //! | [`StaticTask`], [`LocalSpawner`], [`TaskBuilder`] | tasks without an allocator, not `Send`, with names |
-//! | [`task_local!`], [`TaskPanic`] | values that belong to a part of a task; panics that no join handle gives |
+//! | [`task_local!`], [`TaskPanic`] | values that belong to a future; panics that no join handle gives |
 //! | [`stackful`](mod@stackful), [`block_on`] | futures that compute, and waiting in the middle of one |
 //! | [`contexted()`] | hooks around each stretch on the core: an address space, the current thread |
-//! | [`preempt`] | when a core may be taken from a task; what a trap handler calls |
-//! | [`time`] | sleeping, and giving up after a while |
-//! | [`platform`] | what a kernel tells the runtime about its cores |
+//! | [`preempt`] | when a core may be taken from a task; the functions that a trap handler calls |
+//! | [`time`] | the clock, sleeping, and timeouts |
+//! | [`platform`] | the interface that a kernel implements |
 //! | [`trap`] | traps as values, user programs |
 //! | [`arch`] | registers: the switch of each architecture, trap contexts, trap entry |
 //!
-//! # What holds
+//! # Guarantees
 //!
 //! - No wake is lost: wakers may be used in interrupts, on other cores, and after their task and
 //!   runtime are gone. They take no lock and call no allocator.
 //! - A future is polled and dropped by the core that owns its task, in task context.
 //! - A stack is held only while it holds frames, and does not leave its core while it does.
-//! - Preemption happens in the code of stackful tasks and nowhere else, and not under a
-//!   [`PreemptGuard`](preempt::PreemptGuard) or with interrupts masked: then it is
-//!   [pending](mod@preempt).
-//! - Waiting is bounded in time: what is woken goes first, and what computes or yields beside it still
-//!   gets a share of the core.
-//! - A panic in a drop, a waker or a callback of yours ends neither the loop nor another task: it goes
-//!   to [`Config::on_panic`].
-//! - Where nothing is preempted, nothing is paid for it: plain tasks cost what they cost in any
+//! - Preemption happens in the code of stackful tasks and in no other code. Under a
+//!   [`PreemptGuard`](preempt::PreemptGuard), or with interrupts masked, it does not happen: it is
+//!   then [pending](mod@preempt).
+//! - Waiting is bounded in time: a task that is woken goes first, and a task that computes or
+//!   yields beside it still gets a share of the core.
+//! - A panic in user code that the runtime calls (a drop, a waker or a callback) ends neither the
+//!   loop nor another task: it is reported to [`Config::on_panic`].
+//! - Where no task is preempted, preemption costs nothing: plain tasks cost what they cost in any
 //!   stackless runtime.
 
 #![no_std]

@@ -1,9 +1,9 @@
-//! What a kernel tells the runtime about its cores.
+//! The interface by which a kernel tells the runtime about its cores.
 //!
 //! A kernel implements [`Platform`] once and binds it once for the whole program with
 //! [`bind_platform!`](crate::bind_platform). From then on [`spawn`](crate::spawn),
-//! [`stackful`](crate::stackful()), every waker and every timer find it by themselves, so no type
-//! carries a platform parameter.
+//! [`stackful`](crate::stackful()), every waker and every timer find the platform by themselves, so
+//! no type carries a platform parameter.
 //!
 //! A program that uses Trapline and binds no platform does not link: the linker names the missing
 //! `__trapline_bind_platform_…` symbols.
@@ -18,22 +18,22 @@ use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::const_fn;
 use crate::sync::local::AtomicPtr;
 
-/// A core's place for the pointer to the runtime that it is inside of.
+/// A core's place for the pointer to the runtime that the core is inside of.
 ///
-/// A kernel keeps one for each core, in its per-core area or in a static array, and hands it out in
-/// [`Platform::slot`]. It never looks inside.
+/// A kernel keeps one slot for each core, in its per-core area or in a static array, and hands it
+/// out in [`Platform::slot`]. The kernel never looks inside.
 #[derive(Debug)]
 pub struct CoreSlot {
     runtime: AtomicPtr<Runtime>,
-    /// A wake came for a [`block_on`](crate::block_on) that parks this core without a runtime.
+    /// A wake has come for a [`block_on`](crate::block_on) that parks this core without a runtime.
     notified: AtomicBool,
-    /// The number of the core that last did that.
+    /// The number of the core that was the last to enter such a `block_on`.
     core: AtomicUsize,
 }
 
 impl CoreSlot {
     const_fn! {
-        /// An empty slot, for a core that is inside of no runtime.
+        /// Makes an empty slot, for a core that is inside of no runtime.
         pub fn new() -> Self {
             Self {
                 runtime: AtomicPtr::new(core::ptr::null_mut()),
@@ -43,34 +43,39 @@ impl CoreSlot {
         }
     }
 
-    /// The runtime that this core is inside of. Called on this core only, or for comparison.
+    /// Returns the runtime that this core is inside of. Called on this core only, or for
+    /// comparison.
     #[inline]
     pub(crate) fn runtime(&self) -> Option<&'static Runtime> {
-        // Relaxed: only the core itself writes its slot, its own interrupts included.
+        // Relaxed: only the core itself and its interrupts write the slot.
         let runtime = self.runtime.load(Ordering::Relaxed);
-        // SAFETY: the slot is null or holds what `set_runtime` was given, a `&'static Runtime`.
+        // SAFETY: the slot is null or holds a `&'static Runtime`, which `set_runtime` was given.
         unsafe { runtime.as_ref() }
     }
 
+    /// Sets the runtime that this core is inside of. Called on this core only.
     pub(crate) fn set_runtime(&self, runtime: Option<&'static Runtime>) {
         let pointer = runtime.map_or(core::ptr::null_mut(), |r| core::ptr::from_ref(r).cast_mut());
         self.runtime.store(pointer, Ordering::Relaxed);
     }
 
+    /// Sets the core number that [`notify`](Self::notify) wakes. Called before the slot's waker is
+    /// made.
     pub(crate) fn set_core(&self, core: usize) {
-        // Relaxed: the waker that reads it came from this core after the store.
+        // Relaxed: the waker that reads the number came from this core after this store.
         self.core.store(core, Ordering::Relaxed);
     }
 
-    /// Wakes the core that is parked in `block_on`. Any context.
+    /// Wakes the core if it is parked in `block_on`. Any context.
     pub(crate) fn notify(&self) {
-        // Release pairs with the acquire in `take_ring`: what was written before the wake is seen.
+        // Release pairs with the acquire in `take_ring`: what was written before the wake is seen
+        // after it.
         if !self.notified.swap(true, Ordering::Release) {
             bound::wake(self.core.load(Ordering::Relaxed));
         }
     }
 
-    /// Whether it was notified since the last time.
+    /// Returns whether the slot was notified since the last call.
     pub(crate) fn take_ring(&self) -> bool {
         // Acquire pairs with the release in `notify`.
         self.notified.swap(false, Ordering::Acquire)
@@ -83,14 +88,14 @@ impl Default for CoreSlot {
     }
 }
 
-/// Whether the calling code was interrupted into: the answer to [`Platform::in_interrupt`].
+/// Whether the calling code runs in an interrupt: the answer to [`Platform::in_interrupt`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InInterrupt {
     /// Certainly not: this is task context, and wakes may take the fast path into the ready queue.
     No,
-    /// Certainly: an interrupt or signal handler is running.
+    /// Certainly: an interrupt handler or a signal handler is running.
     Yes,
-    /// Unknown. Always safe.
+    /// The platform cannot tell. Always safe.
     Unknown,
 }
 
@@ -99,182 +104,198 @@ pub enum InInterrupt {
 pub enum Interrupts {
     /// Certainly: this core takes interrupts between any two instructions of the caller.
     Enabled,
-    /// Certainly not: the caller has masked them, or is a handler in which they are masked.
+    /// Certainly not: the caller has masked interrupts, or is a handler in which they are masked.
     Masked,
     /// The platform cannot tell. Always safe.
     Unknown,
 }
 
-/// What a caught panic carried.
+/// The payload of a caught panic.
 pub type PanicPayload = Box<dyn Any + Send + 'static>;
 
-/// What the runtime asks of a kernel. Bound by [`bind_platform!`](crate::bind_platform).
+/// The functions that the runtime asks of a kernel. Bound by
+/// [`bind_platform!`](crate::bind_platform).
 ///
-/// "Core" means what runs one [`Runtime`]: a hardware thread in a kernel, a thread of the process
-/// when hosted.
+/// A *core* is the thing that runs one [`Runtime`]: a hardware thread in a kernel, a thread of the
+/// process when hosted.
 ///
 /// # Safety
 ///
-/// The runtime's soundness rests on these. Check each off:
+/// The runtime's soundness rests on the following promises. Check off each of them:
 ///
-/// - [`slot`](Self::slot) and [`core`](Self::core) answer for the core that calls them, always the
-///   same for one core and different for two, and may be called in any context. A caller that is
-///   no core, such as another thread of a hosted program, gets the number `usize::MAX`, and a slot
-///   with which no runtime is ever entered.
-/// - A core is one thread in the sense of `Send`: its number isn't passed on to another thread while a
-///   runtime that was entered under that number has stacks that hold frames, or tasks of a
-///   [`LocalSpawner`](crate::LocalSpawner)'s that aren't finished, and is entered or shut down again.
-/// - [`now`](Self::now) never goes backwards, on a core and between cores, and may be called in any context.
+/// - [`slot`](Self::slot) and [`core`](Self::core) answer for the core that calls them. The answer
+///   is always the same for one core and different for two, and any context may ask. A caller that
+///   is no core, such as another thread of a hosted program, gets the number `usize::MAX`, and a
+///   slot with which no runtime is ever entered.
+/// - A core is one thread in the sense of `Send`. The core's number is not passed on to another
+///   thread while a runtime that was entered under that number has stacks that hold frames, or has
+///   unfinished tasks of a [`LocalSpawner`](crate::LocalSpawner), and is entered or shut down
+///   again.
+/// - [`now`](Self::now) never goes backwards, on a core and between cores, and may be called in any
+///   context.
 /// - An alarm that fires ends in a call of [`preempt::on_timer`](crate::preempt::on_timer) on the
-///   core that set it, in interrupt context, after the interrupt has been acknowledged.
-/// - After [`mask_interrupts`](Self::mask_interrupts) no handler that may call into Trapline runs on
-///   this core until [`restore_interrupts`](Self::restore_interrupts) is given the value that it
-///   returned. Pairs nest.
-/// - [`park`](Self::park) is called with interrupts masked and returns with interrupts masked. A
-///   [`wake`](Self::wake) for this core, or an interrupt, that came at any time after the masking
-///   makes it return. (Mind what cannot be masked: an NMI between x86_64's `sti` and `hlt` lets an
-///   interrupt in before the `hlt`, which then sleeps on it.)
-/// - [`wake`](Self::wake) may be called in any context, takes no lock and allocates nothing. It makes
-///   that core's present or next `park` return; on a core that is not parked it causes an interrupt
-///   whose handler calls [`preempt::on_interrupt`](crate::preempt::on_interrupt) or `on_timer`.
-///   Several may have the effect of one. What was written before `wake` is seen after it.
+///   core that set the alarm, in interrupt context, after the interrupt has been acknowledged.
+/// - After [`mask_interrupts`](Self::mask_interrupts) no handler that may call into Trapline runs
+///   on this core until [`restore_interrupts`](Self::restore_interrupts) is given the value that
+///   `mask_interrupts` returned. Pairs nest.
+/// - [`park`](Self::park) is called with interrupts masked and returns with interrupts masked. If a
+///   [`wake`](Self::wake) for this core, or an interrupt, comes at any time after the masking,
+///   `park` returns. (Mind the interrupts that cannot be masked: an NMI between x86_64's `sti` and
+///   `hlt` lets an interrupt in before the `hlt`, and the `hlt` then sleeps although that interrupt
+///   has come.)
+/// - [`wake`](Self::wake) may be called in any context, takes no lock and allocates nothing. It
+///   makes the present or next `park` of that core return. On a core that is not parked it causes
+///   an interrupt whose handler calls [`preempt::on_interrupt`](crate::preempt::on_interrupt) or
+///   `on_timer`. Several calls may have the effect of one. What was written before `wake` is seen
+///   after the `park` or in the handler.
 /// - [`in_interrupt`](Self::in_interrupt) never says [`No`](InInterrupt::No) in a handler.
-/// - [`interrupts`](Self::interrupts) never says [`Enabled`](Interrupts::Enabled) where they are masked, and
-///   never in an interrupt handler that has not enabled them itself.
-/// - [`may_preempt`](Self::may_preempt) says `false` wherever the interrupted (or, in task context, the
-///   calling) code must not be left for a while: while it panics, and while the kernel's own preempt
-///   count is not zero.
-/// - [`may_end`](Self::may_end) says `false` wherever the interrupted code must not be left for ever.
-/// - [`allocate_stack`](Self::allocate_stack) gives writable memory of the size that was asked
-///   for, aligned to 16, that no other code uses until [`free_stack`](Self::free_stack) gets it back.
-/// - Code that runs on a stackful stack touches per-core or thread-local data of the kernel's only
-///   under a [`PreemptGuard`](crate::preempt::PreemptGuard). `Send` cannot say that, so you do.
-/// - An interrupt handler uses no [`TaskLocal`](crate::TaskLocal), which would be the interrupted task's,
-///   unless [`in_interrupt`](Self::in_interrupt) says [`Yes`](InInterrupt::Yes) there.
+/// - [`interrupts`](Self::interrupts) never says [`Enabled`](Interrupts::Enabled) where interrupts
+///   are masked, and never says so in an interrupt handler that has not enabled them itself.
+/// - [`may_preempt`](Self::may_preempt) says `false` wherever the core must not be taken for a
+///   while from the interrupted code (in task context, from the calling code): while that code
+///   panics, and while the kernel's own preempt count is not zero.
+/// - [`may_end`](Self::may_end) says `false` wherever the core must not be taken for good from the
+///   interrupted code.
+/// - [`allocate_stack`](Self::allocate_stack) gives writable memory of the requested size, aligned
+///   to 16, that no other code uses until [`free_stack`](Self::free_stack) gets that memory back.
+/// - Code that runs on a stackful stack touches the kernel's per-core or thread-local data only
+///   under a [`PreemptGuard`](crate::preempt::PreemptGuard). `Send` cannot express that, so the
+///   kernel promises it.
+/// - An interrupt handler uses no [`TaskLocal`](crate::TaskLocal), whose value would be that of the
+///   interrupted task, unless [`in_interrupt`](Self::in_interrupt) says [`Yes`](InInterrupt::Yes)
+///   there.
 /// - If an interrupt handler enables interrupts again before it ends, it holds an
 ///   [`InterruptGuard`](crate::preempt::InterruptGuard) while they are enabled.
 pub unsafe trait Platform: Sync + 'static {
-    /// How this architecture switches stacks: one of [`arch`](crate::arch), or the kernel's own.
+    /// How this architecture switches stacks: one of [`arch`](crate::arch), or the kernel's own
+    /// backend.
     type Backend: StackfulBackend;
 
-    /// The calling core's slot.
+    /// Returns the calling core's slot.
     fn slot(&self) -> &'static CoreSlot;
 
-    /// The calling core's number; `usize::MAX` for a caller that is no core.
+    /// Returns the calling core's number; `usize::MAX` for a caller that is no core.
     fn core(&self) -> usize;
 
-    /// Monotonic time in nanoseconds since any fixed moment.
+    /// Returns the monotonic time in nanoseconds since any fixed moment.
     fn now(&self) -> u64;
 
-    /// Sets this core's one alarm to `at` (absolute, nanoseconds of [`now`](Self::now)), in place
-    /// of the one that was set. A time that has passed fires at once, or where interrupts are masked, as
-    /// soon as they are enabled. `u64::MAX` sets none.
+    /// Sets this core's one alarm to `at` (absolute, in nanoseconds of [`now`](Self::now)), in
+    /// place of the time that was set before. A time that has passed fires at once or, where
+    /// interrupts are masked, as soon as they are enabled. `u64::MAX` means no alarm.
     ///
     /// **A periodic tick is enough.** If the handler of each tick calls
-    /// [`on_timer`](crate::preempt::on_timer), this may do nothing: slices and timers then end with the
-    /// first tick after their time.
+    /// [`on_timer`](crate::preempt::on_timer), this function may do nothing: slices and timers then
+    /// end with the first tick after their time.
     ///
-    /// Called with preemption off, in task context and in interrupt handlers.
+    /// Called with preemption disabled, in task context and in interrupt handlers.
     fn set_alarm(&self, at: u64);
 
-    /// Waits until there is an interrupt to be handled or a [`wake`](Self::wake) for this core. It
-    /// may return early. What ended the wait is handled before it returns, or as soon as interrupts
-    /// are restored.
+    /// Waits until there is an interrupt to be handled or a [`wake`](Self::wake) for this core. The
+    /// function may return early. The interrupt that ended the wait is handled before the function
+    /// returns, or as soon as interrupts are restored.
     fn park(&self);
 
     /// Gets the attention of core number `core`, which has entered a runtime or
-    /// [`block_on`](crate::block_on); it may be the calling core (from an interrupt).
+    /// [`block_on`](crate::block_on). `core` may be the calling core (the caller is an interrupt
+    /// then).
     ///
-    /// On a platform with a single core it may do nothing: all code that wakes a task runs on that core,
-    /// and an interrupt ends [`park`](Self::park) by itself. An interrupt that wakes a task then preempts
-    /// the running task only if its handler ends in
+    /// On a platform with a single core this function may do nothing: all code that wakes a task
+    /// runs on that core, and an interrupt ends [`park`](Self::park) by itself. An interrupt that
+    /// wakes a task then preempts the running task only if the interrupt's handler ends in
     /// [`on_interrupt`](crate::preempt::on_interrupt) or `on_timer`.
     fn wake(&self, core: usize);
 
-    /// Masks this core's interrupts and returns what restores them.
+    /// Masks this core's interrupts and returns the value that restores them.
     fn mask_interrupts(&self) -> usize;
 
-    /// Restores what [`mask_interrupts`](Self::mask_interrupts) returned.
+    /// Restores the state of interrupts that [`mask_interrupts`](Self::mask_interrupts) returned.
     ///
     /// # Safety
     ///
     /// `state` comes from this core's latest `mask_interrupts` that has not been paired yet.
     unsafe fn restore_interrupts(&self, state: usize);
 
-    /// Enables interrupts on this core, whatever was masked before, and makes
-    /// [`in_interrupt`](Self::in_interrupt) say that this is task context. The runtime calls it in two
-    /// situations:
+    /// Enables interrupts on this core, in whatever way they were masked before, and makes
+    /// [`in_interrupt`](Self::in_interrupt) say that this is task context. The runtime calls this
+    /// function in two situations:
     ///
-    /// - A trap handler has given the core to the loop. The interrupted task's own state comes back when
-    ///   the task is resumed and its handler returns.
-    /// - Code of a task or of the kernel has returned to the runtime and left interrupts masked, which is
-    ///   a bug of that code.
+    /// - A trap handler has given the core to the loop. The interrupted task's own state comes back
+    ///   when the task is resumed and the handler returns.
+    /// - Code of a task or of the kernel has returned to the runtime and left interrupts masked,
+    ///   which is a bug of that code.
     ///
     /// # Safety
     ///
-    /// Only the runtime calls it, and only in these situations.
+    /// Only the runtime calls this function, and only in these situations.
     unsafe fn enable_interrupts(&self);
 
-    /// Whether interrupts are enabled on this core. Any context.
+    /// Returns whether interrupts are enabled on this core. Any context.
     ///
-    /// Override it. It is asked after each poll, and on most processors one instruction answers it. With
-    /// the default, [`Unknown`](Interrupts::Unknown), two things are lost: the runtime does not notice a
-    /// task that leaves interrupts masked; and a preemption that is pending when a guard drops comes with
-    /// one more alarm, and not with the drop.
+    /// Override this function. The runtime asks after each poll, and on most processors one
+    /// instruction answers. With the default, [`Unknown`](Interrupts::Unknown), two things are
+    /// lost: the runtime does not notice a task that leaves interrupts masked; and a preemption
+    /// that is pending when a guard drops comes with one more alarm, and not with the drop.
     #[inline]
     fn interrupts(&self) -> Interrupts {
         Interrupts::Unknown
     }
 
-    /// Whether the caller is an interrupt handler. Answer [`No`](InInterrupt::No) only if certain.
+    /// Returns whether the caller is an interrupt handler. Answer [`No`](InInterrupt::No) only if
+    /// certain.
     fn in_interrupt(&self) -> InInterrupt {
         InInterrupt::Unknown
     }
 
-    /// Whether the code that was just interrupted may be left for a while. Called in `on_timer` and
-    /// `on_interrupt`; and in task context, of the calling code, before a pending preemption and in
-    /// [`block_on`](crate::block_on), which panics if this says `false`.
+    /// Returns whether the core may be taken for a while from the code that was just interrupted.
+    /// Called in `on_timer` and `on_interrupt`. Also called in task context, about the calling
+    /// code: before a pending preemption is taken, and in [`block_on`](crate::block_on), which
+    /// panics if the answer is `false`.
     ///
-    /// A kernel that has a preempt count of its own, say in its spin locks, answers whether that is zero.
-    /// A preemption that was due meanwhile is pending. It comes when the kernel calls
-    /// [`preempt::point`](crate::preempt::point), as it should when its count gets to zero; without that,
-    /// when [an alarm asks again](crate::preempt), at the latest 10 ms or a slice after the last "no".
+    /// A kernel that has a preempt count of its own, say in its spin locks, answers whether that
+    /// count is zero. A preemption that is due while the answer is `false` is pending. It is taken
+    /// when the kernel calls [`preempt::point`](crate::preempt::point), as the kernel should when
+    /// its count gets to zero. Without that call it is taken when [an alarm asks
+    /// again](crate::preempt): at most 10 ms or one slice, whichever is longer, after the last
+    /// `false`.
     fn may_preempt(&self) -> bool {
         true
     }
 
-    /// Calls `leave` once. It gives the core to other tasks, where a stackful task drops a guard (or
-    /// calls [`preempt::point`](crate::preempt::point)) while a preemption is pending, and returns when the
-    /// task goes on.
+    /// Calls `leave` once. `leave` gives the core to other tasks, and returns when the calling task
+    /// goes on. The runtime calls this function where a stackful task drops a guard (or calls
+    /// [`preempt::point`](crate::preempt::point)) while a preemption is pending.
     ///
-    /// The task's code does not expect a switch there. So what belongs to that code, but lies in one
-    /// place for all code of the core (a C library's `errno`), must be saved before `leave` and restored
-    /// after it. (The handler of an interrupt does the same for itself.) The default saves nothing.
+    /// The task's code does not expect a switch at that point. So data that belong to that code,
+    /// but lie in one place for all code of the core (a C library's `errno`), must be saved before
+    /// `leave` and restored after it. (The handler of an interrupt does the same for itself.) The
+    /// default saves nothing.
     fn preserving(&self, leave: &mut dyn FnMut()) {
         leave();
     }
 
-    /// Whether the code that a fault has interrupted may be left for ever. Called in
-    /// [`end_task`](crate::preempt::end_task), which returns if this says `false`. It must say `false`
-    /// while the code panics, since the panic would never end, and while the code holds what its core
-    /// cannot go on without, such as a lock.
+    /// Returns whether the core may be taken for good from the code that a fault has interrupted.
+    /// Called in [`end_task`](crate::preempt::end_task), which returns if the answer is `false`.
+    /// The answer must be `false` while that code panics, since the panic would never end, and
+    /// while that code holds something that its core cannot go on without, such as a lock.
     ///
-    /// Default: what [`may_preempt`](Self::may_preempt) says.
+    /// The default is the answer of [`may_preempt`](Self::may_preempt).
     fn may_end(&self) -> bool {
         self.may_preempt()
     }
 
-    /// Runs `body`, and where the platform can unwind, catches a panic and returns what it carried.
+    /// Runs `body`. Where the platform can unwind, catches a panic of `body` and returns the
+    /// panic's payload.
     ///
-    /// The default catches nothing: where panics abort, they never come back here. Then the kernel's
-    /// panic handler says which task it was:
+    /// The default catches nothing: where panics abort, no panic comes back to this function. In
+    /// that case the kernel's panic handler tells which task panicked:
     ///
     /// ```ignore
     /// #[panic_handler]
     /// fn panic(info: &PanicInfo<'_>) -> ! {
-    ///     mask_interrupts();                              // first, so that it is not preempted here
+    ///     mask_interrupts();                           // first, so that it is not preempted here
     ///     match trapline::current() {
-    ///         Some(task) => print!("{task}: {info}"),     // its id, and its name if it has one
+    ///         Some(task) => print!("{task}: {info}"),  // its id, and its name if it has one
     ///         None => print!("{info}"),
     ///     }
     ///     halt()
@@ -285,44 +306,46 @@ pub unsafe trait Platform: Sync + 'static {
         Ok(())
     }
 
-    /// The least size of a stack in bytes, without what the runtime itself keeps on it. A platform whose
-    /// traps take more than the backend counts adds that here: the size of Linux's signal frames depends
-    /// on the processor.
+    /// Returns the minimum size of a stack in bytes, without the part that the runtime itself keeps
+    /// on it. A platform whose traps take more than the backend counts adds the difference here:
+    /// the size of Linux's signal frames depends on the processor.
     fn min_stack(&self) -> usize {
         Self::Backend::MIN_STACK
     }
 
-    /// Memory for a stack of `size` bytes (a multiple of 16), aligned to 16; `None` if there is
-    /// none: then tasks wait, and [`Config::on_stall`](crate::Config::on_stall) is called. The default
-    /// takes it from the global allocator, without a guard.
+    /// Allocates memory for a stack of `size` bytes (a multiple of 16), aligned to 16. Returns
+    /// `None` if there is none: tasks then wait, and [`Config::on_stall`](crate::Config::on_stall)
+    /// is called. The default takes the memory from the global allocator, without a guard.
     ///
-    /// A kernel that has paging puts a guard below: addresses that are not mapped, so that a task which
-    /// overflows its stack faults. **A guard of one page is not enough where there are no stack probes.**
-    /// A function with a large frame lowers the stack pointer by all of it at once, and its first access
-    /// may lie anywhere in the frame. Where the compiler does not touch each page on the way (Rust's
-    /// bare riscv64 and loongarch64 targets have no stack probes), a frame that is larger than the guard
-    /// reaches over it into what lies below, probably another stack. So a guard is at least as large as
-    /// the largest frame in the kernel: 64 KiB is a good size, and takes address space but no memory. On
-    /// x86_64, whose targets have stack probes, a page is enough.
+    /// A kernel that has paging puts a guard below the stack: addresses that are not mapped, so
+    /// that a task which overflows its stack faults. **A guard of one page is not enough where
+    /// there are no stack probes.** A function with a large frame lowers the stack pointer by all
+    /// of the frame at once, and its first access may lie anywhere in the frame. Where the compiler
+    /// does not touch each page on the way (Rust's bare riscv64 and loongarch64 targets have no
+    /// stack probes), a frame that is larger than the guard reaches over the guard into the memory
+    /// below, probably another stack. So a guard is at least as large as the largest frame in the
+    /// kernel: 64 KiB is a good size, and takes address space but no memory. On x86_64, whose
+    /// targets have stack probes, a page is enough.
     ///
-    /// With a guard or without, the runtime keeps a word (a canary) at the lowest address of the stack
-    /// and looks at it whenever the stack is left. If it was overwritten, the program ends with a
-    /// message that names the task.
+    /// With a guard or without, the runtime keeps a word (a canary) at the lowest address of the
+    /// stack and checks it whenever the stack is left. If the canary was overwritten, the program
+    /// ends with a message that names the task.
     ///
-    /// Called in task context of the core that will use the stack, with preemption off; by
-    /// [`leave_boot_stack`](crate::stackful::leave_boot_stack), outside of a runtime.
+    /// Called in task context of the core that will use the stack, with preemption disabled;
+    /// [`leave_boot_stack`](crate::stackful::leave_boot_stack) calls it outside of a runtime.
     fn allocate_stack(&self, size: usize) -> Option<NonNull<u8>> {
         let layout = core::alloc::Layout::from_size_align(size, 16).ok()?;
         // SAFETY: `Config` refuses a stack size of zero before anything is allocated.
         NonNull::new(unsafe { alloc::alloc::alloc(layout) })
     }
 
-    /// Takes back a stack. Called in task context of the core that used it, with preemption off.
+    /// Takes back the memory of a stack. Called in task context of the core that used the stack,
+    /// with preemption disabled.
     ///
     /// # Safety
     ///
-    /// `base` and `size` are of one [`allocate_stack`](Self::allocate_stack), given back once, and
-    /// nothing runs on it or points into it.
+    /// `base` and `size` belong to one [`allocate_stack`](Self::allocate_stack). They are given
+    /// back once, and no code runs on the stack or points into it.
     unsafe fn free_stack(&self, base: NonNull<u8>, size: usize) {
         // SAFETY: the caller promises a pair of `allocate_stack`, which checked this layout.
         unsafe {
@@ -338,8 +361,8 @@ pub unsafe trait Platform: Sync + 'static {
 /// trapline::bind_platform!(static PLATFORM: MyKernel = MyKernel::new());
 /// ```
 ///
-/// It defines the functions that the runtime was compiled against, so the linker resolves each
-/// call to the kernel's code, and with link-time optimization inlines it.
+/// The macro defines the functions that the runtime was compiled against. So the linker resolves
+/// each call to the kernel's code, and link-time optimization can inline that code.
 #[macro_export]
 macro_rules! bind_platform {
     (static $name:ident: $type:ty = $value:expr) => {
@@ -380,12 +403,12 @@ macro_rules! bind_platform {
             }
             #[unsafe(no_mangle)]
             unsafe fn __trapline_bind_platform_restore_interrupts(state: usize) {
-                // SAFETY: passed on: the runtime upholds the contract of the trait's function.
+                // SAFETY: the runtime upholds the contract of the trait's function.
                 unsafe { $name.restore_interrupts(state) }
             }
             #[unsafe(no_mangle)]
             unsafe fn __trapline_bind_platform_enable_interrupts() {
-                // SAFETY: passed on: the runtime upholds the contract of the trait's function.
+                // SAFETY: the runtime upholds the contract of the trait's function.
                 unsafe { $name.enable_interrupts() }
             }
             #[unsafe(no_mangle)]
@@ -425,7 +448,7 @@ macro_rules! bind_platform {
                 base: ::core::ptr::NonNull<u8>,
                 size: usize,
             ) {
-                // SAFETY: passed on: the runtime upholds the contract of the trait's function.
+                // SAFETY: the runtime upholds the contract of the trait's function.
                 unsafe { $name.free_stack(base, size) }
             }
             #[unsafe(no_mangle)]
@@ -438,7 +461,8 @@ macro_rules! bind_platform {
                 main: $crate::stackful::StackMain,
                 argument: *mut (),
             ) -> $crate::stackful::Context {
-                // SAFETY: passed on: `stackful::Context::prepare` upholds the contract of the trait's function.
+                // SAFETY: `stackful::Context::prepare` upholds the contract of the trait's
+                // function.
                 unsafe { Backend::prepare(top, main, argument) }
             }
             #[unsafe(no_mangle)]
@@ -446,18 +470,18 @@ macro_rules! bind_platform {
                 save: *mut $crate::stackful::Context,
                 to: $crate::stackful::Context,
             ) {
-                // SAFETY: passed on: `stackful::Context::switch` upholds the contract of the trait's function.
+                // SAFETY: `stackful::Context::switch` upholds the contract of the trait's function.
                 unsafe { Backend::switch(save, to) }
             }
         };
     };
 }
 
-/// The bound platform, as the rest of the crate calls it.
+/// The functions of the bound platform, as the rest of the crate calls them.
 pub(crate) mod bound {
     use super::*;
 
-    // The symbols' name is the advice that a linker's "undefined symbol" prints.
+    // A linker prints these names in its "undefined symbol" message, so the names say what to do.
     unsafe extern "Rust" {
         pub(crate) safe fn __trapline_bind_platform_slot() -> &'static CoreSlot;
         pub(crate) safe fn __trapline_bind_platform_core() -> usize;

@@ -1,18 +1,19 @@
-//! The ready queue of a runtime: the FIFO of the owning core's task context, and the inbox that all
-//! other code pushes into.
+//! The ready queue of a runtime. It has two parts: the FIFO, for the owning core's task context,
+//! and the inbox, into which all other code pushes.
 //!
-//! Only the owning core touches the FIFO, in task context, with preemption disabled ([the short
-//! way](on_fast_path)). "This is the owning core" is true in an interrupt on that core as well, and
-//! one that came halfway through a push would lose a task; so would a task that is preempted there.
-//! All other code publishes to the inbox: a stack of tasks on one atomic word, pushed by one
-//! compare-and-swap and
-//! taken whole by one swap. (A stack that is only ever taken whole has no ABA problem.) An
-//! interrupted pusher leaves nothing half pushed.
+//! Only the owning core touches the FIFO, in task context, with preemption disabled ([the fast
+//! path](on_fast_path)). It is not enough that the code runs on the owning core: an interrupt on
+//! that core that came halfway through a push would lose a task, and so would a task that is
+//! preempted halfway through a push.
 //!
-//! The word's low bits say what the owning core is doing, so the same compare-and-swap that
-//! publishes a task tells the pusher whether to get that core's attention. Nothing can slip in
-//! between: the core announces that it parks by a compare-and-swap on the same word, which fails if a
-//! task was pushed.
+//! All other code publishes to the inbox, which is a stack of tasks on one atomic word. A push is
+//! one compare-and-swap, so an interrupted pusher leaves nothing half pushed. The loop takes all
+//! tasks by one swap. (A stack that is only ever taken as a whole has no ABA problem.)
+//!
+//! The low bits of the word say what the owning core is doing. So the compare-and-swap that
+//! publishes a task also tells the pusher whether to wake or interrupt that core. No push can come
+//! unnoticed between the core's last look and its parking: the core announces that it parks by a
+//! compare-and-swap on the same word, which fails if a task was pushed.
 
 use core::ptr::{self, NonNull};
 
@@ -25,13 +26,13 @@ use crate::sync::const_fn;
 use crate::sync::local::{self, Cell};
 use crate::task::{Header, Link};
 
-/// Tasks in the order in which they will be polled. Owning core, in task context, with preemption
-/// disabled; its interrupts may ask whether it is empty.
+/// The tasks in the order in which they will be polled. Only the owning core uses it, in task
+/// context, with preemption disabled. That core's interrupts may ask whether it is empty.
 #[derive(Debug)]
 pub(crate) struct Fifo {
-    /// Interrupts look whether it is null.
+    /// The first task. Interrupts test whether it is null.
     head: local::AtomicPtr<Header>,
-    /// The last one, unless it is empty.
+    /// The last task. Without a meaning while the FIFO is empty.
     tail: Cell<Link>,
 }
 
@@ -40,25 +41,25 @@ impl Fifo {
         Self { head: local::AtomicPtr::new(ptr::null_mut()), tail: Cell::new(None) }
     }
 
-    /// Its core, any context.
+    /// Returns whether there is no task. On the owning core, in any context.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.first().is_none()
     }
 
-    /// The one that [`pop`](Self::pop) would give.
+    /// Returns the task that [`pop`](Self::pop) would return.
     #[inline]
     pub(crate) fn first(&self) -> Link {
         NonNull::new(self.head.load(Ordering::Relaxed))
     }
 
-    /// Whether `task`, which is the first, is the only one.
+    /// Returns whether `task`, which is the first, is the only one.
     #[inline]
     pub(crate) fn is_last(&self, task: NonNull<Header>) -> bool {
         self.tail.get() == Some(task)
     }
 
-    /// Appends `task`, and pops the first.
+    /// Appends `task`, and pops the first task, which is `task` itself if there is no other.
     ///
     /// # Safety
     ///
@@ -67,8 +68,9 @@ impl Fifo {
     pub(crate) unsafe fn rotate(&self, task: NonNull<Header>) -> NonNull<Header> {
         let Some(first) = self.first() else { return task };
         let last = self.tail.replace(Some(task)).unwrap_or(first);
-        // SAFETY: the caller owns the task's link, and a task in the FIFO is alive, and its link is
-        // ours. In this order: the first may be the last.
+        // SAFETY: the caller owns the link of `task`; a task in the FIFO is alive, and its link
+        // belongs to the owning core, which runs this code. The order matters: if the first task is
+        // also the last, its link must be set to `task` before it is read.
         unsafe {
             set_next(task, None);
             set_next(last, Some(task));
@@ -82,11 +84,16 @@ impl Fifo {
         self.head.store(task.map_or(ptr::null_mut(), NonNull::as_ptr), Ordering::Relaxed);
     }
 
+    /// Appends `task`.
+    ///
     /// # Safety
     ///
-    /// For this and the other functions that take a task: the caller is the owning core's loop (or
-    /// task context with preemption off that the loop is waiting for), the task is alive until it
-    /// is popped, and it is in no queue.
+    /// This holds for all functions that take a task:
+    ///
+    /// - The caller is the owning core's loop, or code in task context on that core, with
+    ///   preemption disabled, while the loop waits for it.
+    /// - The task is alive until it is popped.
+    /// - The task is in no queue.
     #[inline]
     pub(crate) unsafe fn push_back(&self, task: NonNull<Header>) {
         // SAFETY: the caller owns the task's link (rule 3 of the task's fields).
@@ -94,23 +101,26 @@ impl Fifo {
         self.append(task, task);
     }
 
-    /// Appends tasks that are linked, `first` to `last`.
+    /// Appends a chain of linked tasks, from `first` to `last`.
     #[inline]
     fn append(&self, first: NonNull<Header>, last: NonNull<Header>) {
         let before = self.tail.replace(Some(last));
         match before.filter(|_| !self.is_empty()) {
-            // SAFETY: a task in the FIFO is alive, and its link is ours.
+            // SAFETY: a task in the FIFO is alive, and its link belongs to the owning core, which
+            // runs this code.
             Some(before) => unsafe { set_next(before, Some(first)) },
             None => self.set_first(Some(first)),
         }
     }
 
+    /// Puts `task` before all others.
+    ///
     /// # Safety
     ///
     /// As [`push_back`](Self::push_back).
     pub(crate) unsafe fn push_front(&self, task: NonNull<Header>) {
         let second = self.first();
-        // SAFETY: as `push_back`.
+        // SAFETY: as in `push_back`.
         unsafe { set_next(task, second) };
         self.set_first(Some(task));
         if second.is_none() {
@@ -118,34 +128,37 @@ impl Fifo {
         }
     }
 
+    /// Takes the first task out.
     #[inline]
     pub(crate) fn pop(&self) -> Link {
         let task = self.first()?;
-        // SAFETY: a task in the FIFO is alive, and its link is ours.
+        // SAFETY: a task in the FIFO is alive, and its link belongs to the owning core, which runs
+        // this code.
         self.set_first(unsafe { next(task) });
         Some(task)
     }
 
-    /// Calls `f` for each task, first to last. It puts none in and takes none out.
+    /// Calls `f` for each task, from the first to the last. `f` neither adds nor removes tasks.
     pub(crate) fn each(&self, mut f: impl FnMut(NonNull<Header>)) {
         let mut rest = self.first();
         while let Some(task) = rest {
             f(task);
-            // SAFETY: a task in the FIFO is alive, and its link is ours.
+            // SAFETY: a task in the FIFO is alive, and its link belongs to the owning core, which
+            // runs this code.
             rest = unsafe { next(task) };
         }
     }
 
-    /// Appends a chain of tasks of which the last was pushed first.
+    /// Appends a chain of tasks that begins with the task that was pushed last.
     ///
     /// # Safety
     ///
-    /// As [`push_back`](Self::push_back), for each of them.
+    /// As [`push_back`](Self::push_back), for each of the tasks.
     unsafe fn append_reversed(&self, newest: Link) {
         let Some(last) = newest else { return };
-        // Turn the chain round in place: it becomes first-pushed to last-pushed.
+        // Reverses the chain in place, so that it begins with the task that was pushed first.
         let mut first = last;
-        // SAFETY: the caller owns the chain's links.
+        // SAFETY: the caller owns the links of the chain, whose tasks are alive.
         let mut rest = unsafe { next(last) };
         // SAFETY: as above.
         unsafe { set_next(last, None) };
@@ -161,64 +174,73 @@ impl Fifo {
     }
 }
 
+/// Reads the link of `task`.
+///
 /// # Safety
 ///
-/// `task` is alive and its link is the caller's.
+/// `task` is alive, and its link is the caller's.
 #[inline]
 unsafe fn next(task: NonNull<Header>) -> Link {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that the task is alive and the link its own.
     unsafe { task.as_ref().next.with(|next| *next) }
 }
 
+/// Sets the link of `task`.
+///
 /// # Safety
 ///
 /// As [`next`].
 #[inline]
 unsafe fn set_next(task: NonNull<Header>, to: Link) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that the task is alive and the link its own.
     unsafe { task.as_ref().next.with_mut(|next| *next = to) }
 }
 
-/// The owning core is parked, or will be as soon as it has masked and looked: a push must wake it.
+/// The owning core is parked, or is about to park with interrupts masked: a push must wake it.
 const PARKED: usize = 1;
-/// The owning core is on a stackful task's stack: an urgent push must interrupt it.
+/// The owning core is on the stack of a stackful task: an urgent push must interrupt it.
 const STACKFUL: usize = 2;
-/// The runtime has been shut down: no new tasks.
+/// The runtime has been shut down: it takes no new tasks.
 const CLOSED: usize = 4;
+/// All tags. They fit into the low bits, since a header is aligned to 8 bytes or more.
 const TAGS: usize = PARKED | STACKFUL | CLOSED;
 
-/// Where everyone but the loop publishes tasks.
+/// The place where all code but the loop publishes tasks.
 #[derive(Debug)]
 pub(crate) struct Inbox {
-    /// The task that was pushed last, and the tags.
+    /// A pointer to the task that was pushed last, with the tags in its low bits.
     word: AtomicPtr<Header>,
 }
 
-/// What a push is for, which decides who is disturbed by it.
+/// The purpose of a push, which decides in which states the owning core is notified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Push {
-    /// A wake or a spawn from another core. A running stackful task is preempted for it.
+    /// A wake or a spawn from another core. A parked core is woken, and a running stackful task is
+    /// preempted.
     Urgent,
-    /// A wake or a spawn on the owning core. Its task context disturbs nobody, and an interrupt ends
-    /// in `on_interrupt`, which looks into the inbox. Only a parked core is woken: the interrupt may
-    /// be one that the platform cannot see.
+    /// A wake or a spawn on the owning core. It preempts no task: task context does not ask for
+    /// that, and an interrupt handler ends in `on_interrupt`, which looks into the inbox. Only a
+    /// parked core is woken, since the interrupt may be one that the platform cannot see.
     Local,
-    /// A task to be freed: it can wait until the core is there anyway.
+    /// A task to be freed. That can wait until the core looks into the inbox for another reason.
     Reap,
 }
 
-/// The inbox is closed.
+/// The error that the inbox is closed: the runtime has been shut down.
 #[derive(Debug)]
 pub(crate) struct Closed;
 
+/// Returns the tags of a word.
 fn tags(word: *mut Header) -> usize {
     word.addr() & TAGS
 }
 
+/// Returns the task that a word points to.
 fn task_of(word: *mut Header) -> Link {
     NonNull::new(word.map_addr(|address| address & !TAGS))
 }
 
+/// Returns a word with these tags and without a task.
 fn tagged(tags: usize) -> *mut Header {
     ptr::without_provenance_mut(tags)
 }
@@ -230,26 +252,29 @@ impl Inbox {
         }
     }
 
-    /// One relaxed look, for the loop between two polls, and for an interrupt.
+    /// Returns whether no task is in the inbox, by one relaxed load. It is for the loop, between
+    /// two polls, and for interrupts.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         // Relaxed: `take` acquires.
         self.word.load(Ordering::Relaxed).addr() & !TAGS == 0
     }
 
-    /// Publishes a task. Returns whether the owning core must be woken.
+    /// Publishes a task. Returns whether the caller must notify the owning core.
     ///
     /// # Safety
     ///
-    /// The caller was told to push the task, which stays alive until it is taken.
+    /// The state word told the caller to push the task, or the caller has dropped its last
+    /// reference. The task stays alive until it is taken.
     pub(crate) unsafe fn push(&self, task: NonNull<Header>, push: Push) -> bool {
-        // SAFETY: passed on.
+        // SAFETY: the caller makes the promise that `publish` demands, which is this function's.
         let pushed = unsafe { self.publish(task, push, 0) };
-        // No tag refuses it.
+        // With no tag to refuse the push, `publish` returns no error.
         pushed.unwrap_or(false)
     }
 
-    /// Publishes a new task, unless the runtime has been shut down.
+    /// Publishes a new task, unless the runtime has been shut down. Returns whether the caller must
+    /// notify the owning core.
     ///
     /// # Safety
     ///
@@ -263,7 +288,7 @@ impl Inbox {
         unsafe { self.publish(task, push, CLOSED) }
     }
 
-    /// Pushes unless a tag of `refused` is set.
+    /// Pushes a task, unless a tag of `refused` is set.
     ///
     /// # Safety
     ///
@@ -286,14 +311,17 @@ impl Inbox {
                 Push::Reap => 0,
             };
             let notify = tags & notifies != 0;
-            // The first who notifies takes the request along; the others leave it to whom it concerns.
+            // The first pusher that notifies the core clears the tags PARKED and STACKFUL, so later
+            // pushers need not notify it again. A pusher that does not notify leaves the tags for
+            // one that does.
             let kept = if notify { tags & CLOSED } else { tags };
             // SAFETY: the link is the pusher's until the swap (rule 3).
             unsafe { set_next(task, task_of(word)) };
             let new = task.as_ptr().map_addr(|address| address | kept);
-            // Release pairs with the acquire in `take`: the link, and for a new task all of it. Older
-            // pushes keep their effect since each push is a read-modify-write. Acquire pairs with
-            // the release in `announce`: who notifies must see which core it is.
+            // Release pairs with the acquire in `take`: the loop sees the task's link, and all of a
+            // new task. Earlier pushes keep their effect, since each push is a read-modify-write.
+            // Acquire pairs with the release in `announce`: the pusher that notifies the core must
+            // see its number.
             match self.word.compare_exchange_weak(word, new, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return Ok(notify),
                 Err(found) => word = found,
@@ -301,33 +329,37 @@ impl Inbox {
         }
     }
 
-    /// Moves all that was pushed to the FIFO, in the order of the pushes, and forgets what the core
-    /// announced. Owning core's loop.
+    /// Moves all tasks to the FIFO, in the order in which they were pushed, and clears what the
+    /// core has announced. With `closed`, sets the tag CLOSED. The caller is the owning core's
+    /// loop.
     #[inline(never)]
     pub(crate) fn take(&self, to: &Fifo, closed: bool) {
         let left = tagged(if closed { CLOSED } else { 0 });
-        // Acquire pairs with the release in `publish`. Nothing is released: the tags carry no data.
+        // Acquire pairs with the release in `publish`. Nothing is released, since the tags carry no
+        // data.
         let word = self.word.swap(left, Ordering::Acquire);
-        // SAFETY: what was pushed is alive, in no other queue, and from now on the owning core's.
+        // SAFETY: a task that was pushed is alive and in no other queue, and from now on it is the
+        // owning core's.
         unsafe { to.append_reversed(task_of(word)) };
     }
 
-    /// Announces that the core parks. `false`: something was pushed. Owning core's loop, with
-    /// interrupts masked.
+    /// Announces that the core parks. `false`: a task was pushed, and nothing is announced. The
+    /// caller is the owning core's loop, with interrupts masked.
     #[must_use]
     pub(crate) fn announce_park(&self) -> bool {
         self.announce(PARKED)
     }
 
-    /// Announces that the core enters a stackful task's stack. `false`: something was pushed. Owning
-    /// core's loop.
+    /// Announces that the core enters the stack of a stackful task. `false`: a task was pushed, and
+    /// nothing is announced. The caller is the owning core's loop.
     #[inline]
     #[must_use]
     pub(crate) fn announce_stackful(&self) -> bool {
-        // A tag that is there already was put there by this core, and costs nothing to keep.
+        // If the tag is set already, this core has set it earlier, and it is still true.
         self.word.load(Ordering::Relaxed) == tagged(STACKFUL) || self.announce(STACKFUL)
     }
 
+    /// Sets `tag`, unless a task was pushed.
     fn announce(&self, tag: usize) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
@@ -335,8 +367,9 @@ impl Inbox {
                 return false;
             }
             let new = tagged(tags(word) & CLOSED | tag);
-            // Pusher and core agree by the order of changes to this one word. Release is for what the
-            // pusher reads to notify: the number of this core.
+            // The order of the changes to this one word decides between pusher and core. Release
+            // pairs with the acquire in `publish`: it is for what the pusher reads to notify the
+            // core, which is the number of this core.
             match self.word.compare_exchange_weak(word, new, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(found) => word = found,
@@ -344,55 +377,59 @@ impl Inbox {
         }
     }
 
-    /// Refuses new tasks from now on, and moves what was pushed to the FIFO. Owning core.
+    /// Refuses new tasks from now on, and moves the tasks that were pushed to the FIFO. Owning
+    /// core.
     pub(crate) fn close(&self, to: &Fifo) {
         self.take(to, true);
     }
 }
 
-/// Whether this is task context of `runtime`'s own core with preemption disabled, where nothing can
-/// come between: only there may other code than the loop touch its FIFO, or free memory. A stackful
-/// task's code makes it so with a [`PreemptGuard`].
+/// Returns whether this is the fast path: task context of `runtime`'s own core, with preemption
+/// disabled, where no other code of the core can come between two steps except interrupts. Only
+/// there may code other than the loop touch the runtime's FIFO, or free memory. A stackful task's
+/// code gets there with a [`PreemptGuard`].
 #[inline]
 pub(crate) fn on_fast_path(runtime: &Runtime) -> bool {
     is_local(runtime) && !runtime.preempt_count().is_zero()
 }
 
-/// Whether this is certainly task context of `runtime`'s own core.
+/// Returns whether this is certainly task context of `runtime`'s own core.
 #[inline]
 pub(crate) fn is_local(runtime: &Runtime) -> bool {
     bound::slot().runtime().is_some_and(|own| ptr::eq(own, runtime))
         && bound::in_interrupt() == InInterrupt::No
 }
 
-/// Publishes a task of `runtime`. Any context, with preemption off.
+/// Publishes a task of `runtime`. Any context, with preemption disabled.
 ///
 /// # Safety
 ///
-/// Its state word told the caller to push it.
+/// The state word of the task told the caller to push it.
 pub(crate) unsafe fn push(runtime: &Runtime, task: NonNull<Header>) {
     if on_fast_path(runtime) {
-        // SAFETY: this is the owning core, in task context between two steps of its loop, with
-        // preemption disabled; the task is alive while it is queued.
+        // SAFETY: this is the owning core, in task context, between two steps of its loop, with
+        // preemption disabled. The task is in no queue, by its state word, and it is alive while it
+        // is queued.
         unsafe { runtime.ready().push_back(task) };
         return;
     }
-    // SAFETY: the state word said so; the runtime's reference keeps the task until it is taken.
+    // SAFETY: the state word told the caller to push the task. The runtime's reference keeps the
+    // task until it is taken.
     if unsafe { runtime.inbox().push(task, urgency(runtime)) } {
         runtime.wake_core();
     }
 }
 
-/// From where something is asked of a runtime.
+/// The context from which code calls a runtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// From where the [fast path](on_fast_path) is open.
+    /// The [fast path](on_fast_path).
     Local,
-    /// From any other context.
+    /// Any other context.
     Remote,
 }
 
-/// Where the caller is.
+/// Returns the caller's context.
 #[inline]
 pub(crate) fn origin(runtime: &Runtime) -> Origin {
     if on_fast_path(runtime) { Origin::Local } else { Origin::Remote }
@@ -402,8 +439,8 @@ pub(crate) fn origin(runtime: &Runtime) -> Origin {
 ///
 /// # Safety
 ///
-/// `task` is of this runtime, new, and the caller holds the reference that goes with the queue. `origin` is
-/// the caller's.
+/// `task` belongs to this runtime and is new, and the caller holds the reference that goes with the
+/// queue. `origin` is the caller's context.
 #[inline]
 pub(crate) unsafe fn push_new(
     runtime: &Runtime,
@@ -411,35 +448,41 @@ pub(crate) unsafe fn push_new(
     origin: Origin,
 ) -> Result<(), Closed> {
     if origin == Origin::Remote {
-        // SAFETY: passed on.
+        // SAFETY: the caller promises what `push_new_remote` demands.
         return unsafe { push_new_remote(runtime, task) };
     }
     if runtime.is_closed() {
         return Err(Closed);
     }
-    // SAFETY: as in `push`.
+    // SAFETY: `origin` says that this is the fast path: the owning core, in task context between
+    // two steps of its loop, with preemption disabled. A new task is in no queue, and the runtime's
+    // reference keeps it alive.
     unsafe { runtime.ready().push_back(task) };
     Ok(())
 }
 
+/// Publishes a new task to the inbox. Any context.
+///
 /// # Safety
 ///
-/// As [`push_new`].
+/// As [`push_new`], but for `origin`.
 #[inline(never)]
 unsafe fn push_new_remote(runtime: &Runtime, task: NonNull<Header>) -> Result<(), Closed> {
     let _guard = PreemptGuard::new();
-    // SAFETY: passed on.
+    // SAFETY: the task is new and the caller's to push. The reference that goes with the queue
+    // keeps it alive until it is taken.
     if unsafe { runtime.inbox().push_new(task, urgency(runtime)) }? {
         runtime.wake_core();
     }
     Ok(())
 }
 
-/// Frees a task whose last reference is gone: here, if that needs no allocator, which the caller may be in the
-/// middle of; else by its runtime's loop. Any context.
+/// Frees a task whose last reference is gone. The caller may be in the middle of the allocator. So
+/// the task is freed here only if that needs no allocator; otherwise its runtime's loop frees it.
+/// Any context.
 #[inline(never)]
 pub(crate) fn free(task: NonNull<Header>) {
-    // SAFETY: without references it is the caller's alone.
+    // SAFETY: a task without references is the caller's alone.
     let Some(runtime) = unsafe { task.as_ref() }.runtime.get() else { return };
     if on_fast_path(runtime) {
         free_local(runtime, task, Some(runtime.free_list()));
@@ -448,31 +491,34 @@ pub(crate) fn free(task: NonNull<Header>) {
     }
 }
 
-/// The same in a stackful task, which may be preempted here, and elsewhere.
+/// Does the same as [`free`] outside of the fast path: in a stackful task, which may be preempted
+/// here, in an interrupt, or on another core.
 #[inline(never)]
 fn free_with_guard(runtime: &'static Runtime, task: NonNull<Header>) {
     let _guard = PreemptGuard::new();
     free_local(runtime, task, on_fast_path(runtime).then(|| runtime.free_list()));
 }
 
-/// `free_list` is that of `runtime` where the [fast path](on_fast_path) is open.
+/// Frees the task, or pushes it for its runtime's loop to free. `free_list` is that of `runtime` on
+/// the [fast path](on_fast_path), and `None` elsewhere.
 #[inline]
 fn free_local(runtime: &Runtime, task: NonNull<Header>, free_list: Option<&FreeList>) {
-    // SAFETY: as in `free`.
+    // SAFETY: a task without references is the caller's alone.
     let header = unsafe { task.as_ref() };
     let free_list = free_list.filter(|free_list| free_list.keeps(header.vtable.layout));
     if header.vtable.freed_anywhere || free_list.is_some() {
-        // SAFETY: it calls no allocator, and the free_list is used in task context of its core; the references are
-        // gone, and future and output went before them.
+        // SAFETY: the free calls no allocator, and the free list is used in task context of its
+        // core. The references are gone, and the future and the output were dropped before them.
         unsafe { Header::free(task, free_list) };
     } else {
-        // SAFETY: the caller's alone, and in no queue, since it had been finished. It stays alive
-        // until the runtime frees it.
+        // SAFETY: the task is the caller's alone. It is in no queue, since it was finished. It
+        // stays alive until the runtime frees it.
         let notify = unsafe { runtime.inbox().push(task, Push::Reap) };
         debug_assert!(!notify);
     }
 }
 
+/// Returns the urgency of a push into the inbox of `runtime` by this core.
 fn urgency(runtime: &Runtime) -> Push {
     if bound::slot().runtime().is_some_and(|own| ptr::eq(own, runtime)) {
         Push::Local

@@ -1,24 +1,25 @@
-//! The one place that knows `cfg(loom)` and `cfg(shuttle)`: the atomics and cells that cores share, and those
-//! that a core shares with its own interrupts.
+//! The atomics and cells that cores share, and those that a core shares with its own interrupts.
+//! Only this module knows `cfg(loom)` and `cfg(shuttle)`.
 //!
-//! What only one core and its own interrupts touch is in [`local`]: always relaxed, since no other core
-//! is there to be modelled. Under loom each access of either kind is a step, and the models let an
-//! interrupt come before any of them.
+//! The types for data that only one core and its own interrupts touch are in [`local`]. Their
+//! accesses are always relaxed, and the models have no other core for them. Under loom, each access
+//! of either kind is a step, and the models let an interrupt come before any step.
 
 #[cfg(not(loom))]
 pub(crate) use alloc::alloc::{alloc, dealloc};
 #[cfg(not(any(loom, shuttle)))]
 pub(crate) use core::sync::atomic;
-/// shuttle's, at which it may let another thread go on. All are sequentially consistent: it finds steps in
-/// the wrong order, and orderings that are too weak are loom's to find.
+/// shuttle's atomics. At each access, shuttle may let another thread continue. All accesses are
+/// sequentially consistent: shuttle finds steps in the wrong order, and loom finds orderings that
+/// are too weak.
 #[cfg(shuttle)]
 pub(crate) use shuttle::sync::atomic;
 
-/// Whether the memory of finished tasks is kept for new ones. Not where somebody watches over
-/// allocations.
+/// Whether the memory of finished tasks is kept for new tasks. It is not kept under a tool that
+/// checks allocations (loom's models, AddressSanitizer).
 pub(crate) const KEEPS_TASK_MEMORY: bool = cfg!(not(any(loom, address_sanitizer)));
 
-/// What one core and its interrupts share.
+/// The types for data that one core and its interrupts share.
 #[cfg(not(loom))]
 pub(crate) mod local {
     pub(crate) use core::cell::Cell;
@@ -27,21 +28,21 @@ pub(crate) mod local {
     };
 }
 
-// What the models bring.
+// The functions that the models provide.
 #[cfg(loom)]
 unsafe extern "Rust" {
     /// Lets an interrupt come here.
     safe fn __trapline_model_step();
-    /// As `alloc::alloc::alloc`, but finds leaks.
+    /// Does the same as `alloc::alloc::alloc`, and finds leaks.
     pub(crate) fn __trapline_model_alloc(layout: core::alloc::Layout) -> *mut u8;
-    /// As `alloc::alloc::dealloc`.
+    /// Does the same as `alloc::alloc::dealloc`.
     pub(crate) fn __trapline_model_dealloc(block: *mut u8, layout: core::alloc::Layout);
 }
 
 #[cfg(loom)]
 pub(crate) use {__trapline_model_alloc as alloc, __trapline_model_dealloc as dealloc};
 
-/// An atomic of the module `inner`, of which each access is a step.
+/// Defines an atomic that wraps the one of the module `inner`. Each access is a step.
 #[cfg(loom)]
 macro_rules! stepped {
     ([$($constant:tt)?] $name:ident $(<$of:ident>)?: $value:ty) => {
@@ -53,7 +54,7 @@ macro_rules! stepped {
             }
         }
 
-        // The same for all, whatever is used of it.
+        // Each type gets all functions, whether or not they are used for it.
         #[allow(dead_code)]
         impl $(<$of>)? $name $(<$of>)? {
             pub(crate) $($constant)? fn new(value: $value) -> Self {
@@ -102,7 +103,7 @@ macro_rules! stepped {
                 self.0.compare_exchange_weak(from, to, success, failure)
             }
 
-            /// Two steps or more.
+            /// Takes two steps or more.
             #[track_caller]
             pub(crate) fn fetch_update(
                 &self,
@@ -158,7 +159,8 @@ pub(crate) mod atomic {
         }
     }
 
-    /// Its end counts as an access: all others must happen before it is freed.
+    /// Counts the end of the atomic as an access: all other accesses must happen before the atomic
+    /// is freed.
     impl Drop for AtomicUsize {
         fn drop(&mut self) {
             if !loom::thread::panicking() {
@@ -168,7 +170,8 @@ pub(crate) mod atomic {
     }
 }
 
-/// What one core and its interrupts share. loom sees nothing of it but the steps.
+/// The types for data that one core and its interrupts share. loom sees only that their accesses
+/// are steps.
 #[cfg(loom)]
 pub(crate) mod local {
     use core::sync::atomic as inner;
@@ -179,6 +182,7 @@ pub(crate) mod local {
     stepped!([const] AtomicUsize: usize);
     stepped!([const] AtomicPtr<T>: *mut T);
 
+    /// A cell of which each access is a step.
     #[derive(Debug)]
     pub(crate) struct Cell<T: Copy>(core::cell::Cell<T>);
 
@@ -204,12 +208,13 @@ pub(crate) mod local {
     }
 }
 
-/// A cell whose accesses loom checks; its end counts as a write: all others must happen before it is
-/// freed.
+/// A cell whose accesses loom checks. Its end counts as a write: all accesses must happen before
+/// the cell is freed.
 #[cfg(loom)]
 #[derive(Debug)]
 pub(crate) struct UnsafeCell<T> {
-    /// Stands for the value, whose address is nobody's secret.
+    /// Stands for the value in loom's checks. The address of the value may be read without an
+    /// access.
     access: loom::cell::UnsafeCell<()>,
     value: core::cell::UnsafeCell<T>,
 }
@@ -232,18 +237,19 @@ impl<T> UnsafeCell<T> {
         self.access.with_mut(|_| f(self.value.get()))
     }
 
-    /// Only where the value lies.
+    /// Returns the address of the value. This is not an access.
     pub(crate) fn address(&self) -> *const T {
         self.value.get()
     }
 
-    /// Makes a cell at `place` but for its value, and returns where that is to be written.
+    /// Makes a cell at `place`, except for its value. Returns the address where the value is to be
+    /// written.
     ///
     /// # Safety
     ///
     /// `place` is valid for writes. The cell is used only after its value has been written.
     pub(crate) unsafe fn make_around(place: *mut Self) -> *mut T {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller promises that `place` is valid for writes.
         unsafe {
             (&raw mut (*place).access).write(loom::cell::UnsafeCell::new(()));
             (&raw mut (*place).value).cast()
@@ -260,7 +266,7 @@ impl<T> Drop for UnsafeCell<T> {
     }
 }
 
-/// `core`'s cell with loom's interface, so that loom sees each access.
+/// `core`'s cell with loom's interface. (Under loom, loom sees each access.)
 #[cfg(not(loom))]
 #[derive(Debug)]
 #[repr(transparent)]
@@ -282,24 +288,25 @@ impl<T> UnsafeCell<T> {
         f(self.0.get())
     }
 
-    /// Only where the value lies.
+    /// Returns the address of the value.
     pub(crate) fn address(&self) -> *const T {
         self.0.get()
     }
 
-    /// Makes a cell at `place` but for its value, and returns where that is to be written.
+    /// Makes a cell at `place`, except for its value. Returns the address where the value is to be
+    /// written.
     ///
     /// # Safety
     ///
     /// `place` is valid for writes. The cell is used only after its value has been written.
     #[inline(always)]
     pub(crate) unsafe fn make_around(place: *mut Self) -> *mut T {
-        // There is nothing but the value.
+        // The cell consists of the value only.
         place.cast()
     }
 }
 
-/// `const fn`, except under loom, whose atomics cannot be made in constants.
+/// Defines a `const fn`; under loom, whose atomics cannot be made in constants, a plain `fn`.
 macro_rules! const_fn {
     ($(#[$attribute:meta])* $visibility:vis fn $($rest:tt)*) => {
         $(#[$attribute])*

@@ -1,4 +1,4 @@
-//! Giving the others a turn.
+//! Yielding the core to other tasks.
 
 use core::future::Future;
 use core::pin::Pin;
@@ -8,13 +8,16 @@ use crate::task::waker::running_in;
 
 /// Lets other tasks have the core first. Cancel-safe.
 ///
-/// A plain task goes behind all plain tasks that are ready by now, those among them whose timers are
-/// due. It does not go behind stackful tasks: those get the core when no plain task is ready, and
-/// beside plain tasks that keep it, a twelfth of the time. A stackful task goes behind the plain ones,
-/// behind stackful ones that were woken, and behind those that used up a slice or yielded before it.
+/// A plain task goes behind all plain tasks that are ready by now, including those whose timers are
+/// due. It does not go behind stackful tasks. Those get the core when no plain task is ready, and a
+/// twelfth of the time beside plain tasks that keep the core.
 ///
-/// A task that wakes itself and returns `Pending`, as the yields of other crates do, goes to the same
-/// place (a stackful one, if [`in_interrupt`](crate::platform::Platform::in_interrupt) says `No`).
+/// A stackful task goes behind the plain tasks, behind stackful tasks that were woken, and behind
+/// stackful tasks that used up a slice or yielded earlier.
+///
+/// A task that wakes itself and returns `Pending`, as the yields of other crates do, goes to the
+/// same place. (For a stackful task, this holds if
+/// [`in_interrupt`](crate::platform::Platform::in_interrupt) says `No`.)
 pub fn yield_now() -> YieldNow {
     YieldNow { yielded: false }
 }
@@ -40,10 +43,10 @@ impl Future for YieldNow {
     }
 }
 
-/// Sees to it that the task that is polled is polled again, after the others.
+/// Makes the loop poll the running task again, after the other tasks that are ready.
 #[inline]
 pub(crate) fn yield_in(context: &Context<'_>) {
-    // The running task doesn't have to be woken to be polled again: its runtime still has it.
+    // The running task needs no wake to be polled again: its runtime still has it.
     match running_in(context.waker()) {
         Some(runtime) => runtime.yield_current(),
         None => context.waker().wake_by_ref(),

@@ -1,4 +1,4 @@
-//! Entering a runtime: whose it is, and until when.
+//! Entering a runtime: which core may enter it, and when it leaves it.
 
 use core::convert::Infallible;
 use core::fmt;
@@ -21,9 +21,10 @@ impl Runtime {
     ///
     /// # Errors
     ///
-    /// See [`EnterError`]. The panic of a task, a waker or a callback is not an error of `enter`: the
-    /// task's join handle has it, or [`Config::on_panic`](crate::Config::on_panic).
-    /// [`Panicked`](EnterError::Panicked) would be a panic of the runtime's own code, or of the platform's.
+    /// See [`EnterError`]. The panic of a task, a waker or a callback is not an error of `enter`:
+    /// the task's join handle gives it, or [`Config::on_panic`](crate::Config::on_panic) is called
+    /// for it. [`Panicked`](EnterError::Panicked) means a panic of the runtime's own code or of the
+    /// platform's.
     pub fn enter(&'static self) -> Result<Infallible, EnterError> {
         let _entered = self.claim()?;
         loop {
@@ -33,20 +34,21 @@ impl Runtime {
         }
     }
 
-    /// Runs the core's tasks until `future` is done, which is polled among them as a plain task. It
-    /// may borrow from the caller and need not be `Send`. The other tasks stay as they are until the
-    /// core enters again.
+    /// Runs the core's tasks until `future` is done, which is polled among them as a plain task.
+    /// `future` may borrow from the caller and need not be `Send`. The other tasks stay as they are
+    /// until the core enters again.
     ///
     /// # Errors
     ///
     /// Each of [`EnterError`]. [`Panicked`](EnterError::Panicked) means that `future` panicked in a
-    /// poll; or, when a poll returned, held a [`PreemptGuard`](crate::preempt::PreemptGuard) or had
-    /// interrupts masked. (As for [`enter`](Self::enter), it could also be a panic of the runtime's own
-    /// code or of the platform's.) The other tasks stay, and the core may enter again.
+    /// poll; or that, when a poll of it returned, it held a
+    /// [`PreemptGuard`](crate::preempt::PreemptGuard) or interrupts were masked. (As with
+    /// [`enter`](Self::enter), it may also mean a panic of the runtime's own code or of the
+    /// platform's.) The other tasks stay, and the core may enter again.
     ///
     /// # Panics
     ///
-    /// If the drop of `future` panics, which comes last: the caller gets that panic.
+    /// If the drop of `future` panics. The drop comes last, and the caller gets that panic.
     pub fn run_until<F: Future>(&'static self, future: F) -> Result<F::Output, EnterError> {
         let _entered = self.claim()?;
         let mut future = pin!(future);
@@ -54,9 +56,11 @@ impl Runtime {
         let mut output = Output { place: place.as_mut_ptr(), is_there: false };
         let mut poll = |context: &mut Context<'_>| {
             in_place()(future.as_mut().poll(context), |poll: *mut Poll<F::Output>| {
-                // SAFETY: what has just been returned, and is ours.
+                // SAFETY: `poll` points at the value that the future's `poll` has just returned,
+                // and that belongs to this code.
                 let Poll::Ready(value) = (unsafe { &*poll }) else { return Poll::Pending };
-                // SAFETY: it is moved once, and the place is empty: it is not polled after Ready.
+                // SAFETY: the value is moved once, and `place` is empty: the future is not polled
+                // again after Ready.
                 unsafe { output.place.copy_from_nonoverlapping(value, 1) };
                 output.is_there = true;
                 Poll::Ready(())
@@ -64,8 +68,8 @@ impl Runtime {
         };
         {
             let poll: NonNull<RootPoll<'_>> = NonNull::from(&mut poll);
-            // SAFETY: only the lifetime changes. `Reset` takes the pointer back before the frame
-            // that it points into is left, in whichever way.
+            // SAFETY: only the lifetime changes. `Reset` takes the pointer out of the runtime
+            // before the frame is left that it points into, also in a panic.
             let poll: NonNull<RootPoll<'static>> = unsafe { core::mem::transmute(poll) };
             self.local.root.set(Some(poll));
         }
@@ -77,7 +81,8 @@ impl Runtime {
         }
         let reset = Reset(self);
         if self.root.state.wake() == Wake::Push {
-            // SAFETY: the loop's own, and BLOCKED until now. It lives in the runtime.
+            // SAFETY: this code is the loop's, so the FIFO is its own. The root was BLOCKED until
+            // now, so it is in no queue. It lives in the runtime.
             unsafe { self.local.ready.push_back(NonNull::from(&self.root)) };
         }
         let ran = self.run();
@@ -88,6 +93,7 @@ impl Runtime {
         }
     }
 
+    /// Lets the calling core enter this runtime to run tasks, if that is allowed.
     fn claim(&'static self) -> Result<Entered, EnterError> {
         self.config.check().map_err(EnterError::Config)?;
         let entered = self.claim_for_shutdown()?;
@@ -100,25 +106,29 @@ impl Runtime {
         Ok(entered)
     }
 
+    /// Lets the calling core enter this runtime to run tasks or to shut it down. The first core
+    /// that enters becomes the owning core.
     pub(super) fn claim_for_shutdown(&'static self) -> Result<Entered, EnterError> {
         let slot = bound::slot();
         if slot.runtime().is_some() {
             return Err(EnterError::Nested);
         }
-        // It may have come halfway through this, or through a `trim`.
+        // An interrupt handler may have interrupted this function, or `trim`, halfway.
         if bound::in_interrupt() == InInterrupt::Yes {
             return Err(EnterError::InInterrupt);
         }
         let Some(core) = bound::core().checked_add(1) else { return Err(EnterError::NoCore) };
-        // Acquire and release: a runtime that was built up on one core may be entered on another.
+        // Acquire and release: a runtime that was built on one core may be entered on another.
         match self.owner.compare_exchange(0, core, Ordering::AcqRel, Ordering::Acquire) {
-            // SAFETY: the first time, and nobody has a waker of the root task before it is polled.
+            // SAFETY: this is the first entry, and no code has a waker of the root task before its
+            // first poll.
             Ok(_) => unsafe { self.root.set_runtime(self) },
             Err(owner) if owner == core => {}
             Err(owner) => return Err(EnterError::OtherCore { owner: owner - 1 }),
         }
         self.preempt_count.void_guards();
-        // The alarm may have fired while the core was not inside: look at the timers.
+        // The alarm may have fired while the core was not inside of the runtime. So the loop looks
+        // at the timers first.
         self.alarm.set_due(bound::now());
         self.preempt_count.set_need_resched();
         slot.set_runtime(Some(self));
@@ -129,16 +139,17 @@ impl Runtime {
 /// The output of the future that [`Runtime::run_until`] waits for.
 struct Output<T> {
     place: *mut T,
-    /// And is dropped with this.
+    /// The output is at `place`, and is dropped with this value.
     is_there: bool,
 }
 
 impl<T> Output<T> {
-    /// In a function of its own, as in an unoptimized build it has room for another `T` on the stack.
+    /// Returns the output. It is a function of its own, since in an unoptimized build it reserves
+    /// stack space for another `T`.
     fn take(mut self) -> Result<T, EnterError> {
         assert!(self.is_there, "run_until left its loop before its future was done");
         self.is_there = false;
-        // SAFETY: it was there, and is moved once.
+        // SAFETY: the output was at `place`, and it is moved once, since `is_there` is now false.
         Ok(unsafe { self.place.read() })
     }
 }
@@ -146,13 +157,13 @@ impl<T> Output<T> {
 impl<T> Drop for Output<T> {
     fn drop(&mut self) {
         if self.is_there {
-            // SAFETY: it is, and is dropped once.
+            // SAFETY: the output is at `place`, and it is dropped once.
             unsafe { self.place.drop_in_place() }
         }
     }
 }
 
-/// The core is inside of its runtime until this drops.
+/// A guard: the core is inside of its runtime until the guard drops.
 pub(super) struct Entered;
 
 impl Drop for Entered {
@@ -161,30 +172,31 @@ impl Drop for Entered {
     }
 }
 
-/// Why a runtime was not entered, or was left.
+/// The reason why a runtime was not entered, or was left.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum EnterError {
     /// The calling core is inside of a runtime already.
     Nested,
-    /// Another core entered this runtime first. It is that core's until the end, since its stacks'
-    /// frames are.
+    /// Another core entered this runtime first. The runtime belongs to that core until the
+    /// shutdown, since the frames on its stacks do.
     OtherCore {
         /// The number of that core.
         owner: usize,
     },
-    /// The platform says that the caller is no core: its number is `usize::MAX`.
+    /// The platform says that the caller is not a core: its number is `usize::MAX`.
     NoCore,
     /// The runtime has been shut down.
     ShutDown,
-    /// Called in an interrupt, and the platform is certain that it is one.
+    /// The call was made in an interrupt, and the platform is certain of that.
     InInterrupt,
-    /// Interrupts are masked. Nothing would be preempted, and no alarm would be taken: enable them first.
+    /// Interrupts are masked. No task would be preempted, and no alarm would come: enable
+    /// interrupts first.
     InterruptsMasked,
     /// The runtime's [`Config`](crate::Config) is not valid.
     Config(ConfigError),
-    /// The future of [`run_until`](Runtime::run_until) panicked; or code of the runtime or the platform
-    /// did, outside of any task. Comes only from platforms that can catch a panic.
+    /// The future of [`run_until`](Runtime::run_until) panicked; or code of the runtime or the
+    /// platform panicked, outside of any task. Only platforms that can catch a panic return this.
     Panicked(PanicPayload),
 }
 

@@ -1,4 +1,4 @@
-//! The runtime of a core: how tasks come into it, its loop, and how it ends.
+//! The runtime of a core: how tasks are spawned on it, its loop, and how it is shut down.
 
 mod enter;
 mod finish;
@@ -33,10 +33,11 @@ use crate::task::state::{State, Wake};
 use crate::task::{self, Header, Label, Link, TaskId, Typed};
 use crate::time::{Alarm, Timers, nanoseconds};
 
-/// What runs the tasks of one core.
+/// The runtime of one core: it runs that core's tasks.
 ///
-/// There is one for each core, in a static array or the kernel's per-core area. A core enters its own
-/// with [`enter`](Self::enter) or [`run_until`](Self::run_until); any core may spawn on it.
+/// There is one for each core, in a static array or in the kernel's per-core area. A core enters
+/// its own runtime with [`enter`](Self::enter) or [`run_until`](Self::run_until). Any core may
+/// spawn tasks on it.
 ///
 /// ```no_run
 /// # use trapline::Runtime;
@@ -44,11 +45,12 @@ use crate::time::{Alarm, Timers, nanoseconds};
 /// static RUNTIMES: [Runtime; CORES] = [const { Runtime::new() }; CORES];
 /// ```
 pub struct Runtime {
-    /// What other cores write to, on a cache line of its own.
+    /// The inbox, to which other cores write. It has a cache line of its own.
     inbox: CachePadded<Inbox>,
-    /// The core that entered first, plus one. It is the owning core until the shutdown.
+    /// The number of the core that entered first, plus one; 0 before that. That core is the owning
+    /// core until the shutdown.
     owner: AtomicUsize,
-    /// A task was aborted in a queue, so look among those that wait for a stack.
+    /// A task was aborted that may wait for a stack: the loop looks for it among the tasks that do.
     aborted_in_queue: AtomicBool,
     config: Config,
     /// `config.slice` in nanoseconds.
@@ -57,65 +59,69 @@ pub struct Runtime {
     alarm: Alarm,
     timers: Timers,
     counters: Counters,
-    /// The future that `run_until` waits for, as a task.
+    /// The root task, whose future is the one that `run_until` waits for.
     root: Header,
     local: CoreLocal,
 }
 
-/// What only the owning core touches, with preemption disabled; what is atomic, its interrupts and the running stackful
-/// task as well.
+/// The fields that only the owning core touches, with preemption disabled. Its atomic fields are
+/// also touched by that core's interrupts and by the running stackful task.
 struct CoreLocal {
     ready: Fifo,
     free_list: FreeList,
     stacks: Stacks,
-    /// All tasks that have been polled and are not done.
+    /// The list of all tasks that have been polled and are not done.
     tasks: Cell<Link>,
-    /// The task whose code has the core. Interrupts look at it.
+    /// The task whose code has the core. Interrupts read it.
     current: AtomicPtr<Header>,
-    /// What hooks that code is inside of.
+    /// The hooks that the current task's code is inside of.
     scopes: Cell<ScopeLink>,
-    /// In a plain task that consists of hooks around a future: that future.
+    /// The future inside of the hooks, while a plain task is polled that consists of hooks around a
+    /// future.
     inside_of_hooks: Cell<Option<Typed>>,
-    /// The task that is polled wants to be polled again, or to go on, after the others.
+    /// The task that is polled asks to be polled again, or to continue, after the other ready
+    /// tasks.
     yielded: local::AtomicBool,
-    /// [`trim`](Runtime::trim) is at work.
+    /// [`trim`](Runtime::trim) is in progress.
     is_trimming: Cell<bool>,
+    /// The runtime has been shut down.
     closed: Cell<bool>,
-    /// What `run_until` has the loop poll until it says that its future is done: a closure in the
-    /// frame of `run_until`, whose lifetime is that frame's.
+    /// The closure that the root task polls until it says that the future of `run_until` is done.
+    /// It lies in the frame of `run_until`, and its lifetime is that frame's.
     root: Cell<Option<NonNull<RootPoll<'static>>>>,
 }
 
 type RootPoll<'a> = dyn FnMut(&mut Context<'_>) -> Poll<()> + 'a;
 
-// SAFETY: `own`, `root`'s plain fields and the cells in them are touched only by the owning core in
-// task context with preemption disabled; all else is atomic or behind a lock.
+// SAFETY: `local`, the plain fields of `root` and the cells in `local` and `root` are touched only
+// by the owning core, in task context, with preemption disabled. All other fields are atomic, are
+// behind a lock, or never change after the first use.
 unsafe impl Sync for Runtime {}
-// SAFETY: a runtime moves only before its first use, since all use is through `&'static`.
+// SAFETY: a runtime moves only before its first use, since every use is through `&'static`.
 unsafe impl Send for Runtime {}
 
-/// What a runtime has counted, in [`Runtime::stats`].
+/// The counts of a runtime, which [`Runtime::stats`] returns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Polls of tasks, each stretch on a stack counting as one.
+    /// Polls of tasks. Each stretch on a stack counts as one.
     pub polls: u64,
     /// How often a stackful task was preempted.
     pub preemptions: u64,
     /// How often the core parked.
     pub parks: u64,
-    /// How often a task got the core after it was aborted, since a stack holds frames of it: it goes on
-    /// to the end of its poll.
+    /// How often a task got the core after it was aborted, because a stack holds frames of it: such
+    /// a task continues to the end of its poll.
     pub aborted_in_poll: u64,
     /// How many stacks there are.
     pub stacks: u64,
     /// How many tasks wait for a stack now.
     pub waiting: u64,
-    /// How often a task found no stack when its turn came, and began to wait: all [`Config::max_stacks`]
-    /// were held, or there was no memory for another.
+    /// How often a task found no stack when its turn came, and began to wait. All
+    /// [`Config::max_stacks`] were held, or there was no memory for another.
     pub failed_growths: u64,
-    /// How many tasks were ended by [`preempt::end_task`](crate::preempt::end_task). Their stacks and
-    /// futures are leaked.
+    /// How many tasks were ended by [`preempt::end_task`](crate::preempt::end_task). Their stacks
+    /// and futures are leaked.
     pub ended: u64,
 }
 
@@ -128,7 +134,8 @@ struct Counters {
     ended: AtomicU64,
 }
 
-/// Counts one more, and returns how many it are. Owning core, so a load and a store do.
+/// Increments the counter and returns the new value. On the owning core only, so a load and a store
+/// are enough.
 #[inline]
 fn count(counter: &AtomicU64) -> u64 {
     let counted = counter.load(Ordering::Relaxed) + 1;
@@ -138,14 +145,14 @@ fn count(counter: &AtomicU64) -> u64 {
 
 impl Runtime {
     const_fn! {
-        /// A runtime with the default [`Config`].
+        /// Makes a runtime with the default [`Config`].
         pub fn new() -> Self {
             Self::with_config(Config::new())
         }
     }
 
     const_fn! {
-        /// A runtime with what was chosen in `config`, which is checked when it is entered.
+        /// Makes a runtime with the given `config`, which is checked when the runtime is entered.
         pub fn with_config(config: Config) -> Self {
             Self {
                 inbox: CachePadded::new(Inbox::new()),
@@ -181,14 +188,14 @@ impl Runtime {
         }
     }
 
-    /// The runtime that the calling core is inside of. Any context.
+    /// Returns the runtime that the calling core is inside of. Any context.
     #[inline]
     pub fn current() -> Option<&'static Self> {
         bound::slot().runtime()
     }
 
-    /// What the runtime has counted. Any context; on another core the figures may be of slightly
-    /// different moments.
+    /// Returns the counts of the runtime. Any context. On another core, the counts may be of
+    /// slightly different moments.
     pub fn stats(&self) -> Stats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
@@ -203,13 +210,13 @@ impl Runtime {
         }
     }
 
-    /// Frees the stacks that are idle, and the memory that is kept of finished tasks. Returns how many
+    /// Frees the idle stacks, and the memory of finished tasks that is kept. Returns how many
     /// stacks it has freed.
     ///
-    /// On the owning core, in task context: in a plain task, or outside of [`enter`](Self::enter).
-    /// Elsewhere (in a stackful task, on another core) it does nothing and returns 0. It calls
-    /// [`Platform::free_stack`](crate::platform::Platform::free_stack) and the allocator. See also
-    /// [`Config::max_idle_stacks`].
+    /// It is called on the owning core, in task context: in a plain task, or outside of
+    /// [`enter`](Self::enter). Elsewhere (in a stackful task, on another core) it does nothing and
+    /// returns 0. It calls [`Platform::free_stack`](crate::platform::Platform::free_stack) and the
+    /// allocator. See also [`Config::max_idle_stacks`].
     pub fn trim(&self) -> usize {
         let may_trim = match bound::slot().runtime() {
             None => true,
@@ -217,13 +224,15 @@ impl Runtime {
             Some(own) if core::ptr::eq(own, self) => {
                 self.current_task().is_some() && !self.is_on_stack()
             }
-            // On a stack of another runtime's, this could be preempted halfway, and the core enter this one then.
+            // On a stack of another runtime, this code could be preempted halfway, and the core
+            // could enter this runtime in the middle of the change.
             Some(other) => !other.is_on_stack(),
         };
-        // Relaxed: a core finds its own number only after it has stored it.
+        // Relaxed: a core finds its own number only after it has stored it itself.
         let is_owner = bound::core().checked_add(1) == Some(self.owner.load(Ordering::Relaxed));
         let in_interrupt = bound::in_interrupt();
-        // Where the platform isn't certain, it may be an interrupt of this very function.
+        // Where the platform is not certain, the caller may be an interrupt of this very function.
+        // `is_trimming` is set in that case.
         if !may_trim
             || !is_owner
             || in_interrupt == InInterrupt::Yes
@@ -231,6 +240,7 @@ impl Runtime {
         {
             return 0;
         }
+        // The free list belongs to task context, so the platform must be certain of that.
         if in_interrupt == InInterrupt::No {
             self.local.free_list.trim();
         }
@@ -239,7 +249,8 @@ impl Runtime {
         freed
     }
 
-    /// Whether it is memory that sets the limit to the stacks there are.
+    /// Returns whether the limit on the number of stacks allows another one, so that only memory
+    /// can be lacking.
     pub(crate) fn may_have_more_stacks(&self) -> bool {
         self.local.stacks.pool.total() < self.config.max_stacks
     }
@@ -249,19 +260,20 @@ impl Runtime {
         &self.inbox
     }
 
-    /// The memory that it keeps. For whom [`ready`] allows it.
+    /// Returns the memory of finished tasks that the runtime keeps. [`ready::on_fast_path`] says
+    /// where it may be used.
     #[inline]
     pub(crate) fn free_list(&self) -> &FreeList {
         &self.local.free_list
     }
 
-    /// Whether it has been shut down. Owning core.
+    /// Returns whether the runtime has been shut down. Owning core.
     #[inline]
     pub(crate) fn is_closed(&self) -> bool {
         self.local.closed.get()
     }
 
-    /// The loop's FIFO. For whom [`ready`] allows it.
+    /// Returns the loop's FIFO. [`ready::on_fast_path`] says where it may be used.
     #[inline]
     pub(crate) fn ready(&self) -> &Fifo {
         &self.local.ready
@@ -287,64 +299,70 @@ impl Runtime {
         &self.local.stacks
     }
 
-    /// The hook for panics that no join handle gives.
+    /// Returns the hook for panics that no join handle gives.
     pub(crate) fn on_panic(&self) -> Option<fn(&TaskPanic<'_>)> {
         self.config.on_panic
     }
 
-    /// The slice in nanoseconds.
+    /// Returns the slice in nanoseconds.
     #[inline]
     pub(crate) fn slice(&self) -> u64 {
         self.slice
     }
 
-    /// How many polls have been counted.
+    /// Returns how many polls have been counted.
     #[inline]
     pub(crate) fn polls(&self) -> u64 {
         self.counters.polls.load(Ordering::Relaxed)
     }
 
+    /// Returns the task whose code has the core.
     pub(crate) fn current_task(&self) -> Link {
         NonNull::new(self.local.current.load(Ordering::Relaxed))
     }
 
+    /// Sets the task whose code has the core.
     #[inline]
     pub(crate) fn set_current(&self, task: Link) {
         let task = task.map_or(core::ptr::null_mut(), NonNull::as_ptr);
         self.local.current.store(task, Ordering::Relaxed);
     }
 
-    /// The hooks that the running poll is inside of. That poll's own code, with preemption off, and the loop.
+    /// Returns the hooks that the running poll is inside of. It is for that poll's own code, with
+    /// preemption disabled, and for the loop.
     #[inline]
     pub(crate) fn scopes(&self) -> &Cell<ScopeLink> {
         &self.local.scopes
     }
 
-    /// The running task, if it consists of what lies at this place and is of this type, perhaps with hooks
-    /// around it. A local task never does.
+    /// Returns the running task if its whole future, apart from hooks around it, is the one that
+    /// `whole` names by place and type. A local task is never returned.
     pub(crate) fn task_that_is(&self, whole: Typed) -> Link {
         let is_inside = self.local.inside_of_hooks.get() == Some(whole);
         self.current_task().filter(|&task| is_inside || Header::is_future(task, whole))
     }
 
-    /// Notes that `inside` is polled, which is the running task's whole future but for hooks around it.
-    /// Ends when what this returns is dropped.
+    /// Notes that `inside` is polled, which is the running task's whole future except for hooks
+    /// around it. The note ends when the returned value is dropped.
     pub(crate) fn inside_of_hooks(&self, inside: Typed) -> InsideOfHooks<'_> {
         self.local.inside_of_hooks.set(Some(inside));
         InsideOfHooks(&self.local.inside_of_hooks)
     }
 
-    /// Has the running task polled again after all that are READY, without a wake: it stays RUNNING. Its
-    /// own code. (Edge 10)
+    /// Has the running task polled again after all tasks that are READY, without a wake: the task
+    /// stays RUNNING. The caller is that task's own code. (Edge 10)
     #[inline]
     pub(crate) fn yield_current(&self) {
         self.local.yielded.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the task that has just left the core asked for that. The loop, and that task itself.
+    /// Returns whether the task that has just left the core has called
+    /// [`yield_current`](Self::yield_current), and clears that request. The caller is the loop, or
+    /// that task itself.
     #[inline]
     pub(crate) fn take_yield(&self) -> bool {
-        // It isn't the running one any more, so an interrupt doesn't ask for it any more.
+        // The task is not the running one any more, so an interrupt does not make the request any
+        // more.
         compiler_fence(Ordering::SeqCst);
         let yielded = self.local.yielded.load(Ordering::Relaxed);
         if yielded {
@@ -353,30 +371,32 @@ impl Runtime {
         yielded
     }
 
-    /// Whether a stack has the core.
+    /// Returns whether a stack has the core.
     #[inline]
     pub(crate) fn is_on_stack(&self) -> bool {
         self.local.stacks.running().is_some()
     }
 
-    /// Makes the loop look for the aborted among those that wait for a stack. Any context, with
-    /// preemption off.
+    /// Makes the loop look for aborted tasks among those that wait for a stack. Any context, with
+    /// preemption disabled.
     pub(crate) fn aborted_in_queue(&self) {
-        // Release, and the wake after it: a loop that has parked or is about to comes round once more. (A
-        // store would do, but loom lets a swap on the other side miss it.)
+        // Release pairs with the acquire in `choose_waiting`, and the wake of the root comes after
+        // it: a loop that has parked, or is about to park, makes one more turn and finds the flag.
+        // (A store would be enough, but loom lets a swap on the other side miss a store.)
         self.aborted_in_queue.swap(true, Ordering::Release);
         if self.root.state.wake() == Wake::Push {
-            // SAFETY: the state word said so.
+            // SAFETY: the state word told the caller to push the root, which lives in the runtime.
             unsafe { ready::push(self, NonNull::from(&self.root)) };
         }
     }
 
-    /// Aborts the task that is polled, for the loss of its child, which takes effect after the poll.
-    /// `false`: it is not one that can be.
+    /// Aborts the running task because its child was ended by a fault. The abort takes effect after
+    /// the poll. `false`: there is no such task, or it is the root, which cannot be aborted.
     pub(crate) fn abort_current(&self) -> bool {
         match self.current_task() {
             Some(task) if task != NonNull::from(&self.root) => {
-                // SAFETY: it is polled, hence alive. RUNNING, so there is nothing to push.
+                // SAFETY: the task is polled, hence alive. It is RUNNING, so there is nothing to
+                // push.
                 let _ = unsafe { task.as_ref() }.state.abort();
                 if self.is_on_stack() {
                     self.running_stack().lost_child.set(true);
@@ -387,23 +407,25 @@ impl Runtime {
         }
     }
 
-    /// Gets the owning core's attention.
+    /// Wakes the owning core if it is parked, and interrupts it if it is not.
     pub(crate) fn wake_core(&self) {
-        // Relaxed: the tag that the caller acquired was announced by the owner.
+        // Relaxed: the caller has acquired a tag that the owning core had announced (with release)
+        // after it stored its number.
         let owner = self.owner.load(Ordering::Relaxed);
         if owner != 0 {
             bound::wake(owner - 1);
         }
     }
 
-    /// Whether the running stackful task is to leave: another task became ready, or a preemption is
-    /// pending.
+    /// Returns whether the running stackful task is to leave: another task became ready, or a
+    /// preemption is pending.
     #[inline]
     pub(crate) fn is_wanted(&self) -> bool {
         !self.inbox.is_empty() || !self.local.ready.is_empty() || self.preempt_count.is_pending()
     }
 
-    /// Panics if the poll that has just returned left a guard, or interrupts masked.
+    /// Panics if the poll that has just returned left a guard, or left interrupts masked.
+    /// `expected` is the preempt count without guards: 1 at home, 0 on a stack.
     #[inline(always)]
     pub(crate) fn check_guards(&self, expected: usize, task: NonNull<Header>, poll: Poll<()>) {
         if self.preempt_count.get() != expected || bound::interrupts() == Interrupts::Masked {
@@ -411,11 +433,12 @@ impl Runtime {
         }
     }
 
+    /// Panics, with a message that says what the poll of `task` left.
     #[cold]
     #[inline(never)]
     fn held_the_core(&self, task: NonNull<Header>, poll: Poll<()>) -> ! {
         if poll.is_ready() {
-            // SAFETY: RUNNING, hence alive.
+            // SAFETY: the task is RUNNING, hence alive.
             unsafe { task.as_ref() }.state.set_stored();
         }
         // SAFETY: as above.
@@ -426,13 +449,13 @@ impl Runtime {
             );
         }
         panic!(
-            "{name} held or forgot a PreemptGuard when its poll returned, or had called preempt::disable: \
-             drop it, or call preempt::enable, before the await"
+            "{name} held or forgot a PreemptGuard when its poll returned, or had called \
+             preempt::disable: drop it, or call preempt::enable, before the await"
         );
     }
 }
 
-/// See [`Runtime::inside_of_hooks`].
+/// The note that [`Runtime::inside_of_hooks`] makes. Its drop ends the note.
 pub(crate) struct InsideOfHooks<'a>(&'a Cell<Option<Typed>>);
 
 impl Drop for InsideOfHooks<'_> {
@@ -458,35 +481,37 @@ impl fmt::Debug for Runtime {
 
 /// The task that the calling code is part of.
 ///
-/// Displayed, it is what the runtime's own messages call the task: its id, and its name if it has one.
+/// `Display` writes the name that the runtime's own messages give to the task: its id, and its name
+/// if it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Current {
     label: Label,
     stackful: bool,
 }
 
-/// The task that the calling code is part of; in an interrupt, the interrupted one. `None` in the
-/// runtime's own context and outside of any.
+/// Returns the task that the calling code is part of. In an interrupt, that is the interrupted
+/// task. `None` in the runtime's own context, and outside of any task.
 pub fn current() -> Option<Current> {
     let _guard = crate::preempt::PreemptGuard::new();
     let runtime = Runtime::current()?;
     let task = runtime.current_task()?;
-    // SAFETY: it has the core, hence is alive.
+    // SAFETY: the task has the core, hence is alive.
     Some(Current { label: unsafe { Label::of(task) }, stackful: runtime.is_on_stack() })
 }
 
 impl Current {
-    /// Which task.
+    /// Returns the task's id.
     pub fn id(&self) -> TaskId {
         self.label.id
     }
 
-    /// What it is called, if it was given a name; the future of [`Runtime::run_until`] is called so.
+    /// Returns the task's name, if it was given one. The future of [`Runtime::run_until`] has the
+    /// name `run_until`.
     pub fn name(&self) -> Option<&'static str> {
         self.label.name
     }
 
-    /// Whether it runs on a stack of its own and may be preempted.
+    /// Returns whether the task runs on a stack of its own and may be preempted.
     pub fn is_stackful(&self) -> bool {
         self.stackful
     }

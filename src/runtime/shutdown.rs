@@ -1,4 +1,4 @@
-//! Dropping all tasks, for good.
+//! The shutdown of a runtime: it drops all tasks, for good.
 
 use core::ptr::NonNull;
 
@@ -9,31 +9,36 @@ use crate::task::state::Start;
 use crate::task::{Header, Link};
 
 impl Runtime {
-    /// Drops every task's future and refuses new ones, for good.
+    /// Drops every task's future, and refuses new tasks from now on.
     ///
-    /// Join handles of unfinished tasks say [`JoinError::Aborted`]. A task of which a stack holds frames
-    /// (preempted, or inside of [`block_on`](crate::block_on)) cannot be dropped: frames may hold or
-    /// point at anything. Its future and its stack are leaked, its handle says
-    /// [`JoinError::Abandoned`], and [`Shutdown::stacks_with_frames`] counts it.
+    /// The join handles of unfinished tasks give [`JoinError::Aborted`]. A task of which a stack
+    /// holds frames (it is preempted, or inside of [`block_on`](crate::block_on)) cannot be
+    /// dropped: its frames may hold or point at anything. Its future and its stack are leaked, its
+    /// handle gives [`JoinError::Abandoned`], and [`Shutdown::stacks_with_frames`] counts it.
     ///
     /// A [`Sleep`](crate::time::Sleep) that was polled here and has been moved to a task of another
-    /// runtime wakes that task, and goes on there.
+    /// runtime wakes that task. Its next poll puts it into the other runtime's timers.
     ///
-    /// The memory of a task is freed with its last waker. A waker that is dropped after the shutdown may
-    /// hand the memory back to this runtime: call `shutdown` again, and it is freed. The call does
-    /// nothing else then.
+    /// The memory of a task is freed with its last waker. A waker that is dropped after the
+    /// shutdown may hand the memory back to this runtime. Another call of `shutdown` frees that
+    /// memory, and does nothing else.
     ///
-    /// On the owning core, in task context, outside of [`enter`](Self::enter). Interrupts may be masked.
+    /// The call is made on the owning core, in task context, outside of [`enter`](Self::enter).
+    /// Interrupts may be masked.
     ///
     /// # Errors
     ///
-    /// [`Nested`](EnterError::Nested) inside of a runtime, [`InInterrupt`](EnterError::InInterrupt) in an
-    /// interrupt, [`OtherCore`](EnterError::OtherCore) on another core than the owning one,
-    /// [`NoCore`](EnterError::NoCore) by a caller that is no core.
+    /// - [`Nested`](EnterError::Nested) inside of a runtime
+    /// - [`InInterrupt`](EnterError::InInterrupt) in an interrupt
+    /// - [`OtherCore`](EnterError::OtherCore) on another core than the owning one
+    /// - [`NoCore`](EnterError::NoCore) by a caller that is not a core
     pub fn shutdown(&'static self) -> Result<Shutdown, EnterError> {
         let _entered = self.claim_for_shutdown()?;
         self.local.closed.set(true);
         let mut report = Shutdown { dropped: 0, stacks_with_frames: 0 };
+        // Queued tasks come first: `State::shut_down` demands that a task of the list is in no
+        // queue. The drop of a future may wake or abort other tasks, so each round begins with the
+        // inbox.
         loop {
             self.inbox.close(&self.local.ready);
             let queued = (self.local.ready.pop())
@@ -43,35 +48,40 @@ impl Runtime {
             if let Some(task) = queued {
                 report.dropped += usize::from(self.shut_down_queued(task));
             } else if let Some(task) = self.first_without_frames() {
-                // SAFETY: a task in the list is alive, and this one in no queue of ours.
+                // SAFETY: a task in the list is alive. The queues are empty, so this task is in
+                // none of them.
                 let shut = unsafe { task.as_ref() }.state.shut_down();
+                // If a waker is about to push the task, the runtime's reference stays until that
+                // push has been seen.
                 self.fail(task, JoinError::Aborted, !shut.push_is_coming);
                 report.dropped += 1;
             } else {
                 break;
             }
         }
-        // What is left in the list has frames on stacks.
+        // Each task that is left in the list has frames on a stack.
         while let Some(task) = self.local.tasks.get() {
             self.abandon(task);
         }
-        // Timers of futures that others have by now.
+        // The timers that are left belong to futures that have been moved to other runtimes.
         self.timers.close(self);
         self.local.free_list.close();
         report.stacks_with_frames = self.local.stacks.pool.free_idle();
         Ok(report)
     }
 
-    /// A task from the queue of a runtime that shuts down. Returns whether a future was dropped.
+    /// Finishes a task that was in a queue when the runtime shut down. Returns whether a future was
+    /// dropped.
     fn shut_down_queued(&'static self, task: NonNull<Header>) -> bool {
-        // SAFETY: a task in the queue is alive.
+        // SAFETY: a task in a queue is alive.
         let header = unsafe { task.as_ref() };
         match header.state.start() {
-            // The runtime's own, whose future has gone with the frame of `run_until`.
+            // The root task: its future is gone, with the frame of `run_until`.
             Start::Run { .. } if task == NonNull::from(&self.root) => {
                 let _ = header.state.pending();
                 false
             }
+            // Frames on a stack: the task stays in the list, and is abandoned later.
             Start::Run { .. } if header.stack.get().is_some() => false,
             Start::Run { .. } => {
                 self.fail(task, JoinError::Aborted, true);
@@ -84,10 +94,12 @@ impl Runtime {
         }
     }
 
+    /// Returns the first task of the list of which no stack holds frames.
     fn first_without_frames(&self) -> Link {
         let mut rest = self.local.tasks.get();
         while let Some(task) = rest {
-            // SAFETY: tasks in the list are alive, and their links ours (rule 4).
+            // SAFETY: tasks in the list are alive, and their links belong to the owning core, which
+            // runs this code (rule 4).
             let header = unsafe { task.as_ref() };
             if header.stack.get().is_none() {
                 return Some(task);
@@ -98,12 +110,13 @@ impl Runtime {
     }
 }
 
-/// What [`Runtime::shutdown`] did.
+/// The result of [`Runtime::shutdown`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Shutdown {
-    /// Tasks whose futures were dropped.
+    /// The number of tasks whose futures were dropped.
     pub dropped: usize,
-    /// Stacks that hold frames of tasks. They and the tasks' futures are leaked.
+    /// The number of stacks that hold frames of tasks. These stacks, and the futures of these
+    /// tasks, are leaked.
     pub stacks_with_frames: usize,
 }

@@ -1,4 +1,4 @@
-//! How tasks come.
+//! Spawning: how a future becomes a task of a runtime.
 
 use core::fmt;
 use core::future::Future;
@@ -15,15 +15,16 @@ use crate::task::join::JoinHandle;
 use crate::task::{Header, Named, Storage, Unnamed, Unspawned, in_place};
 
 impl Runtime {
-    /// Spawns a task on this runtime. Any core, task context or with the allocator usable.
+    /// Spawns a task on this runtime. Any core, in task context or wherever else the allocator may
+    /// be called.
     ///
-    /// After a [`shutdown`](Self::shutdown) the future is dropped by the caller, and the handle says
+    /// After a [`shutdown`](Self::shutdown) the caller drops the future, and the handle gives
     /// [`JoinError::Aborted`](crate::JoinError::Aborted).
     ///
     /// # Panics
     ///
-    /// If memory is out, as every allocation of the program's then does (by `handle_alloc_error`);
-    /// [`try_spawn`](Self::try_spawn) gives the future back.
+    /// If memory is out, as every allocation of the program does then (by `handle_alloc_error`).
+    /// [`try_spawn`](Self::try_spawn) returns the future in that case.
     pub fn spawn<F>(&'static self, future: F) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
@@ -31,16 +32,18 @@ impl Runtime {
     {
         in_place()(
             future,
-            // SAFETY: the bounds.
+            // SAFETY: the bounds make future and output `Send`, and `in_place` passes the address
+            // of the future.
             or_panic(|future| unsafe { self.spawn_from(future, Unnamed) }),
         )
     }
 
-    /// Spawns a task on this runtime. Any core, task context or with the allocator usable.
+    /// Spawns a task on this runtime. Any core, in task context or wherever else the allocator may
+    /// be called.
     ///
     /// # Errors
     ///
-    /// Memory is out, or the runtime has been shut down. The future comes back.
+    /// If memory is out, or if the runtime has been shut down. The error contains the future.
     pub fn try_spawn<F>(&'static self, future: F) -> Result<JoinHandle<F::Output>, SpawnError<F>>
     where
         F: Future + Send + 'static,
@@ -48,7 +51,8 @@ impl Runtime {
     {
         in_place()(
             future,
-            // SAFETY: the bounds.
+            // SAFETY: the bounds make future and output `Send`, and `in_place` passes the address
+            // of the future.
             or_error(|future| unsafe { self.spawn_from(future, Unnamed) }),
         )
     }
@@ -57,7 +61,7 @@ impl Runtime {
     ///
     /// # Safety
     ///
-    /// As [`Unspawned::spawn`]: future and output are `Send`.
+    /// As [`Unspawned::spawn`], with a future and an output that are `Send`.
     #[inline]
     unsafe fn spawn_from<F, K>(&'static self, future: *const F, kind: K) -> Spawned<F>
     where
@@ -65,7 +69,7 @@ impl Runtime {
         F::Output: 'static,
         K: Storage,
     {
-        // SAFETY: passed on.
+        // SAFETY: the caller promises what `Unspawned::spawn` demands of a task that is not local.
         unsafe { Unspawned { runtime: self, future, kind, local: false, stackful: false }.spawn() }
     }
 
@@ -73,7 +77,8 @@ impl Runtime {
     ///
     /// # Safety
     ///
-    /// There is a future to be read, which is the task's if this is `Ok`, and the caller's if not.
+    /// `future` points at a future that may be read. If this returns `Ok`, the future belongs to
+    /// the task; if not, it stays the caller's.
     pub(crate) unsafe fn spawn_stackful<F>(
         &'static self,
         future: *const Stackful<F>,
@@ -82,7 +87,7 @@ impl Runtime {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        // SAFETY: passed on, and the bounds.
+        // SAFETY: the caller promises the future, and the bounds make future and output `Send`.
         unsafe {
             Unspawned { runtime: self, future, kind: Unnamed, local: false, stackful: true }.spawn()
         }
@@ -92,8 +97,9 @@ impl Runtime {
     ///
     /// # Safety
     ///
-    /// As [`Unspawned::spawn`], for a `Unspawned<F, _>` of this runtime's that no other code has seen. If the task is the
-    /// allocator's memory, the caller may call the allocator.
+    /// As [`Unspawned::spawn`], for a task that was made of an `Unspawned<F, _>` of this runtime
+    /// and that no other code has seen. If the task's memory is the allocator's, the caller may
+    /// call the allocator.
     #[inline]
     pub(crate) unsafe fn publish<F>(
         &'static self,
@@ -104,12 +110,15 @@ impl Runtime {
         F: Future + 'static,
         F::Output: 'static,
     {
-        // SAFETY: a new task of this runtime, made for this origin, with the runtime's reference.
+        // SAFETY: the task is new, belongs to this runtime, was made for this origin, and has the
+        // runtime's reference.
         match unsafe { ready::push_new(self, task, origin) } {
-            // SAFETY: the other reference is the join handle's.
+            // SAFETY: a new task has two references, and the other one is the join handle's.
             Ok(()) => Ok(unsafe { JoinHandle::new(task) }),
             Err(ready::Closed) => {
-                // SAFETY: no other code has seen the task, and the future is still where it was copied from.
+                // SAFETY: no other code has seen the task. Its copy of the future is not used: the
+                // future is still at the place from which it was copied. The caller may call the
+                // allocator.
                 unsafe { Header::free(task, None) };
                 Err(SpawnErrorReason::ShutDown)
             }
@@ -117,51 +126,58 @@ impl Runtime {
     }
 }
 
-/// The join handle of a task that was made of an `F`, which is the task's; or why there is none, and the
-/// future is where it was.
+/// The result of spawning an `F`: the join handle of the task, to which the future then belongs; or
+/// the reason why there is no task, and the future is still at its place.
 pub(crate) type Spawned<F> = Result<JoinHandle<<F as Future>::Output>, SpawnErrorReason>;
 
-/// What [`in_place`] calls for a function that panics when it cannot spawn.
+/// Makes the function that [`in_place`] calls for a spawn that panics on failure.
 pub(crate) fn or_panic<F: Future>(
     spawn: impl FnOnce(*const F) -> Spawned<F>,
 ) -> impl FnOnce(*mut F) -> JoinHandle<F::Output> {
     |future| match spawn(future) {
         Ok(handle) => handle,
-        // SAFETY: the future is still there, and ours.
+        // SAFETY: the spawn has failed, so the future is still at its place and belongs to this
+        // code.
         Err(reason) => unsafe { refused(future, reason) },
     }
 }
 
-/// What [`in_place`] calls for a function that gives the future back when it cannot spawn.
+/// Makes the function that [`in_place`] calls for a spawn that returns the future on failure.
 pub(crate) fn or_error<F: Future>(
     spawn: impl FnOnce(*const F) -> Spawned<F>,
 ) -> impl FnOnce(*mut F) -> Result<JoinHandle<F::Output>, SpawnError<F>> {
     |future| match spawn(future) {
         Ok(handle) => Ok(handle),
-        // SAFETY: the future is still there, and ours.
+        // SAFETY: the spawn has failed, so the future is still at its place and belongs to this
+        // code.
         Err(reason) => unsafe { given_back(future, reason) },
     }
 }
 
+/// Returns the future with the reason why it was not spawned.
+///
 /// # Safety
 ///
-/// The future is there, and is moved out.
+/// The future is at its place and belongs to the caller. It is moved out.
 #[cold]
 unsafe fn given_back<F, T>(future: *mut F, reason: SpawnErrorReason) -> Result<T, SpawnError<F>> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that the future is there, and does not use it again.
     Err(SpawnError { future: unsafe { future.read() }, reason })
 }
 
+/// Drops the future of a spawn that failed, and panics, or returns the handle of an aborted task.
+///
 /// # Safety
 ///
-/// The future is there, and is dropped.
+/// The future is at its place and belongs to the caller. It is dropped.
 #[cold]
 unsafe fn refused<F: Future>(future: *mut F, reason: SpawnErrorReason) -> JoinHandle<F::Output> {
-    /// Also in a panic.
+    /// Drops the future, also when the code below panics.
     struct Drop<F>(*mut F);
     impl<F> core::ops::Drop for Drop<F> {
         fn drop(&mut self) {
-            // SAFETY: the caller of `refused` promises that it is there.
+            // SAFETY: the caller of `refused` promises that the future is there, and does not use
+            // it again.
             unsafe { self.0.drop_in_place() }
         }
     }
@@ -176,15 +192,17 @@ unsafe fn refused<F: Future>(future: *mut F, reason: SpawnErrorReason) -> JoinHa
         }
         SpawnErrorReason::NotLocal => {
             panic!(
-                "a LocalSpawner was used in a stackful task or outside of its runtime: use it in plain tasks"
+                "a LocalSpawner was used in a stackful task or outside of its runtime: use it in \
+                 plain tasks"
             )
         }
-        SpawnErrorReason::InUse => unreachable!("only a StaticTask is in use"),
+        SpawnErrorReason::InUse => unreachable!("only the spawn of a StaticTask fails with InUse"),
     }
 }
 
-/// A future of so many bytes may be in registers where it is spawned. It would have to be in memory if
-/// code out of line got a pointer to it: that gets one to a copy.
+/// The size in bytes up to which a future may be in registers where it is spawned. If code out of
+/// line got a pointer to the future, the future would have to be in memory. So that code gets a
+/// pointer to a copy.
 const IN_REGISTERS: usize = 4 * size_of::<usize>();
 
 impl<F, K> Unspawned<F, K>
@@ -197,12 +215,14 @@ where
     ///
     /// # Safety
     ///
-    /// Future and output are `Send`; or it is `local`, and [`LocalSpawner::runtime`] has given the caller
-    /// the runtime. The future is there to be read; it is the task's if this is `Ok`, and the caller's if not.
+    /// - Future and output are `Send`; or the task is `local`, and the caller got the runtime from
+    ///   [`LocalSpawner::runtime`].
+    /// - `future` points at a future that may be read. If this returns `Ok`, the future belongs to
+    ///   the task; if not, it stays the caller's.
     #[inline]
     unsafe fn spawn(self) -> Spawned<F> {
         if ready::on_fast_path(self.runtime) {
-            // SAFETY: passed on.
+            // SAFETY: the caller's promise; and this is the fast path, which is `Origin::Local`.
             return unsafe { self.spawn_from(Origin::Local) };
         }
         if size_of::<F>() <= IN_REGISTERS {
@@ -213,21 +233,23 @@ where
         unsafe { self.spawn_with_guard() }
     }
 
-    /// As [`spawn_with_guard`](Self::spawn_with_guard), for a small future. In a function of its own, as in an
-    /// unoptimized build it has room for a future on the stack.
+    /// Does the same as [`spawn_with_guard`](Self::spawn_with_guard), for a small future. It is a
+    /// function of its own, since in an unoptimized build it reserves stack space for a future.
     ///
     /// # Safety
     ///
     /// As [`spawn`](Self::spawn).
     #[inline]
     unsafe fn spawn_a_copy(self) -> Spawned<F> {
-        // SAFETY: passed on. Only the copy is used from here on.
+        // SAFETY: the caller promises that the future may be read. If the spawn succeeds, only the
+        // copy is used from here on; if it fails, only the caller's.
         let copy = MaybeUninit::new(unsafe { self.future.read() });
-        // SAFETY: passed on.
+        // SAFETY: the caller's promise, which holds for the copy as well.
         unsafe { Unspawned { future: copy.as_ptr(), ..self }.spawn_with_guard() }
     }
 
-    /// From a stackful task, which may be preempted here, or from elsewhere.
+    /// Spawns outside of the fast path: from a stackful task, which may be preempted here, from an
+    /// interrupt, or from another core.
     ///
     /// # Safety
     ///
@@ -236,19 +258,23 @@ where
     unsafe fn spawn_with_guard(self) -> Spawned<F> {
         let _guard = PreemptGuard::new();
         let origin = ready::origin(self.runtime);
-        // SAFETY: passed on.
+        // SAFETY: the caller's promise; and `origin` was determined with preemption disabled, which
+        // it stays.
         unsafe { self.spawn_from(origin) }
     }
 
+    /// Allocates the task and publishes it, from a known origin.
+    ///
     /// # Safety
     ///
-    /// As [`spawn`](Self::spawn); `origin` is the caller's.
+    /// As [`spawn`](Self::spawn); and `origin` is the caller's context.
     #[inline(always)]
     unsafe fn spawn_from(self, origin: Origin) -> Spawned<F> {
         let runtime = self.runtime;
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller promises that the future may be read.
         match unsafe { self.allocate(origin) } {
-            // SAFETY: a new task of this runtime's, and the caller promises the rest.
+            // SAFETY: the task is new, was made of this `Unspawned` for this runtime and origin,
+            // and no other code has seen it. The caller promises the rest.
             Some(task) => unsafe { runtime.publish::<F>(task, origin) },
             None => Err(SpawnErrorReason::OutOfMemory),
         }
@@ -267,7 +293,8 @@ where
 {
     in_place()(
         future,
-        // SAFETY: the bounds.
+        // SAFETY: the bounds make future and output `Send`, and `in_place` passes the address of
+        // the future.
         or_panic(|future| unsafe { here()?.spawn_from(future, Unnamed) }),
     )
 }
@@ -276,7 +303,8 @@ where
 ///
 /// # Errors
 ///
-/// As [`Runtime::try_spawn`], and on a core that is not inside of a runtime. The future comes back.
+/// As [`Runtime::try_spawn`], and on a core that is not inside of a runtime. The error contains the
+/// future.
 pub fn try_spawn<F>(future: F) -> Result<JoinHandle<F::Output>, SpawnError<F>>
 where
     F: Future + Send + 'static,
@@ -284,12 +312,13 @@ where
 {
     in_place()(
         future,
-        // SAFETY: the bounds.
+        // SAFETY: the bounds make future and output `Send`, and `in_place` passes the address of
+        // the future.
         or_error(|future| unsafe { here()?.spawn_from(future, Unnamed) }),
     )
 }
 
-/// The calling core's runtime.
+/// Returns the calling core's runtime.
 #[inline]
 pub(crate) fn here() -> Result<&'static Runtime, SpawnErrorReason> {
     Runtime::current().ok_or(SpawnErrorReason::NoRuntime)
@@ -297,10 +326,10 @@ pub(crate) fn here() -> Result<&'static Runtime, SpawnErrorReason> {
 
 /// Spawns tasks whose futures need not be `Send`, on this core's runtime.
 ///
-/// Such a task never leaves its core, and no code of it runs on a stack: a
-/// [`stackful`](crate::stackful()) future in it is always a child. What is not `Send` may be shared
-/// among the local tasks of a core and the future of [`Runtime::run_until`], none of which is
-/// preempted.
+/// Such a task never leaves its core, and none of its code runs on a stack: a
+/// [`stackful`](crate::stackful()) future in it is always a child. Values that are not `Send` may
+/// be shared among the local tasks of a core and the future of [`Runtime::run_until`], none of
+/// which is preempted.
 ///
 /// ```
 /// # use std::{cell::Cell, rc::Rc};
@@ -319,8 +348,8 @@ pub(crate) fn here() -> Result<&'static Runtime, SpawnErrorReason> {
 /// });
 /// # }
 /// ```
-// It is a witness, not a right: `spawn` looks again, since it may have been taken out of its runtime, or put
-// into a thread-local and been found there by a stackful task.
+// A `LocalSpawner` alone is not enough to spawn: `spawn` checks the context again. The spawner may
+// have been moved out of its runtime, or a stackful task may have found it in a thread-local.
 #[derive(Clone, Copy, Debug)]
 pub struct LocalSpawner {
     runtime: &'static Runtime,
@@ -328,25 +357,32 @@ pub struct LocalSpawner {
 }
 
 impl LocalSpawner {
-    /// The spawner of the runtime that the calling core is inside of.
+    /// Returns the spawner of the runtime that the calling core is inside of.
     ///
-    /// `None` in a stackful task, since it is preempted for local tasks and so must not share with them
-    /// what is not `Send`; in an interrupt, if the platform is certain that it is one; and outside of a
-    /// runtime.
+    /// Returns `None`:
+    ///
+    /// - in a stackful task, since local tasks may run while it is preempted, so it must not share
+    ///   values with them that are not `Send`;
+    /// - in an interrupt, if the platform is certain that it is one;
+    /// - outside of a runtime.
     pub fn current() -> Option<Self> {
         let spawner = Self { runtime: Runtime::current()?, not_send: PhantomData };
         spawner.runtime().map(|_| spawner)
     }
 
-    /// The runtime, if the caller may spawn local tasks on it.
+    /// Returns the runtime, if the caller may spawn local tasks on it.
     ///
-    /// Why a task that isn't `Send` may be made by such a caller: what it holds comes from this core's code
-    /// that isn't on a stack, and stays there. The future is polled and dropped by the core's loop (rule 5
-    /// of the task's fields), never on a stack ([`Header::is_future`]), also in a shutdown, into which
-    /// `Runtime::claim_for_shutdown` lets no other core. So is the output, or it is the join handle's
-    /// holder's, and then either `Send` or in a handle that isn't. And all of that code is one thread in
-    /// the sense of `Send`: nothing of it preempts the rest, and the platform promises that no other thread
-    /// ever is this core while there are such tasks.
+    /// This is why such a caller may spawn a task that is not `Send`:
+    ///
+    /// - The values in the future come from code of this core that is not on a stack, and they stay
+    ///   with such code.
+    /// - The core's loop polls and drops the future (rule 5 of the task's fields), never on a stack
+    ///   ([`Header::is_future`]). This is so in a shutdown too: `Runtime::claim_for_shutdown`
+    ///   admits no other core.
+    /// - The loop also drops the output; or the output belongs to the owner of the join handle. In
+    ///   that case either it is `Send`, or the handle is not.
+    /// - All of that code is one thread in the sense of `Send`: no part of it preempts another, and
+    ///   the platform promises that no other thread becomes this core while there are such tasks.
     #[inline]
     pub(crate) fn runtime(self) -> Option<&'static Runtime> {
         let here = Runtime::current().is_some_and(|runtime| ptr::eq(runtime, self.runtime))
@@ -359,13 +395,13 @@ impl LocalSpawner {
     ///
     /// # Panics
     ///
-    /// Where [`current`](Self::current) would say `None` or give another spawner, and when memory is out.
+    /// Where [`current`](Self::current) returns `None` or another spawner, and if memory is out.
     pub fn spawn<F>(self, future: F) -> JoinHandle<F::Output>
     where
         F: Future + 'static,
         F::Output: 'static,
     {
-        // SAFETY: where the future lies.
+        // SAFETY: `in_place` passes the address of the future.
         in_place()(future, or_panic(|future| unsafe { self.spawn_from(future, Unnamed) }))
     }
 
@@ -373,8 +409,8 @@ impl LocalSpawner {
     ///
     /// # Errors
     ///
-    /// Where [`current`](Self::current) would say `None` or give another spawner, and when memory is out. The
-    /// future comes back.
+    /// Where [`current`](Self::current) returns `None` or another spawner, and if memory is out.
+    /// The error contains the future.
     pub fn try_spawn<F>(self, future: F) -> Result<JoinHandle<F::Output>, SpawnError<F>>
     where
         F: Future + 'static,
@@ -382,14 +418,17 @@ impl LocalSpawner {
     {
         in_place()(
             future,
-            // SAFETY: where the future lies.
+            // SAFETY: `in_place` passes the address of the future.
             or_error(|future| unsafe { self.spawn_from(future, Unnamed) }),
         )
     }
 
+    /// Spawns a local task, if the caller may do that.
+    ///
     /// # Safety
     ///
-    /// There is a future to be read, which is the task's if this is `Ok`, and the caller's if not.
+    /// `future` points at a future that may be read. If this returns `Ok`, the future belongs to
+    /// the task; if not, it stays the caller's.
     unsafe fn spawn_from<F, K>(self, future: *const F, kind: K) -> Spawned<F>
     where
         F: Future + 'static,
@@ -397,7 +436,8 @@ impl LocalSpawner {
         K: Storage,
     {
         let runtime = self.runtime().ok_or(SpawnErrorReason::NotLocal)?;
-        // SAFETY: `runtime` has just said so, and the caller's promise.
+        // SAFETY: `LocalSpawner::runtime` has just returned the runtime for a local task, and the
+        // caller promises the future.
         unsafe { Unspawned { runtime, future, kind, local: true, stackful: false }.spawn() }
     }
 }
@@ -412,20 +452,21 @@ impl LocalSpawner {
 /// # }
 /// ```
 ///
-/// The name is for people: it stands in messages and in [`Current`](crate::Current), need not be unique, and
-/// takes two words of the task's memory. (A [`StaticTask`](crate::StaticTask) has its own way to one.)
+/// The name is for people: messages and [`Current`](crate::Current) show it. It need not be unique,
+/// and takes two words of the task's memory. (A [`StaticTask`](crate::StaticTask) is given its name
+/// in another way.)
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TaskBuilder {
     name: Option<&'static str>,
 }
 
 impl TaskBuilder {
-    /// Nothing chosen yet.
+    /// Makes a builder without a name.
     pub const fn new() -> Self {
         Self { name: None }
     }
 
-    /// What the task shall be called.
+    /// Sets the name of the task.
     #[must_use]
     pub const fn name(self, name: &'static str) -> Self {
         Self { name: Some(name) }
@@ -443,7 +484,8 @@ impl TaskBuilder {
     {
         in_place()(
             future,
-            // SAFETY: the bounds.
+            // SAFETY: the bounds make future and output `Send`, and `in_place` passes the address
+            // of the future.
             or_error(|future| unsafe { here()?.spawn_from(future, Named(self.name)) }),
         )
     }
@@ -464,7 +506,8 @@ impl TaskBuilder {
     {
         in_place()(
             future,
-            // SAFETY: the bounds.
+            // SAFETY: the bounds make future and output `Send`, and `in_place` passes the address
+            // of the future.
             or_error(|future| unsafe { runtime.spawn_from(future, Named(self.name)) }),
         )
     }
@@ -485,34 +528,34 @@ impl TaskBuilder {
     {
         in_place()(
             future,
-            // SAFETY: where the future lies.
+            // SAFETY: `in_place` passes the address of the future.
             or_error(|future| unsafe { spawner.spawn_from(future, Named(self.name)) }),
         )
     }
 }
 
-/// A task was not spawned. The future is in it.
+/// The error of a spawn that failed. It contains the future.
 pub struct SpawnError<F> {
-    /// What should have been spawned.
+    /// The future that was to be spawned.
     pub future: F,
-    /// Why it was not.
+    /// The reason why it was not spawned.
     pub reason: SpawnErrorReason,
 }
 
-/// Why a task was not spawned.
+/// The reason why a task was not spawned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SpawnErrorReason {
-    /// The allocator had no memory for it.
+    /// The allocator had no memory for the task.
     OutOfMemory,
     /// The runtime has been shut down.
     ShutDown,
     /// The calling core is not inside of a runtime.
     NoRuntime,
-    /// The caller is not [where this spawner's local tasks are spawned](LocalSpawner::current).
+    /// The context is not [one in which this spawner spawns local tasks](LocalSpawner::current).
     NotLocal,
-    /// The [`StaticTask`](crate::StaticTask) has a task: one that runs, or of which there is a join handle
-    /// or a waker.
+    /// The [`StaticTask`](crate::StaticTask) has a task already: the task runs, or there is still a
+    /// join handle or a waker of it.
     InUse,
 }
 

@@ -1,26 +1,33 @@
-//! The loop: who gets the core next.
+//! The loop of a runtime: it chooses the task that gets the core next, and polls that task.
 //!
 //! # The order
 //!
-//! 1. Between two polls the loop admits what has become ready: timers that are due, if the alarm fired,
-//!    and the inbox. The task that was polled is queued after them, if it yielded or woke itself.
+//! 1. Between two polls the loop admits the tasks that have become ready: it wakes the timers that
+//!    are due, if the alarm has fired, and empties the inbox. Then it queues the task that was
+//!    polled, if that task yielded or was woken during its poll.
 //! 2. Plain tasks are polled first, in the order in which they became ready.
-//! 3. Then stackful tasks that were woken get a slice each, in that order; then those that have used
-//!    up a slice or have yielded, by turns. One that is preempted for something that was woken keeps its
-//!    place and what is left of its slice.
-//! 4. Those that go last are granted a share: while plain tasks keep the core, a stackful one gets it
-//!    after each [`MAX_WAIT`], for an [`STARVED_SHARE`]th of the time that it has waited; and while stackful tasks
-//!    are woken all the time, one that takes turns gets it after a slice of waiting.
-//! 5. A task that has a stack is preempted as soon as something is woken, unless its last stretch was
-//!    shorter than [`MIN_STRETCH`](crate::time::MIN_STRETCH): then it has that first.
+//! 3. Stackful tasks that were woken come next. Each gets a slice, in the order of the wakes. A
+//!    task that is preempted because something else was woken keeps its place in the queue and the
+//!    rest of its slice.
+//! 4. Stackful tasks that have used up a slice, or have yielded, come last, in round-robin order
+//!    (the queue `turns`).
+//! 5. The tasks that come last get a share all the same. While plain tasks keep the core, a
+//!    stackful task gets the core after each [`MAX_WAIT`], for one [`STARVED_SHARE`]th of the time
+//!    that it has waited. While stackful tasks are woken all the time, a task of the queue `turns`
+//!    gets the core after it has waited for a slice.
+//! 6. A task that runs on a stack is preempted as soon as a timer, an interrupt or another core
+//!    wakes something, unless its last stretch was shorter than
+//!    [`MIN_STRETCH`](crate::time::MIN_STRETCH). In that case it first runs for `MIN_STRETCH`. (A
+//!    *stretch* is the time from the moment when a task's code gets the core on a stack until it
+//!    leaves the core or its poll ends.)
 //!
-//! All this is counted in time, which the alarm measures: the loop itself reads the clock only after
+//! The limits are times, which the alarm measures. The loop itself reads the clock only after
 //! stackful tasks have waited for [`CHECK_STACKFUL_AFTER`] polls.
 //!
 //! The loop runs in two places ([home, and on a stack](mod@crate::stackful)). Home does all of the
-//! above. The loop on a stack ([`next_on_stack`](Runtime::next_on_stack)) does the part of it that
-//! is frequent and calls no user code, from the same queues; where it is not sure to choose as home
-//! would, it goes home.
+//! above. The loop on a stack ([`next_on_stack`](Runtime::next_on_stack)) takes from the same
+//! queues, and does only the steps that are frequent and call no user code. Where it cannot be sure
+//! to choose the task that home would choose, it goes home.
 
 use core::ptr::NonNull;
 use core::task::{Context, Poll};
@@ -36,47 +43,52 @@ use crate::task::state::{Pending, Start};
 use crate::task::{Header, Link};
 use crate::time::NEVER;
 
-/// How many nanoseconds stackful tasks wait for plain ones before they are granted the core. (They wait
-/// longer if [`CHECK_STACKFUL_AFTER`] polls take longer.)
+/// How many nanoseconds stackful tasks wait for plain tasks before they are granted the core. They
+/// wait longer if [`CHECK_STACKFUL_AFTER`] polls take longer.
 const MAX_WAIT: u64 = 250_000;
 
-/// They are granted this part of the time that they have waited: one nanosecond after eleven. So beside
-/// plain tasks that never stop, they have a twelfth of the core.
+/// The divisor of the waiting time that gives the grant of starved tasks: one nanosecond for eleven
+/// that they have waited. So beside plain tasks that never stop, stackful tasks have a twelfth of
+/// the core.
 const STARVED_SHARE: u64 = 11;
 
-/// After so many polls of plain tasks the loop looks at the clock for the stackful.
+/// After how many polls of plain tasks the loop reads the clock, to see how long stackful tasks
+/// have waited.
 const CHECK_STACKFUL_AFTER: u64 = 8;
 
-/// After so many further polls it looks again if they had not waited long enough, whatever became of the
-/// alarm that was set for it.
+/// After how many further polls the loop reads the clock again, if stackful tasks had not waited
+/// long enough. It does so whether or not the alarm that was set for that time has fired.
 const CHECK_STACKFUL_AGAIN_AFTER: u64 = 1024;
 
-/// After so many polls of woken stackful tasks it looks at the clock for those that take turns; then each
-/// time after as many polls as there were so far.
+/// After how many polls of woken stackful tasks the loop reads the clock, to see how long the tasks
+/// in `turns` have waited. Each further check comes after as many polls as there were since the
+/// first check, but after at most [`CHECK_TURNS_AGAIN_AFTER`].
 const CHECK_TURNS_AFTER: u64 = 2;
 
-/// But after at most so many.
+/// After how many polls, at most, the loop reads the clock again for the tasks in `turns`.
 const CHECK_TURNS_AGAIN_AFTER: u64 = 8;
 
-/// Who gets the core next. Taken from the queue that it was in.
+/// The task that gets the core next, already taken from its queue.
 enum Next {
-    /// RUNNING, to be polled here.
+    /// The task is plain and RUNNING. The loop polls it at home.
     Plain(NonNull<Header>),
-    /// It was not to be polled any more.
+    /// There was a task, and it is not to be polled any more: it was failed or reaped.
     Retired,
-    /// To be polled or to go on on this stack.
+    /// The task is not started yet. It is to be polled on this stack, or to continue there inside
+    /// `block_on`.
     Stackful(NonNull<Header>, NonNull<Stack>),
-    /// RUNNING, to go on, on this stack.
+    /// The task is RUNNING and was preempted. It continues on this stack.
     Preempted(NonNull<Header>, NonNull<Stack>),
+    /// No task is ready: the core parks.
     Idle,
 }
 
-/// A stackful task that gets the core, and its stack.
+/// A stackful task that gets the core, and the stack for it.
 #[derive(Clone, Copy)]
 struct Chosen {
     task: NonNull<Header>,
     stack: NonNull<Stack>,
-    /// It was preempted, and goes on there.
+    /// The task was preempted, and continues on `stack`.
     was_preempted: bool,
 }
 
@@ -87,19 +99,26 @@ impl From<Chosen> for Next {
     }
 }
 
-// What is rare is in functions of its own that aren't inlined, so that all the rest of a turn is one
-// stretch of code which keeps what it needs in registers.
+// Rare steps are in functions of their own that are not inlined. So the rest of a turn is one
+// straight piece of code that keeps its values in registers.
 impl Runtime {
-    /// Turns the loop until the root is done; a caught panic that is no task's comes back.
+    /// Turns the loop until the root is done. Returns the payload of a caught panic that is not a
+    /// task's.
     pub(super) fn run(&'static self) -> Result<(), PanicPayload> {
         loop {
             let caught = bound::catch_unwind(&mut || {
+                // Entering a runtime has marked the timers as due, and other cores may have pushed
+                // tasks. After a panic, this is the look that the interrupted turn has missed.
                 self.look_out_of_line();
                 while self.turn() {}
             });
             let Err(payload) = caught else {
+                // The loop has ended because the root is done, or because the loop on a stack
+                // panicked.
                 return self.local.stacks.take_payload().map_or(Ok(()), Err);
             };
+            // User code that panicked may have left interrupts masked, and may have asked for
+            // another poll. Both are undone before more user code is called.
             self.unmask();
             let task = self.current_task();
             self.set_current(None);
@@ -107,7 +126,8 @@ impl Runtime {
             match task {
                 Some(task) if task == NonNull::from(&self.root) => {
                     if self.root.state.pending() == Pending::Ready {
-                        // SAFETY: as in `run_until`.
+                        // SAFETY: READY, and the wake that set READY while the root was RUNNING did
+                        // not push it, so the root is in no queue. The root lives in the runtime.
                         unsafe { self.local.ready.push_back(task) };
                     }
                     return Err(payload);
@@ -118,54 +138,71 @@ impl Runtime {
         }
     }
 
-    /// Admits what has become ready. To be called between a poll and the queueing of its task.
+    /// Admits what has become ready: fires the timers if the alarm has fired, and empties the
+    /// inbox.
+    ///
+    /// After a poll it is called before the polled task is queued: what was woken during the poll
+    /// became ready earlier, so it goes first.
     #[inline(always)]
     fn look(&'static self) {
         self.look_and(Self::fire_out_of_line);
     }
 
-    /// The same after an alarm: timers are likely to be due.
+    /// Does the same as [`look`](Self::look) after an alarm, when timers are likely to be due:
+    /// `fire` is inlined.
     #[inline(always)]
     fn look_at_timers(&'static self) {
         self.look_and(Self::fire);
     }
 
+    /// Does the work of [`look`](Self::look) and [`look_at_timers`](Self::look_at_timers), which
+    /// differ in the function `fire`.
     #[inline(always)]
     fn look_and(&'static self, fire: fn(&'static Self)) {
         if self.preempt_count.need_resched() {
-            // First: an interrupt that sets the flags after this has pushed what is seen below, or it makes
+            // The flags are cleared before the timers and the inbox are looked at. An interrupt
+            // that comes before the clearing has pushed what is seen below. An interrupt that comes
+            // after it sets the flags again: either its push is seen below too, or the flags make
             // the next stackful task leave at once.
             self.preempt_count.clear_need_resched();
             if self.alarm.is_due() {
                 fire(self);
             }
+            // The timers that have fired are out of the list, and a plain task may have added
+            // more (`Sleep` sets need_resched for that). So the alarm is set after `fire`.
             self.alarm.set_by(self.timers.next().min(self.local.stacks.aging.deadline()));
         }
+        // The inbox comes last: while `fire` wakes tasks, interrupts and other cores may push more.
         if !self.inbox.is_empty() {
             self.inbox.take(&self.local.ready, false);
         }
     }
 
-    /// Wakes the timers that are due, since the alarm has fired.
+    /// Wakes the timers that are due. The alarm has fired.
     #[inline(always)]
     fn fire(&'static self) {
         let now = self.alarm.take_due();
+        // The alarm that has fired counts as not set, so that the caller sets it for the next
+        // timer.
         self.alarm.forget();
         let aging = &self.local.stacks.aging;
+        // The alarm may have fired because stackful tasks have waited for too long. The next
+        // `choose` checks that.
         if now >= aging.deadline() {
             aging.check_at(0);
             aging.set_deadline(NEVER);
         }
-        // SAFETY: this is the loop.
+        // SAFETY: the caller is the loop of this runtime.
         unsafe { self.timers.fire(self, now) };
     }
 
+    /// Does the same as [`fire`](Self::fire), out of line: after most polls no timer is due.
     #[inline(never)]
     fn fire_out_of_line(&'static self) {
         self.fire();
     }
 
-    /// The same as [`look`](Self::look) where little is to be seen as a rule.
+    /// Does the same as [`look`](Self::look), for callers that mostly find nothing to admit.
     #[inline(always)]
     fn look_if_needed(&'static self) {
         if self.preempt_count.need_resched() || !self.inbox.is_empty() {
@@ -173,44 +210,56 @@ impl Runtime {
         }
     }
 
+    /// Does the same as [`look`](Self::look), out of line.
     #[cold]
     #[inline(never)]
     fn look_out_of_line(&'static self) {
         self.look();
     }
 
-    /// Returns whether to go on.
+    /// Makes one turn of the loop: chooses a task and polls it, or lets it go on; parks if no task
+    /// is ready. Returns `false` if the loop is to end.
     #[inline(always)]
     fn turn(&'static self) -> bool {
         let (task, stack) = match self.choose() {
             Next::Plain(task) => return self.poll(task),
             Next::Retired => {
+                // The end of the task may have called user code (drops, wakers), which may have
+                // added timers or woken tasks. So the loop looks again before it chooses.
                 self.look_out_of_line();
                 return true;
             }
             Next::Stackful(task, stack) => {
+                // The task is started before its slice begins: `start` may find that the task is
+                // over.
                 if !self.start(task, Some(stack)) {
                     self.look_out_of_line();
                     return true;
                 }
                 self.grant_slice(stack);
-                // User code has perhaps added a timer since the last look.
+                // User code that ran since the last look may have added a timer. A slice that
+                // begins under an alarm that is already set does not set the alarm for that timer.
                 self.alarm.set_by(self.timers.next());
                 (task, stack)
             }
             Next::Preempted(task, stack) => {
-                // SAFETY: preempted tasks are RUNNING, hence alive.
+                // SAFETY: a preempted task is RUNNING, hence alive.
                 if unsafe { task.as_ref() }.state.is_aborted() {
                     count(&self.counters.aborted_in_poll);
                 }
                 // SAFETY: the stack of a task that holds frames is alive.
                 if unsafe { stack.as_ref() }.yielded.get() {
+                    // The poll had asked to be polled again before it was preempted. `preempted`
+                    // has kept that request in the stack, since the flag belongs to the running
+                    // task.
                     self.yield_current();
                 }
                 self.grant_rest(stack);
                 (task, stack)
             }
             Next::Idle => {
+                // What ended the wait (an alarm, a push by an interrupt or another core) is
+                // admitted first.
                 self.park();
                 self.look_out_of_line();
                 return true;
@@ -219,25 +268,32 @@ impl Runtime {
         self.enter_stack(task, stack)
     }
 
+    /// Chooses the next task and takes it from its queue, in the order that the module's
+    /// documentation gives.
     #[inline(always)]
     fn choose(&'static self) -> Next {
         let stacks = &self.local.stacks;
         let polls = self.polls();
+        // First the check for starvation: otherwise plain tasks would always come first. It costs
+        // one comparison as long as no check is due.
         if stacks.aging.is_check_due(polls)
             && let Some(chosen) = self.choose_starved()
         {
             return chosen.into();
         }
         while let Some(task) = self.local.ready.pop() {
-            // SAFETY: a task in the FIFO is alive: it is not DONE, or it is ours to reap.
+            // SAFETY: a task in the FIFO is alive: either it is not DONE, or it is this loop's to
+            // reap.
             let header = unsafe { task.as_ref() };
             if header.state.is_plain_and_started() {
                 return Next::Plain(task);
             }
+            // The plain task was woken from another context (it is READY), was aborted, or is over.
             if !header.state.is_stackful() {
                 return if self.start(task, None) { Next::Plain(task) } else { Next::Retired };
             }
-            // The only one there is: it would come out of its queue at once.
+            // This is the only task that is ready. It would be queued as a stackful task and chosen
+            // at once, so the queue is skipped.
             if self.local.ready.is_empty()
                 && stacks.are_idle()
                 && let Some(stack) = header.stack.get().or_else(|| stacks.pool.take())
@@ -250,42 +306,47 @@ impl Runtime {
         self.choose_stackful(polls).map_or(Next::Idle, Next::from)
     }
 
-    /// A stackful task from the FIFO.
+    /// Queues a stackful task that was taken from the FIFO behind the stackful tasks that were
+    /// woken before it.
     #[inline(never)]
     fn queue_stackful(&'static self, task: NonNull<Header>) {
-        // SAFETY: alive, as in `choose`.
+        // SAFETY: the task comes from the FIFO, and is alive for the reason given in `choose`.
         if unsafe { task.as_ref() }.state.is_done() {
-            // It is only to be freed, and needs no stack for that.
+            // A task that is DONE only has a reference to be dropped or memory to be freed. That
+            // needs no stack, so the task must not wait for one.
             let _never_run = self.start(task, None);
             return;
         }
         let stacks = &self.local.stacks;
         if stacks.are_idle() {
-            // The waiting begins now. When that is, is asked later, if at all.
+            // The waiting begins now. The clock is read later, if at all.
             stacks.aging.restart();
             stacks.aging.check_at(self.polls() + CHECK_STACKFUL_AFTER);
         }
-        // SAFETY: alive, as in `choose`, and in no queue now.
+        // SAFETY: the task is alive, for the reason given in `choose`, and it is in no queue now.
         unsafe { stacks.ready.push_back(task) };
     }
 
-    /// A stackful task, if plain ones have kept the core for too long.
+    /// Returns a stackful task, with a grant, if plain tasks have kept the core for too long.
     #[cold]
     #[inline(never)]
     fn choose_starved(&'static self) -> Option<Chosen> {
         let stacks = &self.local.stacks;
         let (aging, polls) = (&stacks.aging, self.polls());
+        // This is the check that the alarm would cause at the deadline. The deadline is set again
+        // below if it is too early for the check.
         aging.set_deadline(NEVER);
         if stacks.are_idle() {
             aging.check_at(u64::MAX);
             return None;
         }
         aging.check_at(polls + CHECK_STACKFUL_AGAIN_AFTER);
+        // No plain task competes: `choose` gets to the stackful tasks by itself, with whole slices.
         if self.local.ready.is_empty() {
             return None;
         }
         let now = bound::now();
-        // None of them has had the core since.
+        // No stackful task has had the core since the later of the two times.
         let since = aging.since(now).max(self.alarm.seen());
         let until = since.saturating_add(MAX_WAIT);
         if now < until {
@@ -293,11 +354,13 @@ impl Runtime {
             self.alarm.set_by(until);
             return None;
         }
+        // The grant is a part of the time waited, so the share of the core does not depend on how
+        // often the check is made.
         let next = self.choose_stackful(polls)?;
         Some(self.grant_only(next, (now - since) / STARVED_SHARE))
     }
 
-    /// Whether it is to be asked for how long tasks that take turns have waited.
+    /// Returns whether it is time to ask how long the tasks in `turns` have waited.
     #[inline(always)]
     fn may_starve_turns(&'static self, polls: u64) -> bool {
         let stacks = &self.local.stacks;
@@ -311,7 +374,7 @@ impl Runtime {
         true
     }
 
-    /// Lets those that take turns have one, if woken stackful tasks have kept the core for too long.
+    /// Returns a task of the queue `turns` if woken stackful tasks have kept the core for too long.
     #[cold]
     #[inline(never)]
     fn choose_starved_turn(&'static self) -> Option<Chosen> {
@@ -323,13 +386,14 @@ impl Runtime {
             return None;
         }
         let next = self.choose_turn(self.polls())?;
-        // Behind tasks that use much of a slice each, it gets a whole slice, as among its equals. Behind tasks
-        // that leave soon it gets a small grant, so that they wait no longer than that.
+        // Behind tasks that use much of a slice each, the task gets a whole slice, as among tasks
+        // of `turns`. Behind tasks that leave soon it gets a small grant, so that these wait no
+        // longer than that.
         let are_long = waited / polls >= self.slice / 8;
         Some(if are_long { next } else { self.grant_only(next, waited / STARVED_SHARE) })
     }
 
-    /// Grants what was chosen no more than so many nanoseconds.
+    /// Limits the next stretch of the chosen task to `grant` nanoseconds. Returns `chosen`.
     fn grant_only(&'static self, chosen: Chosen, grant: u64) -> Chosen {
         if chosen.was_preempted {
             // SAFETY: the stack of a task that holds frames is alive.
@@ -340,11 +404,11 @@ impl Runtime {
         chosen
     }
 
-    /// The first stackful task that can have a stack, or has one.
+    /// Returns the first stackful task that has a stack or can be given one.
     #[inline(always)]
     fn choose_stackful(&'static self, polls: u64) -> Option<Chosen> {
         let stacks = &self.local.stacks;
-        // Before those that are queued, from among which they were taken.
+        // Tasks that wait for a stack go before queued tasks, since their turn came earlier.
         if stacks.are_awaited()
             && let Some(next) = self.choose_waiting()
         {
@@ -363,6 +427,7 @@ impl Runtime {
                 }
             }
         }
+        // `turns` comes after the woken tasks, except for the check for starvation above.
         let next = self.choose_turn(polls);
         if next.is_none() && stacks.are_awaited() {
             self.report_stall();
@@ -370,7 +435,7 @@ impl Runtime {
         next
     }
 
-    /// The first of those that take turns.
+    /// Returns the first task of the queue `turns` that has a stack or can be given one.
     #[inline(always)]
     fn choose_turn(&'static self, polls: u64) -> Option<Chosen> {
         let stacks = &self.local.stacks;
@@ -384,10 +449,11 @@ impl Runtime {
         None
     }
 
-    /// A stackful task from a queue, with the stack that it has, or a free one. `None`: it waits for one.
+    /// Returns a stackful task that was taken from a queue, with the stack that holds its frames,
+    /// or with a free stack. `None`: there is no stack; the task waits for one, or was ended.
     #[inline(always)]
     fn with_stack(&'static self, task: NonNull<Header>) -> Option<Chosen> {
-        // SAFETY: as in `choose`.
+        // SAFETY: a task that was queued is alive, for the reason given in `choose`.
         let held = unsafe { task.as_ref() }.stack.get();
         if let Some(stack) = held {
             // SAFETY: the stack of a task that holds frames is alive.
@@ -401,11 +467,13 @@ impl Runtime {
         stack.map(|stack| Chosen { task, stack, was_preempted: false })
     }
 
-    /// The first of those that wait for a stack, if there is one now.
+    /// Returns the first of the tasks that wait for a stack, if there is a stack now.
     #[cold]
     #[inline(never)]
     fn choose_waiting(&'static self) -> Option<Chosen> {
         let stacks = &self.local.stacks;
+        // Aborted tasks leave the waiting queue first: a free stack must go to a task that needs
+        // it. Acquire pairs with the release in `Runtime::aborted_in_queue`, so the abort is seen.
         if self.aborted_in_queue.swap(false, Ordering::Acquire) {
             self.stop_waiting();
         }
@@ -423,23 +491,24 @@ impl Runtime {
         Some(Chosen { task, stack, was_preempted: false })
     }
 
-    /// A stackful task whose turn has come, and there is no stack for it.
+    /// Has a stackful task wait for a stack: its turn has come, and there is no stack for it.
     #[cold]
     #[inline(never)]
     fn defer_start(&'static self, task: NonNull<Header>) {
-        // SAFETY: as in `choose`.
+        // SAFETY: a task that was queued is alive, for the reason given in `choose`.
         let state = unsafe { &task.as_ref().state };
         if state.is_done() || state.is_aborted() {
-            // One that was aborted has its future dropped here, by the loop: it may be long before there is
-            // a stack for that.
+            // The loop drops the future of an aborted task here, off a stack: it may be long before
+            // there is a stack for that.
             let _never_run = self.start(task, None);
             return;
         }
-        // SAFETY: not DONE, hence alive, and in no queue now.
+        // SAFETY: the task is not DONE, hence alive, and it is in no queue now.
         unsafe { self.local.stacks.push_waiting(task) };
     }
 
-    /// Tells the hook that tasks wait for a stack, unless it was told a moment ago. Returns when to look again.
+    /// Calls the hook `on_stall`, since tasks wait for a stack, unless the hook was called less
+    /// than [`STALL_SLICES`] slices ago. Returns the time from which it may be called again.
     fn report_stall(&'static self) -> u64 {
         let next_report = &self.local.stacks.next_report;
         let now = bound::now();
@@ -453,15 +522,19 @@ impl Runtime {
         next_report.get()
     }
 
-    /// Makes a task that was in a queue RUNNING. `false`: it isn't to be polled any more, and has been dealt
-    /// with. `stack` is its own, or was taken for it.
+    /// Makes a task that was in a queue RUNNING. `false`: the task is not to be polled any more,
+    /// and has been failed or reaped. `stack` is the one that holds frames of the task, or one that
+    /// was taken from the pool for it.
     #[inline(always)]
     fn start(&'static self, task: NonNull<Header>, stack: Option<NonNull<Stack>>) -> bool {
-        // SAFETY: a task that was queued is alive: it is not DONE, or it is ours to reap.
+        // SAFETY: a task that was queued is alive: either it is not DONE, or it is this loop's to
+        // reap.
         let start = unsafe { task.as_ref() }.state.start();
         start == Start::Run { aborted: false } || self.start_otherwise(task, stack, start)
     }
 
+    /// Does the part of [`start`](Self::start) for a task that was aborted or is over. Returns as
+    /// `start`.
     #[cold]
     #[inline(never)]
     fn start_otherwise(
@@ -470,16 +543,22 @@ impl Runtime {
         stack: Option<NonNull<Stack>>,
         start: Start,
     ) -> bool {
-        // SAFETY: as in `start`.
+        // SAFETY: the task is alive, for the reason given in `start`.
         let holds_frames = unsafe { task.as_ref() }.stack.get().is_some();
         match start {
+            // Aborted, in the middle of a poll: frames cannot be dropped, so the poll goes on to
+            // its end.
             Start::Run { .. } if holds_frames => {
                 count(&self.counters.aborted_in_poll);
                 return true;
             }
-            // Its future is dropped there.
+            // Aborted, between two polls: `turn_on` drops the future on that stack, where the drop
+            // may block and be preempted.
             Start::Run { .. } if stack.is_some() => return true,
+            // Aborted, between two polls, without a stack: the future is dropped here.
             Start::Run { .. } => self.fail(task, JoinError::Aborted, true),
+            // The task is DONE. A stack that holds frames of it stays with it; one from the pool
+            // goes back.
             other => {
                 if let Some(stack) = stack.filter(|_| !holds_frames) {
                     self.give_back(stack);
@@ -490,14 +569,16 @@ impl Runtime {
         false
     }
 
-    /// Polls a plain task that is RUNNING. Returns whether to go on.
+    /// Polls a plain task that is RUNNING. Returns `false` if the loop is to end.
     #[inline(always)]
     fn poll(&'static self, task: NonNull<Header>) -> bool {
         count(&self.counters.polls);
         self.set_current(Some(task));
-        // SAFETY: it is RUNNING, this is the owning core, and it is not DONE.
+        // SAFETY: the task is RUNNING and not DONE, and this is the owning core.
         let poll = unsafe { Header::poll(task) };
+        // The check comes while the task is still the current one, so that its panic is the task's.
         self.check_guards(1, task, poll);
+        // The task is not current any more when `look` calls user code (the wakers of timers).
         self.set_current(None);
         self.look();
         match poll {
@@ -506,7 +587,7 @@ impl Runtime {
                 true
             }
             Poll::Ready(()) if task == NonNull::from(&self.root) => {
-                // Another `run_until` may come.
+                // The root task is not completed: another `run_until` may use it again.
                 self.wait(task, Place::Loop);
                 false
             }
@@ -517,42 +598,57 @@ impl Runtime {
         }
     }
 
-    /// Before a task's code gets the core on a stack, wherever the loop is.
+    /// Prepares the core for a task's code on a stack: announces the stretch to other cores, counts
+    /// it, and makes `task` the current task. The caller is the loop, at home or on a stack.
     #[inline(always)]
     fn begin_stretch(&'static self, task: NonNull<Header>) {
         while !self.inbox.announce_stackful() {
-            // It came after this turn's look, perhaps in a hurry: the task leaves at once.
+            // A task was pushed after this turn's look, and its pusher may not have interrupted the
+            // core for it. The pushed task may be urgent. So the preemption is made pending, and
+            // `task` leaves as soon as preemption is enabled.
             self.inbox.take(&self.local.ready, false);
             self.preempt_count.set_pending();
         }
+        // Stackful tasks have the core now, so the polls for which they wait are counted anew.
         self.local.stacks.aging.check_at(count(&self.counters.polls) + CHECK_STACKFUL_AFTER);
         self.set_current(Some(task));
     }
 
-    /// Gives the core to a task that is RUNNING, on its stack, until it comes home. By then, others
-    /// may have been polled there. Returns whether to go on.
+    /// Gives the core to a task that is RUNNING, on its stack, until the core comes home. Other
+    /// stackful tasks may have been polled by then, so only `left` says which task and stack the
+    /// core comes from. Returns `false` if the loop is to end.
     #[inline(always)]
     fn enter_stack(&'static self, task: NonNull<Header>, stack: NonNull<Stack>) -> bool {
         self.begin_stretch(task);
+        // In each arm the stack is settled first (given back to the pool, or noted as held), since
+        // the calls after that may run user code or take a stack.
         let left = self.leave_home(task, stack);
         match left.reason {
+            // `next_on_stack` has queued the task of the last poll.
             Reason::Idle => self.give_back(left.stack),
             Reason::Suspended => {
                 let task = left.task();
                 self.hold(task, left.stack);
+                // What has become ready meanwhile is queued before the task itself, as after a poll
+                // at home.
                 self.look_if_needed();
                 self.wait(task, Place::Stack);
             }
             reason @ (Reason::Interrupted | Reason::Preempted) => {
                 if reason == Reason::Interrupted {
-                    // SAFETY: the loop, which a handler has just left for.
+                    // SAFETY: this is the loop, and a handler has just left the interrupted stack
+                    // for it.
                     unsafe { bound::enable_interrupts() };
                 }
+                // The task goes to a queue of stackful tasks, and what `look_at_timers` admits goes
+                // to the FIFO. So their order does not matter here. Mostly an alarm has preempted
+                // the task, so timers are likely to be due.
                 self.hold(left.task(), left.stack);
                 self.preempted(left.task(), left.stack);
                 self.look_at_timers();
             }
             Reason::Pending => {
+                // The loop on the stack had to leave the end of this poll to home.
                 self.give_back(left.stack);
                 self.look_if_needed();
                 self.wait(left.task(), Place::Stack);
@@ -562,17 +658,20 @@ impl Runtime {
         true
     }
 
-    /// The core came home for what is rare. Returns whether to go on.
+    /// Does the rare part of [`enter_stack`](Self::enter_stack): a task is over, or the loop on a
+    /// stack panicked. Returns `false` if the loop is to end.
     #[inline(never)]
     fn came_home(&'static self, task: Link, stack: NonNull<Stack>, reason: Reason) -> bool {
         match (reason, task) {
             (Reason::Overflowed, Some(task)) => overflowed(task),
             (Reason::Ended, Some(task)) => self.ended(task, stack),
+            // The poll is over, so no frame of the task is left, and the stack can serve the next
+            // task.
             (_, Some(task)) => {
                 self.give_back(stack);
                 self.poll_was_last(task, reason);
             }
-            // A panic that is no task's.
+            // The loop on a stack panicked, outside of any task. `run` takes the payload.
             (_, None) => {
                 self.give_back(stack);
                 return false;
@@ -582,19 +681,21 @@ impl Runtime {
         true
     }
 
-    /// Takes an idle stack back. At home.
+    /// Gives an idle stack to the pool. At home.
     #[inline(always)]
     fn give_back(&self, stack: NonNull<Stack>) {
-        // SAFETY: of this runtime's pool, and left, or not entered since it was taken; a task's
-        // that held it is over.
+        // SAFETY: the stack is of this runtime's pool. The core has left it, or has not entered it
+        // since it was taken. No poll is in progress on it, so it holds no frames of a task.
         unsafe { self.local.stacks.pool.give(stack, self.config.max_idle_stacks) };
     }
 
-    /// On `stack`, when the poll of `task` there has ended: does what there is to do for the task,
-    /// and begins the next poll there. `Err`: the core is to go home, for this reason.
+    /// Finishes what the loop has to do for `task`, whose poll on `stack` has ended, and begins the
+    /// next poll on that stack. Returns the next task. `Err`: the core is to go home, for this
+    /// reason.
     ///
-    /// All that may call user code is left to home, where there is room for it: timers that are
-    /// due, a joiner that is not a task, a plain task.
+    /// The caller is the loop on `stack`, with preemption disabled. All steps that may call user
+    /// code are left to home, which has the stack space for user code: timers that are due, a
+    /// joiner that is not a task, a plain task.
     #[inline(always)]
     pub(crate) fn next_on_stack(
         &'static self,
@@ -602,14 +703,18 @@ impl Runtime {
         task: NonNull<Header>,
         reason: Reason,
     ) -> Result<NonNull<Header>, Reason> {
+        // This check comes before any change, since home then does all that is to be done for
+        // `task`. If need_resched is set, the alarm may have fired, and only home fires timers.
         if self.preempt_count.need_resched()
-            // SAFETY: rule 7: this core has set DONE, and was told so.
+            // SAFETY: rule 7: this core has set DONE, and that step has said that the join waker is
+            // there.
             || reason == Reason::FinishedForJoiner && !unsafe { joiner_is_task(task.as_ref()) }
         {
             return Err(reason);
         }
-        // The task may be gone after this, and a panic here is not its own.
+        // The task may be freed by the steps below, and a panic of the loop is not the task's.
         self.set_current(None);
+        // As in a turn at home: what was pushed during the poll goes before the task itself.
         if !self.inbox.is_empty() {
             self.inbox.take(&self.local.ready, false);
         }
@@ -625,31 +730,36 @@ impl Runtime {
             self.poll_was_last(task, reason);
             self.choose_on_stack()
         };
+        // A slice and a stretch begin as they do at home, but without a switch of stacks.
         let next = next.ok_or(Reason::Idle)?;
         self.grant_slice(stack);
         self.begin_stretch(next);
         Ok(next)
     }
 
-    /// As [`choose_on_stack`](Self::choose_on_stack), of those that take turns, of which `task`
-    /// becomes the last.
+    /// Queues `task`, which has yielded, as the last of the queue `turns`, and returns what
+    /// [`choose_on_stack`](Self::choose_on_stack) returns.
     #[inline(always)]
     fn choose_after_yield(&'static self, task: NonNull<Header>) -> Option<NonNull<Header>> {
         let stacks = &self.local.stacks;
         let polls = self.polls();
+        // These are the tests that `choose_on_stack` makes before it gets to `turns`. If only the
+        // queue `turns` has tasks, one operation appends `task` and takes the first.
         let are_alone = self.local.ready.is_empty()
             && stacks.ready.is_empty()
             && !stacks.are_awaited()
             && !stacks.aging.is_check_due(polls);
         if !are_alone {
-            // SAFETY: RUNNING, so no other code pushes it.
+            // SAFETY: the task is RUNNING, so no other code pushes it; its poll is over, so it is
+            // in no queue.
             unsafe { stacks.turns.push_back(task) };
             return self.choose_on_stack();
         }
         // SAFETY: as above.
         let next = unsafe { stacks.turns.rotate(task) };
         if !self.start_on_stack(next) {
-            // SAFETY: just popped.
+            // SAFETY: the task was just popped, so it is in no queue, and it is alive, as all
+            // queued tasks are.
             unsafe { stacks.turns.push_front(next) };
             return None;
         }
@@ -658,31 +768,34 @@ impl Runtime {
         Some(next)
     }
 
-    /// Makes a task from a queue RUNNING, if it is to be polled on any stack. `false`: nothing was
-    /// done.
+    /// Makes a task RUNNING that is in a queue, if it may be polled on any stack: it holds no
+    /// frames, is not DONE and was not aborted. `false`: nothing was changed.
     #[inline(always)]
     fn start_on_stack(&'static self, task: NonNull<Header>) -> bool {
-        // SAFETY: alive, as in `choose`.
+        // SAFETY: the task is queued, and is alive for the reason given in `choose`.
         let header = unsafe { task.as_ref() };
         header.stack.get().is_none() && header.state.start_unless_over()
     }
 
-    /// The task that [`choose`](Self::choose) would choose next, taken from its queue and RUNNING,
-    /// if it is to be polled on a stack and holds none. `None`: home chooses.
+    /// Returns the task that [`choose`](Self::choose) would choose next, taken from its queue and
+    /// RUNNING, if it is to be polled on a stack and no stack holds frames of it. `None`: home
+    /// chooses.
     #[inline(always)]
     fn choose_on_stack(&'static self) -> Option<NonNull<Header>> {
         let stacks = &self.local.stacks;
         let polls = self.polls();
+        // Home makes the checks for starvation, and gives stacks to the tasks that wait for one.
         if stacks.aging.is_check_due(polls) || stacks.are_awaited() {
             return None;
         }
         loop {
             let (queue, in_turn) = if let Some(task) = self.local.ready.first() {
-                // SAFETY: alive, as in `choose`.
+                // SAFETY: the task is in the FIFO, and is alive for the reason given in `choose`.
                 let header = unsafe { task.as_ref() };
                 if !header.state.is_stackful() || header.state.is_done() {
                     return None;
                 }
+                // As in `choose`: a task that is the only one is taken from the FIFO directly.
                 let is_alone = self.local.ready.is_last(task) && stacks.are_idle();
                 if !is_alone {
                     self.local.ready.pop();
@@ -698,6 +811,8 @@ impl Runtime {
             } else {
                 (&stacks.turns, true)
             };
+            // The task is started before it is popped: if home must take it, it is still the first
+            // of its queue.
             let task = queue.first()?;
             if !self.start_on_stack(task) {
                 return None;
@@ -711,11 +826,11 @@ impl Runtime {
         }
     }
 
-    /// Polls what `run_until` waits for.
+    /// Polls the future that `run_until` waits for.
     pub(crate) fn poll_root(&'static self, context: &mut Context<'_>) -> Poll<()> {
         let Some(mut poll) = self.local.root.get() else { return Poll::Pending };
-        // SAFETY: `run_until` is in its loop, further up on this stack, so its closure lives, and
-        // nobody else calls it.
+        // SAFETY: `run_until` is in its loop, in a frame further up on this stack, so the closure
+        // in that frame is alive. Only the poll of the root task calls the closure.
         let poll = unsafe { poll.as_mut() }(context);
         if poll.is_ready() {
             self.local.root.set(None);
@@ -723,11 +838,13 @@ impl Runtime {
         poll
     }
 
-    /// Moves the aborted among those that wait for a stack to the others: they need none.
+    /// Moves aborted tasks from the queue of those that wait for a stack to the queue of woken
+    /// tasks. They need no stack: the loop can drop their futures without one.
     fn stop_waiting(&'static self) {
         let stacks = &self.local.stacks;
         stacks.retain_waiting(|task| {
-            // SAFETY: not DONE, hence alive, and in no queue now.
+            // SAFETY: a task that waits for a stack is not DONE, hence alive. `retain_waiting` has
+            // popped it, so it is in no queue now.
             unsafe {
                 let aborted = task.as_ref().state.is_aborted();
                 if aborted {
@@ -738,19 +855,23 @@ impl Runtime {
         });
     }
 
-    /// An idle stack, or a new one if there may be more.
+    /// Returns an idle stack, or a new one if the limit and the memory allow it.
     #[inline(always)]
     fn take_stack(&'static self) -> Option<NonNull<Stack>> {
         self.local.stacks.pool.take().or_else(|| self.new_stack())
     }
 
+    /// Returns a new stack, unless tasks wait for one.
     #[cold]
     #[inline(never)]
     fn new_stack(&'static self) -> Option<NonNull<Stack>> {
-        // Those that wait for one have just been looked at, so there is none for others.
+        // The loop has just tried to make a stack for a task that waits, and could not (in
+        // `choose_waiting`, or here). So there is none for another task either.
         if self.local.stacks.are_awaited() { None } else { self.grow() }
     }
 
+    /// Returns a new stack. `None`: all stacks that
+    /// [`Config::max_stacks`](crate::Config::max_stacks) allows exist, or there is no memory.
     #[cold]
     #[inline(never)]
     fn grow(&'static self) -> Option<NonNull<Stack>> {
@@ -758,25 +879,34 @@ impl Runtime {
         self.local.stacks.pool.grow(self, size, self.config.max_stacks)
     }
 
+    /// Parks the core until an interrupt comes or another core wakes it, unless something has
+    /// become ready.
     #[inline(never)]
     fn park(&'static self) {
         if self.local.stacks.are_awaited() {
-            // Memory may come back, and the hook is told again, although nothing else happens here.
+            // Memory for another stack may be freed while the core is parked, and `on_stall` is to
+            // be called again. Neither causes an interrupt, so the alarm ends the wait.
             let next_look = self.report_stall();
             if self.config.on_stall.is_some() || self.may_have_more_stacks() {
                 self.alarm.set_by(next_look);
             }
         }
+        // `on_stall` may have added a timer.
         self.alarm.set_by(self.timers.next());
         let interrupts = bound::mask_interrupts();
-        // From here on neither an interrupt nor another core can slip in: the alarm's interrupt is
-        // masked, and a push either made the announcement fail or finds it and wakes us.
+        // From here on neither an interrupt nor another core can make a task ready unnoticed. The
+        // alarm's interrupt is masked. A push to the inbox either comes before the announcement,
+        // which fails then, or finds the tag PARKED and wakes this core. The FIFO is tested because
+        // user code that ran since `choose` popped the last task (`on_stall`, the drop of an
+        // aborted future) may have queued another.
         if !self.alarm.is_due() && self.local.ready.is_empty() && self.inbox.announce_park() {
             count(&self.counters.parks);
             bound::park();
+            // This also takes back the announcement: a push to a core that is not parked wakes
+            // nothing.
             self.inbox.take(&self.local.ready, false);
         }
-        // SAFETY: what `mask_interrupts` has just returned.
+        // SAFETY: the value is the one that `mask_interrupts` has just returned.
         unsafe { bound::restore_interrupts(interrupts) };
     }
 }

@@ -1,4 +1,4 @@
-//! How long one group of tasks waits for another that goes first.
+//! How long one group of tasks waits for another group that goes first.
 
 use core::cell::Cell;
 
@@ -6,19 +6,20 @@ use crate::time::NEVER;
 
 /// How long one group of tasks has waited for another group that goes first.
 ///
-/// The loop does not read the clock at each poll. After a few polls of the group that goes first it asks
-/// whether the other group has waited for too long, and reads the clock only then.
+/// The loop does not read the clock at each poll. After a few polls of the group that goes first,
+/// it checks whether the other group has waited for too long, and reads the clock only then.
 #[derive(Debug)]
 pub(crate) struct Aging {
-    /// At which count of polls the loop asks next.
+    /// The count of polls at which the loop checks next.
     check_at: Cell<u64>,
-    /// What `check_at` was set to when the loop last checked_at.
+    /// The value that the last check gave to `check_at`. If they differ, the group has had its turn
+    /// since.
     checked_at: Cell<u64>,
-    /// The count of polls when the loop asked for the first time since the group's turn.
+    /// The count of polls at the loop's first check since the group's turn.
     polls: Cell<u64>,
-    /// Since when the group waits, or [`NEVER`] if that is not known yet.
+    /// The time since which the group waits, or [`NEVER`] if that is not known yet.
     since: Cell<u64>,
-    /// When it will have waited for too long; [`NEVER`] if that is not known.
+    /// The time at which the group will have waited for too long; [`NEVER`] if that is not known.
     deadline: Cell<u64>,
 }
 
@@ -33,20 +34,22 @@ impl Aging {
         }
     }
 
-    /// The group has its turn; the loop asks again at this count of polls.
+    /// Notes that the group has its turn. The loop checks again at this count of polls.
     #[inline]
     pub(crate) fn check_at(&self, polls: u64) {
         self.check_at.set(polls);
     }
 
+    /// Returns whether the loop is to check at this count of polls.
     #[inline]
     pub(crate) fn is_check_due(&self, counted: u64) -> bool {
         counted >= self.check_at.get()
     }
 
-    /// The loop has asked, and asks again after as many polls as there were so far, at most `most`. Returns
-    /// since when the group has waited, and how many polls there were since. Both count from now if this is
-    /// the first time since its turn.
+    /// Notes that the loop has checked. It checks again after as many polls as there have been so
+    /// far, but at most `max`. Returns the time since which the group has waited, and the number of
+    /// polls since then (at least 1). Both count from now if this is the first check since the
+    /// group's turn.
     pub(crate) fn keep_waiting(&self, now: u64, counted: u64, max: u64) -> (u64, u64) {
         if self.checked_at.get() != self.check_at.get() {
             self.since.set(now);
@@ -58,13 +61,13 @@ impl Aging {
         (self.since.get(), polls)
     }
 
-    /// Forgets since when it waits.
+    /// Forgets since when the group waits.
     #[inline]
     pub(crate) fn restart(&self) {
         self.since.set(NEVER);
     }
 
-    /// Since when it has waited: `now`, if that was not known.
+    /// Returns since when the group has waited. If that was not known, it waits from `now` on.
     pub(crate) fn since(&self, now: u64) -> u64 {
         if self.since.get() == NEVER {
             self.since.set(now);

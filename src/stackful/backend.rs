@@ -1,52 +1,53 @@
-//! The seam between the runtime and an architecture's stacks.
+//! The interface between the runtime and an architecture's stacks.
 
 use core::ptr::NonNull;
 
 use crate::platform::bound;
 
-/// The code that a prepared stack starts in. It never returns: it switches away for good.
+/// The code that a prepared stack starts in. It never returns: it switches away for ever.
 pub type StackMain = unsafe extern "C" fn(argument: *mut ()) -> !;
 
-/// Code that is off the core: the stack pointer of a stack on which everything else that it needs
-/// to go on has been saved.
+/// The context of code that is off the core: a stack pointer. Everything else that the code needs
+/// to continue has been saved on that stack.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Context(pub *mut u8);
 
-/// What the runtime asks of an architecture: prepare a stack, and switch between two.
+/// The part of an architecture that the runtime needs: prepare a stack, and switch between two
+/// stacks.
 ///
-/// The crate brings one for each architecture that it knows, in [`arch`](crate::arch). A kernel
+/// The crate has one for each architecture that it supports, in [`arch`](crate::arch). A kernel
 /// that has its own names it in [`Platform::Backend`](crate::platform::Platform::Backend).
 ///
-/// A preempted task needs no third function: the trap entry saves the interrupted registers on the
-/// interrupted stack, the handler calls [`on_timer`](crate::preempt::on_timer), and that makes the
-/// same `switch` that a task makes which leaves by itself.
+/// Preemption needs no third function. The trap entry saves the interrupted registers on the
+/// interrupted stack, and the handler calls [`on_timer`](crate::preempt::on_timer). That makes the
+/// same `switch` as a task that leaves by itself.
 ///
 /// # Safety
 ///
 /// - `prepare` writes only to the `MIN_STACK` bytes below `top`.
-/// - `switch` saves all that the platform's calling convention wants preserved over a call (also
-///   floating-point registers, where it has them), and reads and writes nothing but the two stacks
-///   and `save`.
+/// - `switch` saves everything that the platform's calling convention preserves over a call
+///   (including floating-point registers, where it preserves them). It reads and writes nothing but
+///   the two stacks and `save`.
 /// - `switch` leaves the per-core register (`tp`, `gs`, `$r21`) as it is, and neither masks nor
 ///   enables interrupts.
-/// - It is a full compiler barrier.
+/// - `switch` is a full compiler barrier.
 pub unsafe trait StackfulBackend {
-    /// The least size of a stack in bytes: a prepared context, one trap context, and the frames of
-    /// the handler that leaves the core.
+    /// The minimum size of a stack in bytes: a prepared context, one trap context, and the frames
+    /// of the handler that leaves the core.
     const MIN_STACK: usize;
 
-    /// Prepares the stack that ends at `top`: the first switch to the returned context calls
-    /// `main(argument)` on it.
+    /// Prepares the stack that ends at `top`. The first switch to the returned context calls
+    /// `main(argument)` on that stack.
     ///
     /// # Safety
     ///
-    /// `top` is aligned to 16 and at least `MIN_STACK` writable bytes lie below it, which no other
-    /// code uses.
+    /// `top` is aligned to 16. At least `MIN_STACK` writable bytes lie below it, and no other code
+    /// uses them.
     unsafe fn prepare(top: NonNull<u8>, main: StackMain, argument: *mut ()) -> Context;
 
-    /// Leaves the present context, storing it in `*save`, and goes on in `to`. Returns when another
-    /// `switch` goes to what was stored.
+    /// Leaves the current context, stores it in `*save`, and continues in `to`. Returns when
+    /// another `switch` goes to the stored context.
     ///
     /// # Safety
     ///
@@ -56,9 +57,11 @@ pub unsafe trait StackfulBackend {
 }
 
 impl Context {
-    /// No context: what a place holds while its code is on the core.
+    /// No context: the value of a place whose code is on the core.
     pub(crate) const NONE: Self = Self(core::ptr::null_mut());
 
+    /// Prepares a stack with the platform's backend.
+    ///
     /// # Safety
     ///
     /// As [`StackfulBackend::prepare`].
@@ -67,6 +70,8 @@ impl Context {
         unsafe { bound::prepare(top, main, argument) }
     }
 
+    /// Switches stacks with the platform's backend.
+    ///
     /// # Safety
     ///
     /// As [`StackfulBackend::switch`].

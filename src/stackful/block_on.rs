@@ -14,34 +14,35 @@ use crate::task::waker::from_header;
 
 /// Waits for `future`.
 ///
-/// Inside of a stackful task it suspends the task and not the core: the task keeps its stack, and
-/// other tasks run. Outside of any task, on a core that is not inside of a runtime, it parks the core
-/// between polls.
+/// Inside of a stackful task, it suspends the task and not the core: the task keeps its stack, and
+/// other tasks run. Outside of any task, on a core that is not inside of a runtime, it parks the
+/// core between polls.
 ///
-/// A wake of the task that arrives while it waits here may have been meant for another part of the
-/// task's future, say the other arm of a `select`. So after it has waited, it wakes its task once
-/// more, and that part is polled.
+/// A wake of the task that arrives during the wait may have been meant for another part of the
+/// task's future, such as the other arm of a `select`. So after `block_on` has waited, it wakes its
+/// task once more, and that part is polled.
 ///
-/// An abort of the task takes effect after the poll that this is part of. If `future` waits for a
-/// [`stackful`](crate::stackful()) future that was ended by a fault, the task is ended as well: there
-/// is no output that it could go on with.
+/// An abort of the task takes effect after the poll that calls `block_on`. If `future` waits for a
+/// [`stackful`](crate::stackful()) future that was ended by a fault, the task is ended as well,
+/// since there is no output with which it could continue.
 ///
 /// # Panics
 ///
-/// - In a plain task, which would keep the core from all others, and in code that the runtime calls
-///   outside of a poll (hooks, [`Config::on_stall`](crate::Config::on_stall), a timer's waker).
-/// - In the drop of a stackful task's future, if the runtime drops it off its stack: in a
-///   [`shutdown`](Runtime::shutdown), or where there is no stack for an aborted task.
+/// - In a plain task, which would keep the core from all other tasks, and in code that the runtime
+///   calls outside of a poll (hooks, [`Config::on_stall`](crate::Config::on_stall), a timer's
+///   waker).
+/// - In the drop of a stackful task's future, if the runtime drops the future off its stack: in a
+///   [`shutdown`](Runtime::shutdown), or if there is no stack for an aborted task.
 /// - In a stackful task that must not give the core away: with interrupts masked; under a
-///   [`PreemptGuard`](crate::preempt::PreemptGuard), or with preemption disabled; where
-///   [`Platform::may_preempt`](crate::platform::Platform::may_preempt) says no, that is, while the task
-///   panics or the kernel's own preempt count is not zero.
+///   [`PreemptGuard`](crate::preempt::PreemptGuard), or with preemption disabled; or where
+///   [`Platform::may_preempt`](crate::platform::Platform::may_preempt) says no, that is, while the
+///   task panics or the kernel's own preempt count is not zero.
 /// - If `future` leaves a guard, or masked interrupts, when its poll returns.
 /// - In an interrupt on a core that is inside of a runtime.
-/// - Outside of a runtime, if it has to wait while interrupts are masked, or by a caller that is no
+/// - Outside of a runtime, if it has to wait while interrupts are masked, or if the caller is not a
 ///   core of the platform.
 pub fn block_on<F: Future>(future: F) -> F::Output {
-    // Pinned here: a future in an argument is one more copy of it on the stack.
+    // Pinned here: to pass the future in an argument would copy it on the stack once more.
     let future = pin!(future);
     match bound::slot().runtime() {
         Some(runtime) => suspend_until(runtime, future),
@@ -49,6 +50,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
     }
 }
 
+/// Polls `future` until it is ready, in the running stackful task. Suspends the task between polls.
 fn suspend_until<F: Future>(runtime: &'static Runtime, mut future: Pin<&mut F>) -> F::Output {
     let Some(task) = runtime.current_task() else {
         panic!("block_on was called in the runtime's own context: call it in a stackful task")
@@ -59,14 +61,14 @@ fn suspend_until<F: Future>(runtime: &'static Runtime, mut future: Pin<&mut F>) 
     let is_stackful = unsafe { task.as_ref() }.state.is_stackful();
     assert!(
         runtime.is_on_stack() || !is_stackful,
-        "block_on was called in the drop of the future of {}, which the runtime drops off its stack, since it is \
-         shut down or has no stack for it: nothing can wait there",
+        "block_on was called in the drop of the future of {}, which the runtime drops off its \
+         stack, since the task is shut down or has no stack: no code can wait there",
         name()
     );
     assert!(
         runtime.is_on_stack(),
-        "block_on was called in {}, which is a plain task and would keep the core from all others: \
-         await the future, or spawn the task with stackful()",
+        "block_on was called in {}, which is a plain task and would keep the core from all other \
+         tasks: await the future, or spawn the task with stackful()",
         name()
     );
     assert!(
@@ -75,28 +77,29 @@ fn suspend_until<F: Future>(runtime: &'static Runtime, mut future: Pin<&mut F>) 
     );
     assert!(
         runtime.preempt_count().is_zero(),
-        "block_on was called in {} under a PreemptGuard, or between preempt::disable and enable: \
-         end that first",
+        "block_on was called in {} under a PreemptGuard, or between preempt::disable and \
+         preempt::enable: end that section first",
         name()
     );
     assert!(
         bound::interrupts() != Interrupts::Masked,
-        "block_on was called in {} with interrupts masked, and others would have the core meanwhile: \
-         enable them first",
+        "block_on was called in {} with interrupts masked, and other tasks would have the core \
+         meanwhile: enable interrupts first",
         name()
     );
-    // SAFETY: the task isn't DONE before this poll of it is over, and until then the runtime's reference keeps
-    // its header; the waker is not dropped, so it needs no reference.
+    // SAFETY: the task is not DONE before this poll of it is over, and until then the runtime's
+    // reference keeps its header alive. The waker is not dropped, so it needs no reference.
     let waker = ManuallyDrop::new(unsafe { from_header(task) });
     assert!(
         bound::may_preempt(),
-        "block_on was called in {} where Platform::may_preempt says no: while it panics, or under a \
-         lock of the kernel's, which the core's other tasks would then run with",
+        "block_on was called in {} where Platform::may_preempt says no: while it panics, or under \
+         a lock of the kernel, which would stay held while the core's other tasks run",
         name()
     );
     let mut given_back = GiveBack { waker: &waker, waited: false };
     let stack = runtime.running_stack();
-    // What the poll around this one has lost, or the future whose drop this is, is not waited for here.
+    // A child that was ended by a fault before this call is not waited for by `future`, but by the
+    // poll around this call, or by the future whose drop this is. So the note of it is set aside.
     let _lost = LostBefore { lost: &stack.lost_child, before: stack.lost_child.replace(false) };
     loop {
         if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
@@ -104,23 +107,27 @@ fn suspend_until<F: Future>(runtime: &'static Runtime, mut future: Pin<&mut F>) 
         }
         assert!(
             runtime.preempt_count().is_zero(),
-            "a future in block_on held a PreemptGuard when its poll returned: drop it before the await"
+            "a future in block_on held a PreemptGuard when its poll returned: drop the guard \
+             before the await"
         );
         assert!(
             bound::interrupts() != Interrupts::Masked,
-            "a future in block_on had interrupts masked when its poll returned: enable them before the await"
+            "a future in block_on had interrupts masked when its poll returned: enable them \
+             before the await"
         );
         if stack.lost_child.get() {
-            // SAFETY: the running task's own code, by the checks above.
+            // SAFETY: this is the running task's own code, by the checks above.
             unsafe { runtime.end_stack() }
         }
         given_back.waited = true;
-        // SAFETY: the running task's own code, on its stack, in task context, by the checks above.
+        // SAFETY: this is the running task's own code, on its stack, in task context, by the checks
+        // above.
         unsafe { runtime.leave_stack(stack, Reason::Suspended) };
     }
 }
 
-/// Gives the wakes back that a `block_on` may have taken from others, also when it panics.
+/// Wakes the task again when a `block_on` that has waited ends, also by a panic: it may have
+/// consumed wakes that were meant for other parts of the task.
 struct GiveBack<'a> {
     waker: &'a Waker,
     waited: bool,
@@ -134,7 +141,8 @@ impl Drop for GiveBack<'_> {
     }
 }
 
-/// Tells what is around a `block_on` of a child again that was lost before it.
+/// Restores, after a `block_on`, the note that a child was ended by a fault before it. The code
+/// around the `block_on` waits for that child.
 struct LostBefore<'a> {
     lost: &'a Cell<bool>,
     before: bool,
@@ -148,6 +156,8 @@ impl Drop for LostBefore<'_> {
     }
 }
 
+/// Polls `future` until it is ready, on a core that is outside of a runtime. Parks the core between
+/// polls.
 fn park_until<F: Future>(slot: &'static CoreSlot, mut future: Pin<&mut F>) -> F::Output {
     let core = bound::core();
     assert!(
@@ -172,7 +182,7 @@ fn park_until<F: Future>(slot: &'static CoreSlot, mut future: Pin<&mut F>) -> F:
             if !notified {
                 bound::park();
             }
-            // SAFETY: what `mask_interrupts` has just returned.
+            // SAFETY: `interrupts` is what `mask_interrupts` has just returned.
             unsafe { bound::restore_interrupts(interrupts) };
             if notified {
                 break;
@@ -182,7 +192,8 @@ fn park_until<F: Future>(slot: &'static CoreSlot, mut future: Pin<&mut F>) -> F:
 }
 
 impl CoreSlot {
-    /// A waker that ends the parking of this slot's core in `block_on`. The slot is all its data.
+    /// Returns a waker that ends the parking of this slot's core in `block_on`. Its data is only
+    /// the address of the slot.
     fn waker(&'static self) -> Waker {
         static VTABLE: RawWakerVTable =
             RawWakerVTable::new(|slot| RawWaker::new(slot, &VTABLE), ring, ring, |_| ());
@@ -190,8 +201,8 @@ impl CoreSlot {
             // SAFETY: `waker` put a `&'static CoreSlot` there.
             unsafe { &*slot.cast::<CoreSlot>() }.notify();
         }
-        // SAFETY: the functions keep `RawWakerVTable`'s contract: slots live for ever, and `ring` is
-        // atomic.
+        // SAFETY: the functions keep the contract of `RawWakerVTable`: a slot lives for ever, and
+        // `ring` is thread-safe, since it accesses only atomics and calls `Platform::wake`.
         unsafe { Waker::new(core::ptr::from_ref(self).cast(), &VTABLE) }
     }
 }

@@ -1,4 +1,4 @@
-//! From the stack that a core was booted on to one that was allocated.
+//! Moving a core from its boot stack to an allocated stack.
 
 use core::convert::Infallible;
 use core::fmt;
@@ -6,13 +6,14 @@ use core::fmt;
 use super::Context;
 use crate::platform::bound;
 
-/// Leaves the calling core's boot stack for ever: calls `main` on a stack of at least `size` bytes,
-/// which comes from [`Platform::allocate_stack`](crate::platform::Platform::allocate_stack), like those
-/// of tasks, with the same guard. Returns only if that fails.
+/// Leaves the calling core's boot stack for ever, and calls `main` on a stack of at least `size`
+/// bytes. Like the stacks of tasks, that stack comes from
+/// [`Platform::allocate_stack`](crate::platform::Platform::allocate_stack), with the same guard.
+/// Returns only if that fails.
 ///
-/// Called once the allocator works, and before the core enters its runtime. Nothing that lies on the
-/// boot stack is dropped; its memory is free for other use once `main` runs, unless there is a pointer
-/// to something that is pinned or borrowed there.
+/// Called once the allocator works, and before the core enters its runtime. Nothing that lies on
+/// the boot stack is dropped. The memory of the boot stack is free for other use once `main` runs,
+/// unless there is a pointer to something that is pinned or borrowed on that stack.
 ///
 /// # Errors
 ///
@@ -20,7 +21,8 @@ use crate::platform::bound;
 ///
 /// # Panics
 ///
-/// On a core that is inside of a runtime: tasks hold pointers to the stack that it was entered on.
+/// On a core that is inside of a runtime: tasks hold pointers to the stack on which the runtime was
+/// entered.
 pub fn leave_boot_stack(size: usize, main: fn() -> !) -> Result<Infallible, BootStackError> {
     assert!(
         bound::slot().runtime().is_none(),
@@ -33,16 +35,18 @@ pub fn leave_boot_stack(size: usize, main: fn() -> !) -> Result<Infallible, Boot
         .ok_or(BootStackError::TooSmall { least })?;
     let base = bound::allocate_stack(size).ok_or(BootStackError::OutOfMemory)?;
     let mut left = Context::NONE;
-    // SAFETY: the platform gave `size` bytes, a multiple of 16 and aligned so, at least what a prepared
-    // context needs. It is entered once. What is left is never entered again, so `left` is only
-    // written before this frame is abandoned.
+    // SAFETY: the platform gave `size` bytes, aligned to 16. `size` is a multiple of 16, and is
+    // enough for a prepared context. That context is entered once. The context in `left` is never
+    // entered, so `left` is only written before this frame is abandoned.
     unsafe {
         let context = Context::prepare(base.add(size), call, main as *mut ());
         Context::switch(&raw mut left, context);
     }
-    unreachable!("somebody went back to a boot stack")
+    unreachable!("a boot stack that had been left was entered")
 }
 
+/// Calls `main`. This is the first code on the new stack.
+///
 /// # Safety
 ///
 /// `main` is a `fn() -> !`.
@@ -52,16 +56,16 @@ unsafe extern "C" fn call(main: *mut ()) -> ! {
     main()
 }
 
-/// Why a core is still on its boot stack.
+/// The reason for which a core is still on its boot stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BootStackError {
-    /// The size that was asked for does not hold a trap context and its handler.
+    /// The requested size is too small for a trap context and its handler.
     TooSmall {
-        /// The least size in bytes.
+        /// The minimum size in bytes.
         least: usize,
     },
-    /// The platform has no memory for it.
+    /// The platform has no memory for the stack.
     OutOfMemory,
 }
 

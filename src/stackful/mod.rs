@@ -1,8 +1,9 @@
-//! Futures that compute: they run on stacks of their own and are preempted.
+//! Stackful futures: futures that compute for long. They run on stacks of their own and are
+//! preempted.
 //!
-//! A stackful future is a task like any other: one state word, one waker, one place in the ready
-//! queue. What differs is where it is polled: on a stack of the core's pool. A stack is in one of
-//! four situations, and in one place: in the pool, its task's, or the loop's.
+//! A stackful future is a task like any other: it has one state word, one waker and one place in
+//! the ready queue. The difference is where it is polled: on a stack from the core's pool. A stack
+//! is always in one of four states. It belongs to exactly one of the pool, a task, and the loop.
 //!
 //! ```text
 //!       idle               polling             suspended            preempted
@@ -13,22 +14,23 @@
 //! │ go_home       │   │ the poll      │   │ the poll      │   │ the poll      │
 //! │ saved context │   │               │   │ block_on      │   │ trap context  │
 //! └───────────────┘   └───────────────┘   │ saved context │   │ trap handler  │
-//!    in the pool      the core is here    └───────────────┘   │ on_timer      │
-//!                                         the task is BLOCKED │ saved context │
+//!  the stack is       the core runs on    └───────────────┘   │ on_timer      │
+//!  in the pool        this stack          the task is BLOCKED │ saved context │
 //!                                         or queued, like any └───────────────┘
-//!                                         other               the task is RUNNING, in
-//!                                                             a queue of the preempted
+//!                                         other task          the task is RUNNING, in
+//!                                                             a queue of `Stacks`
 //! ```
 //!
-//! In the last two it holds frames, and belongs to its task and to its core.
+//! A suspended or preempted stack *holds frames*, and belongs to its task and to its core. (A task
+//! that is preempted in task context, when it drops a guard, has no trap context on its stack.)
 //!
 //! # Home, and the loop on a stack
 //!
-//! *Home* is the stack of the code that entered the runtime. Plain tasks are polled there, the core
-//! parks there, and tasks of which a stack holds frames go on from there. From home to a stack is
-//! one switch. There, `turn_on` is the loop: after each poll it chooses, and polls the next
-//! stackful task by a plain call, so that tasks that are not preempted cost no switch. For all else
-//! it goes home, which chooses again, from the same queues.
+//! *Home* is the stack of the code that entered the runtime. At home, plain tasks are polled, the
+//! core parks, and tasks of which a stack holds frames are resumed. One switch leads from home to a
+//! stack. On the stack, `turn_on` is the loop: after each poll, `turn_on` chooses the next stackful
+//! task and polls it by a plain call, so tasks that are not preempted cost no switch. For
+//! everything else the core goes home. Home then chooses again, from the same queues.
 //!
 //! ```text
 //!   home: Runtime::run                             a stack: Runtime::turn_on
@@ -38,29 +40,32 @@
 //!  │ park                │ ◄──────────────────── │ go_home: anything else      │
 //!  │                     │                       ├─────────────────────────────┤
 //!  │                     │ ◄──────────────────── │ leave_stack: preempted,     │
-//!  │                     │  leave_home: go on    │ or suspended                │
+//!  │                     │  leave_home: resume   │ or suspended                │
 //!  │                     │ ────────────────────► │                             │
 //!  └─────────────────────┘                       └─────────────────────────────┘
 //! ```
 //!
-//! What holds:
+//! # Rules
 //!
-//! 1. Preemption is enabled only on a stack, so home has been left then, and can be entered.
-//! 2. No frame of a task's is left at home when the core leaves it, and no plain task is polled on
-//!    a stack.
-//! 3. The frames below a poll know the runtime, the stack and the task, and read all else after
-//!    the poll: the core has done other things meanwhile.
+//! 1. Preemption is enabled only while the core is on a pooled stack. At that time home's context
+//!    is saved, so the core can switch to home.
+//! 2. When the core leaves home, no frame of a task is left on home's stack. No plain task is
+//!    polled on a pooled stack.
+//! 3. The frames that call a poll (`stack_main` and `turn_on`) keep only the runtime, the stack and
+//!    the task across the poll. They read everything else after the poll, because the core may have
+//!    run other code meanwhile.
 //! 4. `Stacks::running` is the stack that the core is on. When the core comes home, home clears it
 //!    first.
 //! 5. `Header::stack` and `Stack::task` are set while the stack holds frames of the task and the
-//!    core is elsewhere: home sets them when the core has left, and clears them before it enters
-//!    the stack.
-//! 6. Only home gives a stack to the pool, and only home takes one from there, to enter it. So no
-//!    code runs on a stack that is in the pool.
-//! 7. The core arrives on a stack by returning, into `turn_on` or into the task's code: the stack
-//!    does not grow by it.
-//! 8. A task may be preempted after its poll has returned, until preemption is disabled. Until
-//!    then, what the poll has returned lies on its stack.
+//!    core is elsewhere. Home sets them after the core has left the stack, and clears them before
+//!    the core enters the stack.
+//! 6. Only home puts a stack into the pool, and only home takes a stack from the pool in order to
+//!    enter it. So no code runs on a stack that is in the pool.
+//! 7. The first switch to a stack calls `stack_main`. Each further switch continues by a return,
+//!    into `turn_on` or into the task's code. So the frames on a stack do not grow with the number
+//!    of switches to it.
+//! 8. A task may be preempted after its poll has returned, until `turn_on` disables preemption.
+//!    Until then, the value that the poll returned lies on the task's stack.
 
 mod aging;
 mod backend;
@@ -103,37 +108,42 @@ pub(crate) enum Reason {
     Idle,
     /// The task waits in `block_on`.
     Suspended,
-    /// The slice is over or something urgent came, in an interrupt.
+    /// An interrupt handler preempted the task: its slice is over, or another task became ready.
     Interrupted,
-    /// The same, in task context: when a guard dropped, or at a preemption point.
+    /// The task was preempted in task context: it dropped a guard or reached a preemption point, or
+    /// a preemption was pending when its code was about to run.
     Preempted,
-    /// The poll returned `Pending`. The stack is idle; so it is in the next three.
+    /// The poll returned `Pending`. The stack is idle, as it is with the next three reasons.
     Pending,
-    /// The task is over, and DONE. Its output is the join handle's.
+    /// The task has finished and is DONE. Its output belongs to the join handle.
     Finished,
-    /// The same, and the loop takes the join waker and wakes it.
+    /// As `Finished`, and the loop must take the join waker and wake it.
     FinishedForJoiner,
-    /// The task is over and not DONE yet: it has no join handle, and its output has been dropped.
+    /// The task has finished and is not DONE yet. It has no join handle, and its output has been
+    /// dropped.
     Detached,
     /// The loop on the stack panicked, outside of any task. The stack is idle.
     Panicked,
-    /// It caused a fault, and its handler doesn't go back.
+    /// The task was ended in the middle of its poll: by the handler of a fault that the task
+    /// caused, or in `block_on` because a child was ended by a fault. The stack is never entered
+    /// again.
     Ended,
-    /// It has overflowed its stack, and no guard caught that. The program ends; the loop says why,
-    /// since there is no room for that on this stack.
+    /// The task has overflowed its stack, and no guard caught the overflow. The program ends. The
+    /// loop reports it at home, since this stack has no room for that.
     Overflowed,
 }
 
-/// From where the core came home.
+/// The task and the stack that the core came home from, and the reason.
 #[derive(Clone, Copy)]
 pub(crate) struct Left {
-    /// The task that had it, unless the loop on the stack sends the core home by itself.
+    /// The task that had the core; `None` if the loop on the stack went home without a task.
     pub(crate) task: Link,
     pub(crate) stack: NonNull<Stack>,
     pub(crate) reason: Reason,
 }
 
 impl Left {
+    /// Returns the task that had the core. Panics if there was none.
     #[inline(always)]
     pub(crate) fn task(self) -> NonNull<Header> {
         let Some(task) = self.task else { unreachable!("no task had the core") };
@@ -144,47 +154,50 @@ impl Left {
 /// A future that runs on a stack of its own and is preempted. Made by [`stackful`].
 #[must_use = "futures do nothing unless awaited or spawned"]
 pub struct Stackful<F: Future> {
-    /// `None` once it has been moved into a task of its own. Pinned from the first poll on a stack,
-    /// which is the first poll of it at all.
+    /// `None` once the future has been moved into a task of its own. Pinned from the first poll on
+    /// a stack, which is also the future's first poll at all.
     future: Option<F>,
-    /// It is the whole of a task that runs on a stack, perhaps with hooks around it. Nothing moves it any
-    /// more, also if `F: Unpin`: only the runtime reaches the task's memory, and hooks give no access to
-    /// the future inside of them.
+    /// Whether this `Stackful` is the whole of a task that runs on a stack, possibly with hooks
+    /// around it. If so, nothing moves the future any more, even if `F: Unpin`: only the runtime
+    /// reaches the task's memory, and hooks give no access to the future inside of them.
     on_stack: bool,
+    /// The child task, once the future has been moved into it.
     child: Option<JoinHandle<F::Output>>,
-    /// What hooks a child runs inside of, since its parent was inside of them.
+    /// The hooks of the parent, if this is a child: the child's polls run inside of them, too.
     hooks: Vec<Arc<dyn Hooks>>,
 }
 
-/// Makes a future that may compute for as long as it likes: the timer takes the core from it when its
-/// slice is over, and the core's other tasks run.
+/// Makes a future that may compute for as long as it likes: when its slice is over, the timer takes
+/// the core from it, and the core's other tasks run.
 ///
-/// - Spawned as it is, it is one task, which is polled on a stack; also with
-///   [`contexted()`](crate::contexted()) around it.
-/// - **Inside of any other future** it spawns a child task at its first poll, on the core of its parent,
-///   waits for it, and aborts it when dropped. The parent stays what it was: spawned,
-///   `stackful(f).map(g)` is a plain task, `f` runs in a child on a stack, and `g` runs in the plain
-///   parent and is not preempted. To have all of it preempted, put `stackful` outermost:
-///   `stackful(f.map(g))`.
+/// - **Spawned directly**, also with [`contexted()`](crate::contexted()) around it, it is one task,
+///   which is polled on a stack.
+/// - **Inside of any other future**, it spawns a child task at its first poll, on the core of its
+///   parent. It waits for the child, and aborts the child when it is dropped. The parent stays what
+///   it was. For example, a spawned `stackful(f).map(g)` is a plain task: `f` runs in a child on a
+///   stack, and `g` runs in the plain parent and is not preempted. To have both preempted, put
+///   `stackful` outermost: `stackful(f.map(g))`.
 ///
-/// It holds a stack only while it is being polled, is preempted, or is inside of [`block_on()`].
+/// The task holds a stack only while it is being polled, is preempted, or is inside of
+/// [`block_on()`].
 ///
-/// The future must be `Send` for the reason that [`std::thread::spawn`] demands it: it may be preempted
-/// between any two instructions, and other tasks of the core run there.
+/// The future must be `Send` for the same reason as with [`std::thread::spawn`]: it may be
+/// preempted between any two instructions, and other tasks of the core run then.
 ///
 /// [`std::thread::spawn`]: https://doc.rust-lang.org/std/thread/fn.spawn.html
 ///
 /// # Errors
 ///
-/// If there is no memory for the child's task, the parent is polled again and tries again. A task for
-/// which there is no stack waits, and [`Config::on_stall`](crate::Config::on_stall) is called.
+/// If there is no memory for the child's task, the parent is polled again and tries again. A task
+/// for which there is no stack waits, and [`Config::on_stall`](crate::Config::on_stall) is called.
 ///
 /// # Panics
 ///
-/// - Polled on a core that is not inside of a runtime.
-/// - In the parent, when the child panicked, with the child's message.
-/// - If the child was ended by a fault, there is no output: the parent is aborted, or, if it waits in
-///   [`block_on()`], ended as well. The future of [`Runtime::run_until`] cannot be aborted, and panics.
+/// - If polled on a core that is not inside of a runtime.
+/// - In the parent, if the child panicked, with the child's message.
+/// - If the child was ended by a fault, there is no output. Then the parent is aborted. If the
+///   parent waits in [`block_on()`], it is ended as well. The future of [`Runtime::run_until`]
+///   cannot be aborted, and panics.
 pub fn stackful<F>(future: F) -> Stackful<F>
 where
     F: Future + Send + 'static,
@@ -201,8 +214,8 @@ where
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, context: &mut core::task::Context<'_>) -> Poll<F::Output> {
-        // SAFETY: `future` is moved only before its first poll, `child` is not pinned, and nothing
-        // else moves.
+        // SAFETY: `future` is moved only before its first poll. `child` and the other fields are
+        // not structurally pinned.
         let this = unsafe { self.get_unchecked_mut() };
         if !this.on_stack {
             return this.poll_off_stack(context);
@@ -215,7 +228,7 @@ where
             scope = Scope::new(ScopeEntry::Hooks(&this.hooks));
             Some(scope.begin())
         };
-        // SAFETY: with `on_stack` set, it is never moved again.
+        // SAFETY: with `on_stack` set, the future is never moved again.
         unsafe { Pin::new_unchecked(future) }.poll(context)
     }
 }
@@ -225,7 +238,8 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    /// A poll off a stack: that of a child's parent, or the first one of a task that is stackful as a whole.
+    /// Polls off a stack. This is a poll in a parent, which polls the child, or the first poll of a
+    /// task that is stackful as a whole.
     fn poll_off_stack(&mut self, context: &mut core::task::Context<'_>) -> Poll<F::Output> {
         let Some(runtime) = bound::slot().runtime() else {
             panic!("stackful() was polled outside of a runtime: spawn it, or await it in a task")
@@ -233,9 +247,10 @@ where
         if self.future.is_some() {
             let whole = (ptr::from_ref(self).cast(), TypeId::of::<Self>());
             if let Some(task) = runtime.task_that_is(whole) {
-                // This is the whole task, polled for the first time, by the loop: from now on on a stack.
+                // This `Stackful` is the whole task, and this is its first poll, by the loop. All
+                // further polls are on a stack.
                 self.on_stack = true;
-                // SAFETY: the current task is alive; it is polled, so this is its core.
+                // SAFETY: the current task is alive. It is being polled, so this is its core.
                 unsafe { task.as_ref() }.state.set_stackful();
                 runtime.yield_current();
                 return Poll::Pending;
@@ -246,7 +261,7 @@ where
             }
         }
         let Some(child) = &mut self.child else {
-            // The child was ended, and the parent has been told.
+            // The child was ended by a fault, and the parent has been aborted.
             return Poll::Pending;
         };
         let error = match child.poll_in_place(context) {
@@ -257,7 +272,7 @@ where
         match error {
             JoinError::Panicked(payload) => {
                 let message = String::from(panic_message(&payload));
-                // Before the panic, as its drop may panic too.
+                // Before the panic below, since the drop of the payload may panic too.
                 panic::drop_payload(payload);
                 panic!("a stackful future panicked: {message}")
             }
@@ -265,24 +280,28 @@ where
                 self.child = None;
                 Poll::Pending
             }
-            // Aborted: only this has its handle, so a shutdown did it. That ends its parent too, unless the
-            // parent has been moved to another runtime.
+            // `Aborted`: only this `Stackful` has the child's handle, so a shutdown aborted the
+            // child. That shutdown ends the parent too, unless the parent has been moved to another
+            // runtime. `Abandoned`: the parent cannot be aborted.
             error => panic!("a stackful future was ended: {error}"),
         }
     }
 
-    /// Moves the future into a task of its own. `false`: there is no memory, or the runtime has been shut
-    /// down, and the future has stayed.
+    /// Moves the future into a child task. Returns `false` if there is no memory or the runtime has
+    /// been shut down. The future then stays in `self`.
     #[inline(never)]
     fn spawn_child(&mut self, runtime: &'static Runtime) -> bool {
         let Some(hooks) = contexted::inherited(runtime) else { return false };
-        // The child is a copy of what this is until it has been published, or was refused.
+        // `spawn_stackful` copies `self` into the child, so `self` gets the field values of the
+        // child here. It keeps them until the child has been published or refused.
         self.hooks = hooks;
         self.on_stack = true;
-        // SAFETY: a `Stackful` that only this code sees, and that is the task's if there is one.
+        // SAFETY: `self` is a valid `Stackful` that only this code accesses. On `Ok` the future and
+        // the hooks belong to the task, and are overwritten below without a drop.
         match unsafe { runtime.spawn_stackful(self) } {
             Ok(child) => {
-                // SAFETY: what is overwritten has been moved.
+                // SAFETY: the fields are `self`'s, and the values that are overwritten have been
+                // moved.
                 unsafe {
                     ptr::from_mut(&mut self.future).write(None);
                     ptr::from_mut(&mut self.hooks).write(Vec::new());
@@ -293,7 +312,8 @@ where
             }
             Err(_) => {
                 self.on_stack = false;
-                // The future would be dropped inside of them, where we are already.
+                // Otherwise the future would be dropped inside of these hooks, which this code is
+                // already inside of.
                 self.hooks.clear();
                 false
             }
@@ -308,7 +328,7 @@ impl<F: Future> Drop for Stackful<F> {
         }
         if !self.hooks.is_empty() {
             let future = &mut self.future;
-            // Dropped in its place, as it may be pinned.
+            // Dropped in place, as the future may be pinned.
             contexted::within(ScopeEntry::Hooks(&self.hooks), || *future = None);
         }
     }
@@ -320,12 +340,12 @@ impl<F: Future> fmt::Debug for Stackful<F> {
     }
 }
 
-/// The addresses of the stack that this core runs a stackful task on, as
-/// [`Platform::allocate_stack`](crate::platform::Platform::allocate_stack) gave it; `None` if it runs
-/// none.
+/// Returns the addresses of the stack on which this core runs a stackful task, as
+/// [`Platform::allocate_stack`](crate::platform::Platform::allocate_stack) gave the stack; `None`
+/// if the core runs no stackful task.
 ///
-/// It is meant for the handler of a fault: the task has overflowed its stack if the faulting address is
-/// in the guard below. Any context.
+/// It is meant for the handler of a fault: if the faulting address is in the guard below this
+/// stack, the task has overflowed its stack. Any context.
 pub fn current_stack() -> Option<core::ops::Range<usize>> {
     let stack = bound::slot().runtime()?.stacks().running()?;
     // SAFETY: the running stack is alive.
@@ -333,17 +353,18 @@ pub fn current_stack() -> Option<core::ops::Range<usize>> {
 }
 
 impl Runtime {
-    /// Grants the code on `stack` a slice. Loop only.
+    /// Grants a slice to the code on `stack`. Loop only.
     #[inline(always)]
     pub(crate) fn grant_slice(&self, stack: NonNull<Stack>) {
-        // SAFETY: stacks live until they are freed, which only the loop does.
+        // SAFETY: a stack is alive until it is freed, and only the loop, which calls this, frees
+        // stacks.
         unsafe { stack.as_ref() }.left.set(0);
         if !self.alarm().begin_covered() {
             self.alarm().begin_slice(self.slice(), self.timers().next());
         }
     }
 
-    /// Grants the code on `stack` what it had left when it was preempted. Loop only.
+    /// Grants the code on `stack` the time that was noted when it was preempted. Loop only.
     #[inline(always)]
     pub(crate) fn grant_rest(&self, stack: NonNull<Stack>) {
         // SAFETY: as in `grant_slice`.
@@ -359,22 +380,23 @@ impl Runtime {
     }
 
     /// Gives the core to the current task, on its stack, until the core comes home. Other stackful
-    /// tasks may have been polled by then, also on other stacks: so nothing is returned but what is
-    /// read after that.
+    /// tasks may have been polled on the stack by then. So this function returns only what it reads
+    /// after the core has come home.
     #[inline(always)]
     pub(crate) fn leave_home(&'static self, task: NonNull<Header>, stack: NonNull<Stack>) -> Left {
         // SAFETY: as in `grant_slice`.
         let this = unsafe { stack.as_ref() };
         self.stacks().set_running(Some(stack));
         this.task.set(None);
-        // SAFETY: RUNNING, hence alive, and this is its core (rule 4).
+        // SAFETY: the task is RUNNING, hence alive, and this is its core (rule 4 of `crate::task`).
         unsafe { task.as_ref() }.stack.set(None);
         if this.scopes.get().is_some() {
             self.enter_scopes(task, this);
         }
-        // SAFETY: the stack is prepared or was saved by `switch_to_loop` or `go_home` on this core, and
-        // is alive; it is entered once for each time, since its task is in one queue and an idle
-        // stack in one pool. Home's place outlives the switch, since it is in the runtime.
+        // SAFETY: `this.context` was prepared by `Pool::grow`, or saved by `switch_to_loop` or
+        // `go_home` on this core, and the stack is alive. The context is entered once for each time
+        // that it was saved, since a task is in one queue and an idle stack in one pool. `home`
+        // outlives the switch, since it lies in the runtime.
         unsafe { Context::switch(self.stacks().home.as_ptr(), this.context.get()) };
         let Some(stack) = self.stacks().running() else {
             unreachable!("the core came home from no stack")
@@ -383,34 +405,39 @@ impl Runtime {
         self.stacks().set_running(None);
         self.set_current(None);
         if self.scopes().get().is_some() {
-            // Only a poll that is in the middle is inside of hooks.
+            // Scopes are set here only if the core has left a poll that has not ended.
             self.leave_scopes(left.task(), left.stack, left.reason);
         }
         left
     }
 
+    /// Runs the entering hooks of the poll that is about to be resumed on `stack`.
     #[inline(never)]
     fn enter_scopes(&self, task: NonNull<Header>, stack: &Stack) {
         let scopes = stack.scopes.take();
-        // SAFETY: the stack's poll is in the middle.
+        // SAFETY: the poll on the stack has not ended, so its scopes are alive.
         self.catch_user_panic(task, || unsafe { contexted::enter(scopes) });
         self.scopes().set(scopes);
     }
 
+    /// Runs the leaving hooks of the poll that the core has left in the middle, on `stack`.
     #[inline(never)]
     fn leave_scopes(&self, task: NonNull<Header>, stack: NonNull<Stack>, reason: Reason) {
         match reason {
             Reason::Overflowed => overflowed(task),
             Reason::Interrupted | Reason::Ended => {
-                // SAFETY: the loop, which a handler has just left for.
+                // SAFETY: this is the loop. A trap handler has just given the core to it, or, if
+                // `Ended`, `block_on` has, which leaves interrupts enabled.
                 unsafe { bound::enable_interrupts() };
             }
             _ => {}
         }
-        // Hooks that drop the task's join handle find that frames of it are left.
+        // Before the hooks run: a hook that drops the task's join handle must find that a stack
+        // holds frames of the task.
         self.hold(task, stack);
         let scopes = self.scopes().take();
-        // SAFETY: a poll that is over has left all its scopes, so this one is in the middle.
+        // SAFETY: a poll that has ended has left all its scopes. These are set, so their poll has
+        // not ended.
         self.catch_user_panic(task, || unsafe { contexted::leave(scopes) });
         // SAFETY: as in `grant_slice`.
         unsafe { stack.as_ref() }.scopes.set(scopes);
@@ -419,15 +446,15 @@ impl Runtime {
     /// Notes that `stack` holds frames of `task`, which is off the core. At home.
     #[inline(always)]
     pub(crate) fn hold(&self, task: NonNull<Header>, stack: NonNull<Stack>) {
-        // SAFETY: RUNNING, hence alive, and this is its core (rule 4). Stacks live until the loop
-        // frees them.
+        // SAFETY: the task is RUNNING, hence alive, and this is its core (rule 4 of `crate::task`).
+        // A stack is alive until the loop frees it.
         unsafe {
             task.as_ref().stack.set(Some(stack));
             stack.as_ref().task.set(Some(task));
         }
     }
 
-    /// Leaves the running stack with what its task has left of its slice.
+    /// Notes how much of its slice the running task has left, and leaves the running stack.
     ///
     /// # Safety
     ///
@@ -446,27 +473,31 @@ impl Runtime {
             }
             SliceLeft::Nothing => (false, self.slice()),
         });
-        // SAFETY: passed on.
+        // SAFETY: the caller's promise. `stack` is the running stack.
         unsafe { self.leave_stack(stack, reason) };
     }
 
-    /// Leaves the running stack for the loop. Returns when the loop enters it again, with preemption enabled.
+    /// Leaves the running stack for the loop. Returns when the loop enters the stack again, with
+    /// preemption enabled.
     ///
     /// # Safety
     ///
-    /// On the stack of the running stackful task, which is `stack`, in its own code or in an interrupt of it,
-    /// not in the runtime's. When `Interrupted`, interrupts are masked, and are so again when it returns.
+    /// Called on the stack of the running stackful task, which is `stack`, in the task's own code
+    /// or in an interrupt of that code, not in the runtime's code. If `reason` is `Interrupted`,
+    /// interrupts are masked, and they are masked again when this returns.
     #[inline(always)]
     pub(crate) unsafe fn leave_stack(&'static self, stack: &Stack, reason: Reason) {
         if reason != Reason::Interrupted {
-            // The entry of an interrupt has done both.
+            // The entry of an interrupt has already touched the stack and dropped the rights.
             arch::touch_stack::<{ arch::LEAVE }>();
             if arch::has_rights() {
-                // SAFETY: passed on.
+                // SAFETY: the caller's promise. The reason is not `Interrupted`, so this is task
+                // context.
                 return unsafe { self.leave_with_rights(stack, reason) };
             }
         }
-        // SAFETY: passed on.
+        // SAFETY: both functions have the contract of this one. `reason` says whether this is an
+        // interrupt.
         unsafe {
             if self.switch_to_loop(stack, reason) {
                 self.leave_for_pending(reason == Reason::Interrupted);
@@ -474,7 +505,8 @@ impl Runtime {
         }
     }
 
-    /// Leaves the running stack where its code may access users' pages: other code may not meanwhile.
+    /// Leaves the running stack while its code has the right to access user pages. Other code must
+    /// not have that right meanwhile.
     ///
     /// # Safety
     ///
@@ -483,18 +515,21 @@ impl Runtime {
     #[inline(never)]
     unsafe fn leave_with_rights(&'static self, stack: &Stack, reason: Reason) {
         let rights = arch::drop_rights();
-        // SAFETY: passed on. The rights are this code's own.
+        // SAFETY: the caller's promise. `rights` are those that this code had.
         unsafe {
             self.leave_stack(stack, reason);
             arch::restore_rights(rights);
         }
     }
 
-    /// A preemption became pending between the loop's last look and the enabling of preemption, or just after it.
+    /// Leaves the stack again for a preemption that became pending between the loop's last check
+    /// and the enabling of preemption, or just after that. Repeats this until no preemption is
+    /// pending when preemption is enabled.
     ///
     /// # Safety
     ///
-    /// As [`leave_stack`](Self::leave_stack); `interrupt` says whether it is in one.
+    /// As [`leave_stack`](Self::leave_stack). `interrupt` says whether the caller is in an
+    /// interrupt.
     #[cold]
     #[inline(never)]
     unsafe fn leave_for_pending(&'static self, interrupt: bool) {
@@ -504,8 +539,8 @@ impl Runtime {
             self.preempt_count().set(1);
             let (stack, now) = (self.running_stack(), bound::now());
             if alarm.protects() {
-                // The least stretch begins here. If the alarm fires again before the task's code runs, the
-                // next one is longer.
+                // The protected stretch begins now. If the alarm fires again before the task's code
+                // runs, the next protected stretch is longer.
                 alarm.protect(now, least);
                 least = least.saturating_mul(2);
                 if self.stay(now) {
@@ -513,24 +548,26 @@ impl Runtime {
                 }
                 continue;
             }
-            // It has had nothing of this stretch.
+            // The task has had nothing of its stretch, so its next stretch is protected.
             stack.protected.set(MIN_STRETCH);
             alarm.end_stretch(now);
             stack.set_left(match alarm.slice_left(now, self.slice()) {
                 SliceLeft::Nanoseconds(left) => (true, left),
                 SliceLeft::Nothing if self.preempt_count().is_zero() => (false, self.slice()),
-                // A slice shorter than the way into it: double it until it isn't.
+                // The slice was over before the task's code ran. The task gets twice as much each
+                // time, until that is enough.
                 SliceLeft::Nothing => (false, stack.left.get().saturating_mul(2).max(self.slice())),
             });
-            // SAFETY: passed on.
+            // SAFETY: the caller's promise. `stack` is the running stack, and `reason` says whether
+            // this is an interrupt.
             if !unsafe { self.switch_to_loop(stack, reason) } {
                 return;
             }
         }
     }
 
-    /// Goes home; when the loop enters the stack again, enables preemption. Returns whether a
-    /// preemption is pending then.
+    /// Goes home. When the loop enters the stack again, enables preemption and returns whether a
+    /// preemption is pending.
     ///
     /// # Safety
     ///
@@ -542,44 +579,47 @@ impl Runtime {
         }
         self.preempt_count().set(1);
         self.stacks().reason.set(reason);
-        // SAFETY: a task's code runs, so the loop has left home and saved its context there, which
-        // is entered once for that. The place in `stack` outlives the switch, since it lies on top
-        // of the stack.
+        // SAFETY: a task's code runs, so the loop has left home and saved its context in `home`,
+        // which is entered once for that. `stack.context` outlives the switch, since it lies at the
+        // top of the stack.
         unsafe { Context::switch(stack.context.as_ptr(), self.stacks().home.get()) };
         if reason == Reason::Interrupted {
-            // The handler goes on; its return restores what the interrupted code had.
+            // The interrupt handler continues. Its return restores what the interrupted code had.
             bound::mask_interrupts();
         }
         self.enable_and_test()
     }
 
-    /// The running code's own.
+    /// Returns the stack that the calling code runs on. Panics at home.
     #[inline(always)]
     pub(crate) fn running_stack(&self) -> &Stack {
-        let Some(stack) = self.stacks().running() else { unreachable!("no stack to leave") };
+        let Some(stack) = self.stacks().running() else { unreachable!("the core is on no stack") };
         // SAFETY: the running stack is alive.
         unsafe { stack.as_ref() }
     }
 
-    /// Leaves the running stack for ever, from whichever stack the handler of its fault is on.
+    /// Leaves the running stack for ever. The caller may be on another stack, on which it handles
+    /// the task's fault.
     ///
     /// # Safety
     ///
-    /// In the running stackful task's own code, or in a handler that has interrupted it, with interrupts
-    /// masked.
+    /// Called in the running stackful task's own code, or, with interrupts masked, in a handler
+    /// that has interrupted that code.
     pub(crate) unsafe fn end_stack(&'static self) -> ! {
         let stack = self.running_stack();
         self.preempt_count().set(1);
-        // The loop has none of what the task may access. (The entry of a trap has dropped it already.)
+        // The loop must have none of the task's rights. (The entry of a trap has already dropped
+        // them.)
         arch::drop_rights();
         self.stacks().reason.set(Reason::Ended);
-        // The fault may have cost an interrupt, such as the alarm's: the loop looks, and sets it again.
+        // The fault may have cost an interrupt, such as the alarm's. So the loop looks at the
+        // timers, and sets the alarm again.
         self.alarm().forget();
         self.alarm().set_due(bound::now());
         self.preempt_count().set_need_resched();
-        // SAFETY: as in `switch_to_loop`; what is stored in the stack is never entered.
+        // SAFETY: as in `switch_to_loop`. The context that is saved in `stack` is never entered.
         unsafe { Context::switch(stack.context.as_ptr(), self.stacks().home.get()) };
-        unreachable!("somebody entered a stack that had been ended")
+        unreachable!("a stack whose task had been ended was entered")
     }
 
     /// Leaves the running stack, `stack`, for the loop, which ends the program.
@@ -588,25 +628,27 @@ impl Runtime {
     fn leave_overflowed(&'static self, stack: &Stack) -> ! {
         self.preempt_count().set(1);
         self.stacks().reason.set(Reason::Overflowed);
-        // SAFETY: as in `switch_to_loop`; what is stored in the stack is never entered.
+        // SAFETY: as in `switch_to_loop`. The context that is saved in `stack` is never entered.
         unsafe { Context::switch(stack.context.as_ptr(), self.stacks().home.get()) };
         unreachable!("a stack that had overflowed was entered")
     }
 
-    /// Enables preemption for a task's code. Returns whether a preemption was pending before that; then
-    /// the caller disables preemption and pays, unless an interrupt has come first.
+    /// Enables preemption for a task's code, and returns whether a preemption is pending. If so,
+    /// the caller disables preemption again and takes the pending preemption, unless an interrupt
+    /// has taken it first.
     #[inline(always)]
     fn enable_and_test(&self) -> bool {
         self.preempt_count().set(0);
         self.preempt_count().is_pending()
     }
 
-    /// If the running task has not had its least stretch yet: enables preemption for its code, and the alarm is
-    /// set for the end of that stretch. `false`: a preemption is pending now. Its core, in task context or masked.
+    /// If the running task has not yet had its protected stretch: sets the alarm for the end of
+    /// that stretch, and enables preemption for the task's code. Returns `false` if a preemption is
+    /// pending now. Called on the task's core, in task context or with interrupts masked.
     #[cold]
     #[inline(never)]
     fn stay(&self, now: u64) -> bool {
-        // An alarm that comes while it is set finds preemption disabled.
+        // An alarm that fires while the alarm is being set finds preemption disabled.
         self.preempt_count().set(1);
         self.preempt_count().clear_pending();
         if !self.alarm().stays(now) {
@@ -616,10 +658,12 @@ impl Runtime {
         !self.enable_and_test()
     }
 
-    /// The core must not be taken although the preempt count is zero, or about to be: the preemption stays pending, and
-    /// the alarm is set to try again. If `may_preempt` said yes, interrupts are what forbids it: the alarm
-    /// fires as soon as they are enabled. Else it fires after a while. Its core, on a stack, with interrupts
-    /// masked.
+    /// Defers a preemption that must not happen now although the preempt count is zero, or about to
+    /// be: keeps the preemption pending, and sets the alarm to try again.
+    ///
+    /// `may_preempt` is the platform's answer. If it is `true`, masked interrupts forbid the
+    /// preemption, and the alarm fires as soon as they are enabled. If it is `false`, the alarm
+    /// fires after a while. Called on the task's core, on a stack, with interrupts masked.
     #[cold]
     #[inline(never)]
     pub(crate) fn defer(&self, may_preempt: bool) {
@@ -629,12 +673,14 @@ impl Runtime {
         } else {
             self.preempt_count().retry_after(self.slice(), self.polls())
         };
-        // Not for the timers: one that is due would make the alarm fire at once, again and again.
+        // The timers are not considered: a timer that is due would make the alarm fire at once,
+        // again and again.
         self.alarm().set_by(bound::now().saturating_add(wait));
     }
 
-    /// Enables preemption for a task's code, and leaves the stack first if a preemption is pending and nothing else
-    /// forbids it. On a stack, in the task's code or in an interrupt of that.
+    /// Enables preemption for a task's code. If a preemption is pending and nothing else forbids
+    /// it, leaves the stack first. Called on a stack, in the task's code or in an interrupt of that
+    /// code.
     #[inline]
     pub(crate) fn preempt_enable(&'static self) {
         if self.enable_and_test() {
@@ -642,6 +688,7 @@ impl Runtime {
         }
     }
 
+    /// Takes the pending preemption, or defers it if something forbids it.
     #[cold]
     #[inline(never)]
     fn take_pending(&'static self) {
@@ -653,22 +700,23 @@ impl Runtime {
                 return;
             }
             let left = alarm.slice_left(now, self.slice());
-            // SAFETY: the running task's own code, on its stack, and in task context, since interrupts are enabled.
+            // SAFETY: this is the running task's own code, on its stack. It is in task context,
+            // since interrupts are enabled.
             bound::preserving(&mut || unsafe {
                 self.leave_preempted(left, now, Reason::Preempted)
             });
             return;
         }
-        // Masked, so that the alarm finds preemption enabled.
+        // Interrupts are masked until preemption is enabled, so the alarm finds it enabled.
         let interrupts = bound::mask_interrupts();
         self.defer(may_preempt);
         self.preempt_count().set(0);
-        // SAFETY: what `mask_interrupts` has just returned.
+        // SAFETY: `interrupts` is what `mask_interrupts` has just returned.
         unsafe { bound::restore_interrupts(interrupts) };
     }
 
-    /// Enables interrupts if user code that has returned to the runtime left them masked, and returns whether
-    /// it did. Task context; called after all user code that the runtime calls.
+    /// Enables interrupts if user code has returned to the runtime with interrupts masked. Returns
+    /// whether it did so. Task context. Called after all user code that the runtime calls.
     #[inline]
     pub(crate) fn unmask(&self) -> bool {
         let masked = bound::interrupts() == Interrupts::Masked;
@@ -679,66 +727,68 @@ impl Runtime {
     }
 }
 
+/// Enables interrupts that user code has left masked.
 #[cold]
 #[inline(never)]
 fn enable_interrupts() {
-    // SAFETY: the runtime, to which code has returned that has left interrupts masked.
+    // SAFETY: this is the runtime, and code has returned to it that left interrupts masked.
     unsafe { bound::enable_interrupts() };
 }
 
-/// Ends the program, at home.
+/// Ends the program because `task` has overflowed its stack. Called at home.
 #[cold]
 pub(crate) fn overflowed(task: NonNull<Header>) -> ! {
-    // SAFETY: RUNNING, hence alive.
+    // SAFETY: the task is RUNNING, hence alive.
     let task = unsafe { Label::of(task) };
     fatal(format_args!("trapline: {task} overflowed its stack: set Config::stack_size higher"))
 }
 
-/// What runs on a stack: the loop, as far as stackful tasks are polled, and the tasks. Unwinding
-/// ends here.
+/// The code that each stack starts in: the part of the loop that polls stackful tasks, and, called
+/// by it, the tasks. Unwinding ends here.
 ///
 /// # Safety
 ///
-/// `stack` is the `Stack` that this runs on, which was entered for the running task.
+/// `stack` is the `Stack` that this code runs on. The stack was entered for the running task.
 unsafe extern "C" fn stack_main(stack: *mut ()) -> ! {
-    // SAFETY: the caller's promise; a stack is freed only while nothing runs on it.
+    // SAFETY: the caller's promise. A stack is freed only while no code runs on it.
     let stack = unsafe { &*stack.cast::<Stack>() };
     let runtime = stack.runtime;
     let mut ended = None;
     loop {
         let caught = bound::catch_unwind(&mut || runtime.turn_on(stack, ended.take()));
-        let Err(payload) = caught else { unreachable!("the loop on a stack has ended") };
+        let Err(payload) = caught else { unreachable!("the loop on a stack has returned") };
         ended = runtime.caught_on(stack, payload);
     }
 }
 
-// This code runs on a pooled stack. What belongs to a poll lies there too, and not in the runtime:
-// until the preempt count is raised for good, the task may be preempted, and other tasks' polls may
-// end meanwhile.
+// The functions below run on a pooled stack. The result of a poll lies on that stack too, and not
+// in the runtime: until the preempt count is raised for good, the task may be preempted, and polls
+// of other tasks may end meanwhile.
 impl Runtime {
-    /// The loop on a stack. It polls the running task, then those whose turn comes and of which no
-    /// stack holds frames, and goes home for all else. `ended`: how the running task's poll has
-    /// ended, which panicked.
+    /// The loop on a stack. It polls the running task, then the tasks whose turn comes and of which
+    /// no stack holds frames. For everything else it goes home. If the poll of the running task
+    /// panicked, `ended` is that task and how its poll has ended.
     ///
-    /// A frame of it that is there during a poll knows the stack and the runtime, and the task that
-    /// is polled; it reads all else anew: the core has done other things meanwhile.
+    /// The frame of this function that is there during a poll keeps the stack, the runtime and the
+    /// task that is polled. It reads everything else anew after the poll: the core may have run
+    /// other code meanwhile.
     fn turn_on(&'static self, stack: &Stack, ended: Option<(NonNull<Header>, Reason)>) {
         let mut next = ended.and_then(|(task, reason)| self.leave_poll(stack, task, reason));
         loop {
             let task = next.unwrap_or_else(|| self.brought());
-            // The loop on a stack begins no poll of a task that was aborted; home may have brought
-            // one.
-            // SAFETY: the loop has started it: it is RUNNING, hence alive.
+            // Home may have brought a task that was aborted. The loop on a stack itself begins no
+            // poll of such a task.
+            // SAFETY: the loop has started the task, so it is RUNNING, hence alive.
             let is_over = next.is_none() && unsafe { task.as_ref() }.state.is_aborted();
             self.begin_task_code();
             if is_over {
                 next = self.end_last_poll(stack, task, Poll::Pending);
                 continue;
             }
-            // SAFETY: RUNNING, and this is its core.
+            // SAFETY: the task is RUNNING, and this is its core.
             let poll = unsafe { Header::poll(task) };
             self.check_guards(0, task, poll);
-            // SAFETY: RUNNING, hence alive.
+            // SAFETY: the task is RUNNING, hence alive.
             next = if poll.is_ready() || unsafe { task.as_ref() }.state.is_aborted() {
                 self.end_last_poll(stack, task, poll)
             } else {
@@ -748,7 +798,7 @@ impl Runtime {
         }
     }
 
-    /// The task that home has brought to this stack, to be polled.
+    /// Returns the task that home has brought to this stack to be polled.
     fn brought(&self) -> NonNull<Header> {
         let Some(task) = self.current_task() else {
             unreachable!("a stack was entered without a task")
@@ -756,7 +806,8 @@ impl Runtime {
         task
     }
 
-    /// A panic on a stack. Returns how the poll of a task ended, if it was one's.
+    /// Handles a panic on a stack. If it came from the poll of a task, returns that task and how
+    /// its poll has ended.
     #[cold]
     #[inline(never)]
     fn caught_on(
@@ -771,12 +822,12 @@ impl Runtime {
         }
         self.stacks().payload.set(Some(payload));
         self.go_home(stack, Reason::Panicked);
-        // For the task that is current now.
+        // Home has brought a task, which is the current one now. `turn_on` polls it.
         None
     }
 
     /// Ends a stackful task that has finished or was aborted, and begins the next poll. All user
-    /// code that this involves runs here, on its stack.
+    /// code that this involves runs here, on the task's stack.
     #[inline(never)]
     fn end_last_poll(&'static self, stack: &Stack, task: NonNull<Header>, poll: Poll<()>) -> Link {
         let error = if poll.is_ready() { None } else { Some(JoinError::Aborted) };
@@ -785,15 +836,16 @@ impl Runtime {
         self.leave_poll(stack, task, reason)
     }
 
-    /// With preemption disabled: begins the next poll on this stack. `None`: went home, which has
-    /// brought a task.
+    /// Begins the next poll on this stack, and returns its task. Returns `None` if the core went
+    /// home and home has brought a task. Called with preemption disabled.
     #[inline(always)]
     fn leave_poll(&'static self, stack: &Stack, task: NonNull<Header>, reason: Reason) -> Link {
         if stack.lost_canary() {
             self.leave_overflowed(stack);
         }
         if arch::has_rights() {
-            // The poll has left a section open in which it may access users' pages: not the others.
+            // The poll has left a section open in which it may access user pages. Other tasks must
+            // not have that right.
             arch::drop_rights();
         }
         match self.next_on_stack(NonNull::from(stack), task, reason) {
@@ -805,21 +857,22 @@ impl Runtime {
         }
     }
 
-    /// Goes home from an idle stack; returns when home has brought the next task.
+    /// Goes home from an idle stack. Returns when home has brought the next task.
     #[inline(never)]
     fn go_home(&'static self, stack: &Stack, reason: Reason) {
         self.stacks().reason.set(reason);
-        // SAFETY: as in `switch_to_loop`. No frame of a task's is left below `turn_on`. The stack is
-        // given to the pool at home, after this.
+        // SAFETY: as in `switch_to_loop`. The stack holds no frame of a task, only frames of the
+        // loop. Home gives the stack to the pool after the switch.
         unsafe { Context::switch(stack.context.as_ptr(), self.stacks().home.get()) };
     }
 
-    /// A stackful task whose poll panicked. Guards that it has left stay in force until its future is gone.
+    /// Ends a stackful task whose poll panicked. Guards that the task has left stay in force until
+    /// its future is gone.
     #[cold]
     #[inline(never)]
     fn panicked_on_stack(&'static self, task: NonNull<Header>, payload: PanicPayload) -> Reason {
         self.unmask();
-        // SAFETY: RUNNING, hence alive.
+        // SAFETY: the task is RUNNING, hence alive.
         if unsafe { task.as_ref() }.state.is_stored() {
             self.catch_user_panic(task, || panic::discard(task, payload));
             self.end_on_stack(task, None)
@@ -828,19 +881,20 @@ impl Runtime {
         }
     }
 
-    /// Finishes a stackful task: with an error by dropping its future first. Its output is stored then; if there is
-    /// no join handle, it is dropped. All of that may be preempted and block.
+    /// Finishes a stackful task. If there is an error, drops the future first and stores the error
+    /// as the output. If there is no join handle, drops the output. All of this may be preempted
+    /// and may block.
     #[inline(never)]
     fn end_on_stack(&'static self, task: NonNull<Header>, error: Option<JoinError>) -> Reason {
-        // It may have asked to be polled again, which it is not.
+        // The task may have asked to be polled again. It is not.
         self.take_yield();
         let is_error = error.is_some();
         if let Some(error) = error {
-            // SAFETY: RUNNING, on its core, and the poll is over.
+            // SAFETY: the task is RUNNING, on its core, and its poll is over.
             self.catch_user_panic(task, || unsafe { Header::fail(task, error) });
         }
         self.end_task_code();
-        // SAFETY: RUNNING, hence alive.
+        // SAFETY: the task is RUNNING, hence alive.
         let header = unsafe { task.as_ref() };
         match header.state.complete_for_join() {
             Some(false) => return Reason::Finished,
@@ -849,24 +903,25 @@ impl Runtime {
         }
         if is_error || header.vtable.value_needs_drop {
             self.begin_task_code();
-            // SAFETY: rule 6: there is no join handle, and the output is dropped once: the loop is told.
+            // SAFETY: rule 6 of `crate::task`: there is no join handle. The output is dropped once,
+            // since `Detached` tells the loop that it is gone.
             self.catch_user_panic(task, || unsafe { Header::drop_output(task) });
             self.end_task_code();
         }
         Reason::Detached
     }
 
-    /// Enables preemption for the task's code, on its stack. If one is pending, it comes first.
+    /// Enables preemption for the task's code, on its stack. Takes a pending preemption first.
     #[inline(always)]
     fn begin_task_code(&'static self) {
         if self.enable_and_test() {
-            // SAFETY: the running task's own code, on its stack, in task context.
+            // SAFETY: this is the running task's own code, on its stack, in task context.
             unsafe { self.leave_for_pending(false) };
         }
     }
 
-    /// Disables preemption for the runtime's own code, on the task's stack. Guards that the task has left count
-    /// no longer.
+    /// Disables preemption for the runtime's own code, on the task's stack. Guards that the task
+    /// has left no longer count.
     #[inline]
     fn end_task_code(&self) {
         if self.preempt_count().get() == 0 {
@@ -877,35 +932,35 @@ impl Runtime {
     }
 }
 
-/// The stacks of one core, and what goes back and forth between them and the loop. Owning core only.
+/// The stacks of one core, and the state that they and the loop share. Owning core only.
 pub(crate) struct Stacks {
     pub(crate) pool: Pool,
-    /// Those that were woken, and of these the preempted that have something left of their slices, which
-    /// go on first.
+    /// Tasks that were woken. At the front are preempted ones that have time left of their slices.
     pub(crate) ready: Fifo,
-    /// Tasks whose turn came while there was no stack. They go before the others.
+    /// Tasks whose turn came while there was no stack. They go before those in `ready` and `turns`.
     waiting: Fifo,
-    /// How many tasks wait. Any core may ask.
+    /// How many tasks wait for a stack. Any core may read it.
     waiting_now: AtomicU64,
-    /// How often a task began to wait. Any core may ask.
+    /// How often a task began to wait for a stack. Any core may read it.
     failed_growths: AtomicU64,
-    /// When [`Config::on_stall`](crate::Config::on_stall) may be called again.
+    /// The time from which [`Config::on_stall`](crate::Config::on_stall) may be called again.
     pub(crate) next_report: Cell<u64>,
-    /// Those that have used up a slice or have yielded, by turns.
+    /// Tasks that have used up a slice or have yielded. They take turns.
     pub(crate) turns: Fifo,
-    /// The task on a stack had its turn, or goes on in it.
+    /// Whether the task on a stack was taken from `turns`: it has its turn, or continues it.
     pub(crate) in_turn: Cell<bool>,
-    /// How long they all have waited for plain tasks.
+    /// How long the tasks of all three queues have waited for plain tasks.
     pub(crate) aging: Aging,
-    /// How long those that take turns have waited for those that were woken.
+    /// How long the tasks in `turns` have waited for those in `ready`.
     pub(crate) turn_aging: Aging,
-    /// Home, while a stack has the core: the stack of the code that entered the runtime.
+    /// The context of home (the stack of the code that entered the runtime) while a stack has the
+    /// core.
     home: Cell<Context>,
-    /// The stack that the core is on; null at home. Interrupts look at it.
+    /// The stack that the core is on; null at home. Interrupt handlers read it.
     running: AtomicPtr<Stack>,
-    /// Why the core came home last.
+    /// The reason for which the core came home last.
     reason: Cell<Reason>,
-    /// A panic of the loop on a stack, on its way home.
+    /// The payload of a panic of the loop on a stack, until home takes it.
     payload: Cell<Option<PanicPayload>>,
 }
 
@@ -929,29 +984,29 @@ impl Stacks {
         }
     }
 
-    /// What the loop on a stack panicked with. At home.
+    /// Takes the payload with which the loop on a stack panicked. At home.
     pub(crate) fn take_payload(&self) -> Option<PanicPayload> {
         self.payload.take()
     }
 
-    /// Whether no task is queued here.
+    /// Returns whether no task is queued here.
     #[inline]
     pub(crate) fn are_idle(&self) -> bool {
         self.ready.is_empty() && self.turns.is_empty() && self.waiting.is_empty()
     }
 
-    /// Whether tasks wait for a stack.
+    /// Returns whether tasks wait for a stack.
     #[inline]
     pub(crate) fn are_awaited(&self) -> bool {
         !self.waiting.is_empty()
     }
 
-    /// How many tasks wait for a stack.
+    /// Returns how many tasks wait for a stack.
     pub(crate) fn waiting(&self) -> u64 {
         self.waiting_now.load(Ordering::Relaxed)
     }
 
-    /// How often a task found no stack when its turn came.
+    /// Returns how often a task found no stack when its turn came.
     pub(crate) fn failed_growths(&self) -> u64 {
         self.failed_growths.load(Ordering::Relaxed)
     }
@@ -968,19 +1023,20 @@ impl Stacks {
         unsafe { self.waiting.push_back(task) };
     }
 
-    /// The first of those that wait. Loop only.
+    /// Removes and returns the first task that waits for a stack. Loop only.
     pub(crate) fn pop_waiting(&self) -> Link {
         let task = self.waiting.pop()?;
         self.waiting_now.store(self.waiting() - 1, Ordering::Relaxed);
         Some(task)
     }
 
-    /// Takes out those tasks for which `f` says `false`: they are `f`'s then. Loop only.
+    /// Removes those waiting tasks for which `f` returns `false`. They belong to `f` then. Loop
+    /// only.
     pub(crate) fn retain_waiting(&self, mut f: impl FnMut(NonNull<Header>) -> bool) {
         let kept = Fifo::new();
         while let Some(task) = self.pop_waiting() {
             if f(task) {
-                // SAFETY: it was in a queue, and is in none now.
+                // SAFETY: the task was in a queue, and is in none now.
                 unsafe { kept.push_back(task) };
             }
         }
@@ -991,7 +1047,7 @@ impl Stacks {
         }
     }
 
-    /// The stack that has the core.
+    /// Returns the stack that has the core.
     #[inline]
     pub(crate) fn running(&self) -> Option<NonNull<Stack>> {
         NonNull::new(self.running.load(Ordering::Relaxed))
@@ -1004,10 +1060,12 @@ impl Stacks {
     }
 }
 
-/// Tasks wait for a stack, and there is none: all [`Config::max_stacks`](crate::Config::max_stacks) are held, or
-/// there is no memory for another. Handed to [`Config::on_stall`](crate::Config::on_stall).
+/// The report that tasks wait for a stack and there is none: all
+/// [`Config::max_stacks`](crate::Config::max_stacks) are held, or there is no memory for another.
+/// Passed to [`Config::on_stall`](crate::Config::on_stall).
 ///
-/// Displayed, it names the tasks that wait and the tasks that hold stacks, with the reasons, in a line.
+/// Displayed, it names in one line the tasks that wait, and the tasks that hold stacks with the
+/// reasons.
 pub struct Stall<'a> {
     pub(crate) runtime: &'a Runtime,
 }
@@ -1023,7 +1081,8 @@ impl Stall<'_> {
         let stacks = self.runtime.stacks();
         stacks.pool.each(|stack| {
             let Some(task) = stack.task.get() else { return };
-            // SAFETY: a task of which a stack holds frames is alive; one that was ended is so for ever.
+            // SAFETY: a task of which a stack holds frames is alive. A task that was ended by a
+            // fault stays alive for ever.
             let (label, state) = unsafe { (Label::of(task), &task.as_ref().state) };
             let holds = match stack.is_preempted() {
                 true => Holds::Preempted,
@@ -1042,17 +1101,18 @@ impl Stall<'_> {
         });
     }
 
-    /// How many tasks wait for a stack.
+    /// Returns how many tasks wait for a stack.
     pub fn waiting(&self) -> usize {
         self.runtime.stacks().waiting() as usize
     }
 
-    /// How many stacks there are.
+    /// Returns how many stacks there are.
     pub fn stacks(&self) -> usize {
         self.runtime.stacks().pool.total()
     }
 
-    /// Whether memory is lacking: [`Config::max_stacks`](crate::Config::max_stacks) would allow another stack.
+    /// Returns whether memory is lacking, that is,
+    /// [`Config::max_stacks`](crate::Config::max_stacks) would allow another stack.
     pub fn is_out_of_memory(&self) -> bool {
         self.runtime.may_have_more_stacks()
     }
@@ -1060,7 +1120,7 @@ impl Stall<'_> {
 
 impl fmt::Display for Stall<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let why = if self.is_out_of_memory() { "no memory for more" } else { "all there may be" };
+        let why = if self.is_out_of_memory() { "no memory for more" } else { "no more allowed" };
         write!(f, "{} stacks, {why}; {} tasks wait:", self.stacks(), self.waiting())?;
         let mut result = Ok(());
         self.each_waiter(|task| result = result.and_then(|()| write!(f, " {task}")));
@@ -1079,19 +1139,19 @@ impl fmt::Debug for Stall<'_> {
     }
 }
 
-/// A task that a [`Stall`] names. Displayed: its id, and its name if it has one.
+/// A task that a [`Stall`] names. Displayed as its id, and its name if it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StalledTask {
     label: Label,
 }
 
 impl StalledTask {
-    /// Which task.
+    /// Returns the task's id.
     pub fn id(&self) -> TaskId {
         self.label.id
     }
 
-    /// What it is called, if it was given a name.
+    /// Returns the task's name, if it was given one.
     pub fn name(&self) -> Option<&'static str> {
         self.label.name
     }
@@ -1107,11 +1167,11 @@ impl fmt::Display for StalledTask {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Holds {
-    /// It computes: it was preempted, and goes on when its turn comes.
+    /// The task computes: it was preempted, and is resumed when its turn comes.
     Preempted,
-    /// It waits in [`block_on()`].
+    /// The task waits in [`block_on()`].
     Suspended,
-    /// It was ended by a fault, and holds the stack for ever.
+    /// The task was ended by a fault, and holds the stack for ever.
     Ended,
 }
 

@@ -1,4 +1,4 @@
-//! The stacks of a core.
+//! The stacks of a core, and the pool of those that are idle.
 
 use core::cell::Cell;
 use core::mem::size_of;
@@ -12,44 +12,52 @@ use crate::sync::local::{AtomicUsize, Ordering};
 use crate::task::Link;
 use crate::time::protection;
 
-/// A stack's own account, which lies on top of its memory: the code's frames grow down below it.
+/// The control block of a stack. It lies at the upper end of the stack's memory, and the frames of
+/// the stack's code grow down below it.
 #[repr(C, align(16))]
 pub(crate) struct Stack {
-    /// Where its code goes on.
+    /// Where the stack's code continues, while it is off the core.
     pub(super) context: Cell<Context>,
     pub(super) runtime: &'static Runtime,
-    /// The task that it holds frames of, while that is off the core.
+    /// The task of which the stack holds frames, while the task is off the core.
     pub(super) task: Cell<Link>,
-    /// What a preempted task gets when it goes on, in nanoseconds. 0: it began with a slice like all.
+    /// How many nanoseconds a preempted task gets when it is resumed. 0: it began with a whole
+    /// slice.
     pub(super) left: Cell<u64>,
-    /// Whether the task was preempted, and has not gone on since. The loop's: where the stack leaves, an interrupt
-    /// may come between that and the leave, and leave first.
+    /// Whether the task was preempted and has not been resumed since. Only the loop sets it: if the
+    /// code that leaves the stack set it, an interrupt could come before the switch, and leave the
+    /// stack first.
     preempted: Cell<bool>,
-    /// Something was left of the slice of a preempted task, so it goes on before others of its kind.
+    /// Whether a preempted task has time left of its slice. If so, it is resumed before the other
+    /// tasks of its queue.
     has_left: Cell<bool>,
-    /// When it goes on, it is not preempted for so many nanoseconds: its last stretch was too short, or it
-    /// was granted them.
+    /// For how many nanoseconds the task is not preempted when it is resumed, because its last
+    /// stretch was too short, or because it was granted this time. 0: it may be preempted at once.
     pub(crate) protected: Cell<u64>,
-    /// A preempted poll had asked to be polled again, or to go on, after the others.
+    /// Whether a preempted poll had asked to be polled again, or to be resumed, after the other
+    /// tasks.
     pub(crate) yielded: Cell<bool>,
-    /// The poll that runs on it was told that a child of its was ended by a fault.
+    /// Whether the poll that runs on the stack was told that one of its children was ended by a
+    /// fault.
     pub(crate) lost_child: Cell<bool>,
-    /// The hooks that its code is inside of, while it is off the core.
+    /// The innermost scope that the stack's code is inside of, while the code is off the core.
     pub(super) scopes: Cell<ScopeLink>,
-    /// Where its memory begins, with the [canary](Stack::lost_canary).
+    /// The lowest address of the stack's memory, where the [canary](Stack::lost_canary) lies.
     base: NonNull<u8>,
     size: usize,
+    /// The next stack in the pool's list of idle stacks.
     next_idle: Cell<StackLink>,
-    /// How many stacks are idle from this one on in the list, itself included. Valid while it is
-    /// idle.
+    /// How many stacks the list of idle stacks has from this one on, including this one. Valid
+    /// while the stack is idle.
     idle_from_here: Cell<usize>,
+    /// The neighbours in the pool's list of all stacks.
     previous: Cell<StackLink>,
     next: Cell<StackLink>,
 }
 
 type StackLink = Option<NonNull<Stack>>;
 impl Stack {
-    /// What the platform gave for it.
+    /// Returns the addresses of the memory that the platform gave for the stack.
     pub(super) fn memory(&self) -> core::ops::Range<usize> {
         let base = self.base.addr().get();
         base..base + self.size
@@ -61,49 +69,53 @@ impl Stack {
         self.preempted.set(true);
     }
 
-    /// Whether the task was preempted and has not gone on since; it does now. Loop only.
+    /// Returns whether the task was preempted and has not been resumed since. Notes that it is
+    /// resumed now. Loop only.
     #[inline]
     pub(crate) fn take_preempted(&self) -> bool {
         self.preempted.replace(false)
     }
 
-    /// Whether the task was preempted and has not gone on since.
+    /// Returns whether the task was preempted and has not been resumed since.
     pub(super) fn is_preempted(&self) -> bool {
         self.preempted.get()
     }
 
-    /// Whether a preempted task had something left of its slice.
+    /// Returns whether a preempted task has time left of its slice.
     #[inline]
     pub(crate) fn has_left(&self) -> bool {
         self.has_left.get()
     }
 
-    /// When it goes on, it gets `most` nanoseconds at most, and is not preempted for that long.
+    /// Limits what the task gets when it is resumed to `max` nanoseconds, and protects it from
+    /// preemption for that time (within the limits of `protection`).
     pub(crate) fn grant(&self, max: u64) {
         self.left.set(self.left.get().min(max));
         self.protected.set(protection(max));
     }
 
-    /// Notes that, and what it gets when it goes on.
+    /// Notes whether the task has time left of its slice, and how many nanoseconds it gets when it
+    /// is resumed.
     #[inline]
     pub(super) fn set_left(&self, (has_left, left): (bool, u64)) {
         self.has_left.set(has_left);
         self.left.set(left);
     }
 
-    /// Whether code on this stack has overflowed it and no guard caught that: something else may
-    /// have been overwritten by then. To be asked whenever the stack is left; it also finds an
-    /// overflow by code that has returned since.
+    /// Returns whether code on this stack has overflowed it and no guard caught that. Something
+    /// else may have been overwritten by then. Must be called whenever the stack is left. It also
+    /// detects an overflow by code that has returned since.
     #[inline(always)]
     pub(super) fn lost_canary(&self) -> bool {
-        // SAFETY: `Pool::grow` wrote it at the base of the stack's memory, which is aligned to 16. Volatile,
-        // since what would change it is no write of the program's that the compiler knows.
+        // SAFETY: `Pool::grow` wrote the canary at the base of the stack's memory, which is aligned
+        // to 16. The read is volatile, since the compiler knows of no write of the program that
+        // would change the canary.
         let canary = unsafe { self.base.cast::<usize>().read_volatile() };
         canary != canary_at(self.base)
     }
 
-    /// As [`lost_canary`](Self::lost_canary), and also finds code that is below the stack now, and
-    /// whose large frame has skipped the canary.
+    /// As [`lost_canary`](Self::lost_canary). It also detects that the running code is below the
+    /// stack now, with a large frame that has skipped the canary.
     #[inline(always)]
     pub(super) fn has_overflowed(&self) -> bool {
         let here = 0u8;
@@ -111,39 +123,40 @@ impl Stack {
     }
 }
 
-/// The canary of a stack that begins at `base`: its own address. That takes no instruction to make, is not
-/// zero, and is not what another stack has.
+/// Returns the canary of a stack that begins at `base`: that address itself. It takes no
+/// instruction to compute, is not zero, and differs from the canaries of all other stacks.
 #[inline(always)]
 fn canary_at(base: NonNull<u8>) -> usize {
     base.addr().get()
 }
 
-/// How many bytes of a stack the canary takes; a multiple of the stack's alignment.
+/// How many bytes of a stack the canary takes. This is a multiple of the stack's alignment.
 const CANARY: usize = 16;
 
-/// The least size of a stack in bytes, with its account and its canary.
+/// Returns the minimum size of a stack in bytes, including its control block and its canary.
 pub(crate) fn min_size() -> usize {
     bound::min_stack() + size_of::<Stack>() + CANARY
 }
 
-/// How many bytes at the upper end of the stack with this number are left out. Stacks that all ended at
-/// the same offset within their pages would share a few sets of the cache.
+/// Returns how many bytes are left out at the upper end of the stack with this number. If all
+/// stacks ended at the same offset within their pages, they would share a few sets of the cache.
 ///
 /// (Jeff Bonwick, "The Slab Allocator", USENIX Summer 1994: colouring.)
 fn colour(number: usize, size: usize) -> usize {
+    /// The size of a cache line.
     const LINE: usize = 64;
-    /// No more than this part of a stack.
+    /// At most one `PART`th of a stack is left out.
     const PART: usize = 16;
     let colours = (size / PART).min(size - min_size()) / LINE;
     number % (colours + 1) * LINE
 }
 
-/// The stacks that exist, and of them the idle ones, hottest first.
+/// The stacks that exist, and the list of the idle ones, with the most recently used first.
 #[derive(Debug)]
 pub(crate) struct Pool {
     all: Cell<StackLink>,
     idle: Cell<StackLink>,
-    /// How many stacks there are. Any core may ask.
+    /// How many stacks there are. Any core may read it.
     total: AtomicUsize,
 }
 
@@ -156,7 +169,7 @@ impl Pool {
         self.total.load(Ordering::Relaxed)
     }
 
-    /// An idle stack.
+    /// Takes an idle stack out of the list.
     #[inline]
     pub(crate) fn take(&self) -> Option<NonNull<Stack>> {
         let stack = self.idle.get()?;
@@ -165,7 +178,7 @@ impl Pool {
         Some(stack)
     }
 
-    /// A new stack of `size` bytes, as long as there are fewer than `most`.
+    /// Makes a new stack of `size` bytes, if there are fewer than `max` stacks.
     pub(crate) fn grow(
         &self,
         runtime: &'static Runtime,
@@ -176,9 +189,9 @@ impl Pool {
             return None;
         }
         let base = bound::allocate_stack(size)?;
-        // SAFETY: the platform gave `size` bytes, aligned to 16, and `Config::check` demanded that
-        // `Stack`, the canary and the backend's least fit, of which `colour` leaves as much. So these and a
-        // prepared context have room, and nobody else uses it.
+        // SAFETY: the platform gave `size` bytes, aligned to 16. `Config::check` demanded that
+        // `Stack`, the canary and the backend's minimum fit into them, and `colour` leaves that
+        // much. So these and a prepared context have room. No other code uses the memory.
         let stack = unsafe {
             base.cast::<usize>().write(canary_at(base));
             let top = base.add(size - colour(self.total(), size) - size_of::<Stack>());
@@ -212,16 +225,17 @@ impl Pool {
         Some(stack)
     }
 
-    /// Takes an idle stack back, and frees it if `most` others are idle (one, if `most` is zero).
+    /// Puts an idle stack into the list, or frees it if `max` other stacks are idle (one, if `max`
+    /// is zero).
     ///
     /// # Safety
     ///
-    /// `stack` was taken from this pool, holds no frames of a task's, and is not the one that the
+    /// `stack` was taken from this pool, holds no frames of a task, and is not the stack that the
     /// caller is on.
     #[inline]
     pub(crate) unsafe fn give(&self, stack: NonNull<Stack>, max: usize) {
         let first = self.idle.get();
-        // SAFETY: idle stacks are alive, and this one is the caller's.
+        // SAFETY: idle stacks are alive, and `stack` is the caller's.
         unsafe {
             let others = first.map_or(0, |first| first.as_ref().idle_from_here.get());
             if others >= max.max(1) {
@@ -234,20 +248,24 @@ impl Pool {
         self.idle.set(Some(stack));
     }
 
-    /// Frees the idle stacks. Returns how many they were.
+    /// Frees the idle stacks, and returns how many there were.
     pub(crate) fn trim(&self) -> usize {
         core::iter::from_fn(|| self.take())
-            // SAFETY: it was idle, and is in that list no more.
+            // SAFETY: the stack was idle, and is no longer in the list of idle stacks.
             .map(|stack| unsafe { self.free(stack) })
             .count()
     }
 
+    /// Gives the memory of a stack back to the platform.
+    ///
     /// # Safety
     ///
-    /// `stack` is of this pool, holds no frames, is not in the idle list, and is not used again.
+    /// `stack` belongs to this pool, holds no frames, is not in the list of idle stacks, and is not
+    /// used again.
     #[cold]
     unsafe fn free(&self, stack: NonNull<Stack>) {
-        // SAFETY: the caller's; stacks in the list are alive. Base and size are what the platform was asked for.
+        // SAFETY: the caller's promise. Stacks in the list are alive. `base` and `size` are those
+        // of the `allocate_stack` that gave the memory.
         unsafe {
             let Stack { base, size, .. } = *stack.as_ref();
             let (previous, next) = (stack.as_ref().previous.get(), stack.as_ref().next.get());
@@ -263,16 +281,17 @@ impl Pool {
         }
     }
 
-    /// Frees the idle stacks and forgets the others, which hold frames that will never run again.
-    /// Returns how many those are.
+    /// Frees the idle stacks, and forgets the others, which hold frames that will never run again.
+    /// Returns how many of these there are.
     pub(crate) fn free_idle(&self) -> usize {
         self.idle.set(None);
         self.total.store(0, Ordering::Relaxed);
         let mut held = 0;
         let mut rest = self.all.take();
         while let Some(stack) = rest {
-            // SAFETY: stacks in the list are alive. Without a task, nothing runs on it, and the
-            // pool has just forgotten it. Base and size are what the platform was asked for.
+            // SAFETY: stacks in the list are alive. No code runs on a stack without a task, and the
+            // pool has just forgotten this one. `base` and `size` are those of the `allocate_stack`
+            // that gave the memory.
             unsafe {
                 let Stack { base, size, .. } = *stack.as_ref();
                 rest = stack.as_ref().next.get();

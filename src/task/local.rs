@@ -1,4 +1,5 @@
-//! Values that belong to a part of a task.
+//! Task-local values: values that belong to a future, and that the code in its polls finds by a
+//! key.
 
 use core::cell::UnsafeCell;
 use core::fmt;
@@ -12,11 +13,13 @@ use core::task::{Context, Poll};
 use super::undropped;
 use crate::contexted::{self, ScopeEntry};
 
-/// The key of values that belong to futures: what code finds under it depends on whose poll it is in.
+/// The key of a task-local value. The value that code finds under a key depends on the future in
+/// whose poll that code runs.
 ///
-/// Made by [`task_local!`](crate::task_local). The value lies in the future that [`scope`](Self::scope) makes, so
-/// this allocates nothing, and tasks without one don't pay for it. Looking a value up takes as long as the
-/// scopes are deep, of task-locals and of [`contexted`](crate::contexted()).
+/// Made by [`task_local!`](crate::task_local). The value lies in the future that
+/// [`scope`](Self::scope) makes, so a task-local allocates nothing, and tasks without one do not
+/// pay for it. Finding a value takes time in proportion to the number of scopes around the caller,
+/// those of task-locals and those of [`contexted`](crate::contexted()).
 ///
 /// ```
 /// # use core::cell::Cell;
@@ -36,7 +39,7 @@ use crate::contexted::{self, ScopeEntry};
 /// # }
 /// ```
 ///
-/// A key of one type is none of another, though a value might be of both:
+/// Keys of different types are different types, even if one value could be of both:
 ///
 /// ```compile_fail,E0308
 /// trapline::task_local! {
@@ -45,13 +48,13 @@ use crate::contexted::{self, ScopeEntry};
 /// let long: &'static trapline::TaskLocal<fn(&'static str)> = &SHORT;
 /// ```
 pub struct TaskLocal<T: 'static> {
-    /// Makes the key's address its own: no two places that may change are ever one.
+    /// Gives the key an address of its own: no two places that may change share an address.
     _place: UnsafeCell<u8>,
-    /// A value is put in as this very type, and comes out as it.
+    /// Makes the key invariant in `T`: a value comes out as the very type as which it was put in.
     value: PhantomData<fn(T) -> T>,
 }
 
-// SAFETY: nobody looks at the byte, and there is nothing else in it.
+// SAFETY: no code accesses the byte, and the key has no other data.
 unsafe impl<T> Sync for TaskLocal<T> {}
 
 impl<T: 'static> TaskLocal<T> {
@@ -60,16 +63,18 @@ impl<T: 'static> TaskLocal<T> {
         Self { _place: UnsafeCell::new(0), value: PhantomData }
     }
 
+    /// Returns the address that identifies this key.
     fn key(&'static self) -> *const () {
         ptr::from_ref(self).cast()
     }
 
-    /// Runs `future` with a value under this key: in its polls, over preemption and
-    /// [`block_on`](crate::block_on), and in its drop. A scope inside hides the one around it.
+    /// Runs `future` with `value` under this key: in the polls of `future`, over preemption and
+    /// [`block_on`](crate::block_on), and in its drop. A scope inside of another scope of the same
+    /// key hides the outer value.
     ///
-    /// Tasks that `future` spawns don't inherit it, and neither does the task that a
-    /// [`stackful`](crate::stackful()) future in it becomes: the parent goes on beside it, and `T` need not be
-    /// `Sync`. So write `stackful(KEY.scope(…))`.
+    /// Tasks that `future` spawns do not inherit the value. Neither does the task that a
+    /// [`stackful`](crate::stackful()) future inside of `future` becomes: the parent goes on beside
+    /// that task, and `T` need not be `Sync`. So write `stackful(KEY.scope(…))`.
     ///
     /// Cancel-safe if `future` is.
     pub fn scope<F: Future>(&'static self, value: T, future: F) -> Scoped<T, F> {
@@ -86,7 +91,7 @@ impl<T: 'static> TaskLocal<T> {
     ///
     /// # Panics
     ///
-    /// Where [`try_with`](Self::try_with) would return an error.
+    /// If [`try_with`](Self::try_with) would return an error.
     #[track_caller]
     pub fn with<R>(&'static self, f: impl FnOnce(&T) -> R) -> R {
         match self.try_with(f) {
@@ -97,19 +102,22 @@ impl<T: 'static> TaskLocal<T> {
 
     /// Calls `f` with the value of the innermost scope that the caller is in.
     ///
-    /// Not in interrupts, which would find the interrupted task's: an error there, if the platform is
-    /// certain that it is one.
+    /// Not for interrupts, which would find the interrupted task's value: if the platform is
+    /// certain that the caller is an interrupt, the function returns an error.
     ///
     /// # Errors
     ///
     /// The caller is in no scope of this key, or outside of a runtime.
     pub fn try_with<R>(&'static self, f: impl FnOnce(&T) -> R) -> Result<R, NoValue> {
         let value = contexted::value(self.key()).ok_or(NoValue)?;
-        // SAFETY: a scope with this key has this type, since a key's address is its own. The value is in a
-        // pinned future that is in the middle of a poll, or of its drop, of which this is part; `Scoped`
-        // has shared it for so long. That code is one thread in the sense of `Send`: it is interrupted only by
-        // other tasks, which have scopes of their own, and by interrupts, which the platform promises don't
-        // come here or sees; so `T` need not be `Sync`. `f` cannot keep the reference.
+        // SAFETY: the type is right: a scope of this key has a value of this key's type, since no
+        // other key has this address. The value is alive: it lies in a pinned future that is in the
+        // middle of a poll or of its drop, of which this call is a part, and `f` cannot keep the
+        // reference. The value is shared: `Scoped` borrows it for that poll or drop. `T` need not
+        // be `Sync`, since the code of that poll is one thread in the sense of `Send`: it is
+        // interrupted only by other tasks, which have scopes of their own, and by interrupts. The
+        // platform promises that an interrupt either does not call this or is seen by
+        // `contexted::value`.
         Ok(f(unsafe { &*value.cast::<T>() }))
     }
 }
@@ -120,13 +128,13 @@ impl<T> fmt::Debug for TaskLocal<T> {
     }
 }
 
-/// The caller is in no scope of the [`TaskLocal`].
+/// The error of code that is in no scope of the [`TaskLocal`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoValue;
 
 impl fmt::Display for NoValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a task-local value was looked for outside of its scope")
+        f.write_str("a task-local value was asked for outside of its scope")
     }
 }
 
@@ -136,13 +144,14 @@ impl core::error::Error for NoValue {}
 #[must_use = "futures do nothing unless awaited or spawned"]
 pub struct Scoped<T: 'static, F> {
     key: &'static TaskLocal<T>,
-    /// Shared while the future is polled or dropped, otherwise nobody's.
+    /// Borrowed shared while the future is polled or dropped, and not accessed otherwise.
     value: T,
     /// Pinned with `self`, and dropped inside of the scope.
     future: ManuallyDrop<F>,
 }
 
-/// The parts of a `Scoped` that its future's polls and its drop want.
+/// Borrows the parts of a `Scoped` that a poll or the drop of its future needs: the scope entry and
+/// the future.
 macro_rules! parts {
     ($scoped:expr) => {{
         let Scoped { key, value, future } = $scoped;
@@ -154,7 +163,7 @@ impl<T: 'static, F: Future> Future for Scoped<T, F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        // SAFETY: `future` is pinned with `self` and never moved; the others aren't pinned.
+        // SAFETY: `future` is pinned with `self` and never moved. The other fields are not pinned.
         let (value, future) = parts!(unsafe { self.get_unchecked_mut() });
         // SAFETY: as above.
         contexted::within(value, || unsafe { Pin::new_unchecked(&mut **future) }.poll(context))
@@ -164,7 +173,7 @@ impl<T: 'static, F: Future> Future for Scoped<T, F> {
 impl<T: 'static, F> Drop for Scoped<T, F> {
     fn drop(&mut self) {
         let (value, future) = parts!(self);
-        // SAFETY: dropped once, here, in its place.
+        // SAFETY: the future is dropped once, here, in its place.
         contexted::within(value, || unsafe { ManuallyDrop::drop(future) });
     }
 }

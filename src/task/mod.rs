@@ -1,7 +1,7 @@
-//! A task: one piece of memory, with a header in front and the future, later its output, behind it.
+//! A task: one block of memory, with a header in front and the future, later its output, behind it.
 //!
-//! That memory comes from the allocator, or is a [`StaticTask`](static_task::StaticTask). What tasks
-//! differ in besides their futures is their [`Storage`].
+//! The memory comes from the allocator, or is a [`StaticTask`](static_task::StaticTask). Apart from
+//! the type of their futures, tasks differ only in their [`Storage`].
 //!
 //! # The life of a task
 //!
@@ -20,28 +20,38 @@
 //!            └── shut_down, complete (9) ─────────────────────────────────────────────┘
 //! ```
 //!
-//! The numbers stand at the functions of [`state::State`] that take the edge. RUNNING means that the owning
-//! core has the task: it polls it, or has preempted it in the middle of a poll, or has it in its own queues
-//! after a yield (which touches no state), a wake or a spawn in task context of that core. What wakes it
-//! there sets READY and pushes nothing; so the start of its next poll is a load as long as nobody from
-//! elsewhere has. One that suspended itself in [`block_on`](crate::block_on) takes edge 3 or 4 like any
-//! other and is resumed, not polled anew, after edge 2. A task is freed when its last reference goes
-//! after DONE; if the runtime's is the only one left, without DONE, which nobody could see.
+//! The numbers stand at the functions of [`state::State`] that take the edge; edge 10, which
+//! touches no state, is [`Runtime::yield_current`].
 //!
-//! # Who may touch which field, and when
+//! RUNNING means that the owning core has the task. The core polls the task, or has preempted it in
+//! the middle of a poll, or has the task in its own queues after a yield, or after a wake or a
+//! spawn in task context of that core. A wake of a RUNNING task sets READY and pushes nothing. So
+//! while READY is clear, the start of the next poll is a load.
 //!
-//! 1. `state`: anyone who holds a reference, at any time.
-//! 2. `vtable`, `runtime`, `kind`: anyone who holds a reference; they never change.
-//! 3. `next`: whoever must push the task ([`state::Wake::Push`], or the dropper of the last
-//!    reference) until the push; from then on the owning core.
-//! 4. `siblings`, `stack`: the owning core, in task context with preemption off.
-//! 5. The future: the owning core while the task is RUNNING.
-//! 6. The output: the owning core until DONE; then the join handle if it still exists when DONE is
-//!    set, else the owning core.
-//! 7. `join_waker`: the join handle while `JOIN_WAKER` is clear and the task not DONE; whoever sets
-//!    DONE, if it finds `JOIN_WAKER` set.
-//! 8. The memory of a static cell: whoever set its `in_use`, until the task is published; then as above,
-//!    until the last reference is gone; then whoever dropped that, until it clears `in_use`.
+//! A task that suspended itself in [`block_on`](crate::block_on) takes edge 3 or 4 like any other
+//! task. After edge 2 its stack is resumed, and its future is not polled anew.
+//!
+//! A task is freed when its last reference is dropped after DONE. If the runtime's reference is the
+//! only one left when the future is gone, the loop frees the task without setting DONE: no other
+//! code could read the flag.
+//!
+//! # Which code may touch which field, and when
+//!
+//! 1. `state`: any code that holds a reference, at any time.
+//! 2. `vtable`, `runtime`, `kind`: any code that holds a reference. These fields never change after
+//!    other code can reach the task.
+//! 3. `next`: the code that must push the task (told so by [`state::Wake::Push`] or
+//!    [`state::Abort::Push`], or because it dropped the last reference), until the push. From the
+//!    push on, the owning core.
+//! 4. `siblings`, `stack`: the owning core, in task context with preemption disabled.
+//! 5. The future: the owning core, while the task is RUNNING.
+//! 6. The output: the owning core until DONE. After that the join handle, if it still exists when
+//!    DONE is set; else the owning core.
+//! 7. `join_waker`: the join handle, while `JOIN_WAKER` is clear. The code that sets DONE, if it
+//!    finds `JOIN_WAKER` set.
+//! 8. The memory of a static cell: the code that set the cell's `in_use`, until the task is
+//!    published. After that rules 1 to 7 apply, until the last reference is gone. From then on the
+//!    code that dropped the last reference, until that code clears `in_use`.
 
 pub(crate) mod join;
 pub(crate) mod local;
@@ -74,101 +84,127 @@ pub(crate) struct Header {
     pub(crate) state: State,
     pub(crate) vtable: &'static Vtable,
     pub(crate) runtime: Cell<Option<&'static Runtime>>,
-    /// The link of the one queue that the task is in.
+    /// Links the task into the one queue that it is in.
     pub(crate) next: UnsafeCell<Link>,
-    /// The list of all tasks of the runtime that have been started.
+    /// Links the task into its runtime's list of all tasks that have been started.
     pub(crate) siblings: Siblings,
-    /// The stack that holds frames of it.
+    /// The stack that holds frames of the task, while the core is elsewhere.
     pub(crate) stack: Cell<Option<NonNull<Stack>>>,
+    /// The waker that the join handle has left, to be woken when the task is DONE (rule 7).
     join_waker: UnsafeCell<MaybeUninit<Waker>>,
 }
 
 /// A place for a pointer to a task.
 pub(crate) type Link = Option<NonNull<Header>>;
 
-/// A place, and the type of what lies there.
+/// An address, and the type of the value that lies there.
 pub(crate) type Typed = (*const (), TypeId);
 
-/// The links of the runtime's list of all tasks.
+/// The links of a task in its runtime's list of all tasks.
 #[derive(Debug)]
 pub(crate) struct Siblings {
     pub(crate) previous: Cell<Link>,
     pub(crate) next: Cell<Link>,
 }
 
-/// What depends on the future's type.
+/// The functions and constants of a task that depend on the type of its future.
 pub(crate) struct Vtable {
-    /// Polls the future; when it is ready, drops it and stores the output.
+    /// Polls the future. When the future is ready, drops it and stores the output.
     ///
-    /// # Safety: the caller may touch the future (rule 5), which has not been dropped.
+    /// # Safety
+    ///
+    /// The caller may touch the future (rule 5), which has not been dropped.
     poll: unsafe fn(NonNull<Header>, &mut Context<'_>) -> Poll<()>,
     /// Drops the future and stores the error as the output.
     ///
-    /// # Safety: as `poll`.
+    /// # Safety
+    ///
+    /// As for `poll`.
     fail: unsafe fn(NonNull<Header>, JoinError),
-    /// Where the output lies, an [`Outcome<T>`].
+    /// Returns the address of the output, an [`Outcome<T>`].
     ///
-    /// # Safety: the caller may touch the output (rule 6), which is there.
+    /// # Safety
+    ///
+    /// The caller may touch the output (rule 6), which has been stored.
     output: unsafe fn(NonNull<Header>) -> *mut (),
-    /// Drops the output; a panic in its place is reported.
+    /// Drops the output. If the output is a panic ([`JoinError::Panicked`]), reports that panic.
     ///
-    /// # Safety: as `output`, and it is not used again.
+    /// # Safety
+    ///
+    /// As for `output`, and the output is not used again.
     drop_output: unsafe fn(NonNull<Header>),
-    /// Whether an output that is no error has anything to be dropped.
+    /// Whether an output that is no error has a destructor to run.
     pub(crate) value_needs_drop: bool,
-    /// Frees the memory. # Safety: future and output are gone, and nobody holds a reference.
+    /// Frees the memory. The second argument is as for [`Header::free`].
+    ///
+    /// # Safety
+    ///
+    /// The future and the output are gone, no code holds a reference, and the rest is as for
+    /// [`Header::free`].
     free: unsafe fn(NonNull<Header>, Option<&FreeList>),
     /// Whether `free` may be called in any context.
     pub(crate) freed_anywhere: bool,
-    /// Of the memory that `free` gives back.
+    /// The layout of the memory that `free` gives back.
     pub(crate) layout: Layout,
-    /// Where the future lies, and of which type it is.
+    /// Returns the address of the future.
+    ///
+    /// # Safety
+    ///
+    /// The task is of this vtable's type and allocated.
     future: unsafe fn(NonNull<Header>) -> *const (),
+    /// The type of the future.
     future_type: TypeId,
     /// Whether the future or its output may not be `Send`.
     local: bool,
-    /// What the task is called. # Safety: the task is alive.
+    /// Returns the name of the task.
+    ///
+    /// # Safety
+    ///
+    /// The task is alive.
     name: unsafe fn(NonNull<Header>) -> Option<&'static str>,
 }
 
-/// A task as it lies in memory.
+/// A task as it is laid out in memory.
 #[repr(C)]
 struct Task<F: Future, K> {
     body: Body<F>,
     kind: K,
 }
 
-/// What all kinds of tasks have.
+/// The part of a task that does not depend on its [`Storage`].
 #[repr(C)]
 struct Body<F: Future> {
     header: Header,
     stage: UnsafeCell<Stage<F>>,
 }
 
-/// What tasks differ in besides their futures. It lies behind the future, so one that needs nothing takes
-/// no room.
+/// Where the memory of a task comes from, and which name the task has. The value lies behind the
+/// future, so a storage without data takes no space.
 pub(crate) trait Storage: Sized + 'static {
     /// Whether [`free`](Self::free) may be called in any context.
     const FREED_ANYWHERE: bool;
 
-    /// What the task is called.
+    /// Returns the name of the task.
     fn name(&self) -> Option<&'static str>;
 
-    /// Gives the memory of a task of this kind back to where it came from.
+    /// Gives the memory of a task with this storage back to where it came from.
     ///
     /// # Safety
     ///
-    /// Nobody uses it again, and the task in it has been dropped; `layout` is its own. `free_list` as for
-    /// [`Header::free`].
+    /// The memory is not used again, and the task in it has been dropped. `layout` is the layout of
+    /// that memory. `free_list`, and the right to call the allocator, are as for [`Header::free`].
     unsafe fn free(self, memory: NonNull<u8>, layout: Layout, free_list: Option<&FreeList>);
 }
 
+/// Gives memory back to `free_list`, or to the allocator if there is none.
+///
 /// # Safety
 ///
-/// As [`Storage::free`], for memory that came from the allocator.
+/// As for [`Storage::free`], and the memory came from the allocator.
 #[inline(always)]
 unsafe fn give_back(memory: NonNull<u8>, layout: Layout, free_list: Option<&FreeList>) {
-    // SAFETY: passed on.
+    // SAFETY: the caller promises that the memory is the allocator's, has this layout and is not
+    // used again; and that it may use `free_list`, if there is one, else the allocator.
     unsafe {
         match free_list {
             Some(free_list) => free_list.free(memory, layout),
@@ -177,10 +213,10 @@ unsafe fn give_back(memory: NonNull<u8>, layout: Layout, free_list: Option<&Free
     }
 }
 
-/// A task that the allocator has memory for, without a name.
+/// The storage of a task in memory of the allocator, without a name.
 pub(crate) struct Unnamed;
 
-/// A task that the allocator has memory for, and that was given a name, or could have been.
+/// The storage of a task in memory of the allocator, spawned by a function that can name it.
 pub(crate) struct Named(pub(crate) Option<&'static str>);
 
 impl Storage for Unnamed {
@@ -192,7 +228,8 @@ impl Storage for Unnamed {
 
     #[inline(always)]
     unsafe fn free(self, memory: NonNull<u8>, layout: Layout, free_list: Option<&FreeList>) {
-        // SAFETY: passed on.
+        // SAFETY: the caller promises the same, and the memory of an `Unnamed` task came from the
+        // allocator.
         unsafe { give_back(memory, layout, free_list) }
     }
 }
@@ -206,26 +243,27 @@ impl Storage for Named {
 
     #[inline(always)]
     unsafe fn free(self, memory: NonNull<u8>, layout: Layout, free_list: Option<&FreeList>) {
-        // SAFETY: passed on.
+        // SAFETY: the caller promises the same, and the memory of a `Named` task came from the
+        // allocator.
         unsafe { give_back(memory, layout, free_list) }
     }
 }
 
-/// The future, and later in the same place the output. The state word says which.
+/// The future, and later in the same place its output. The state word says which of them is there.
 union Stage<F: Future> {
     future: ManuallyDrop<F>,
     output: ManuallyDrop<Outcome<F::Output>>,
 }
 
-/// A future's output, or why there is none: a `Result` whose value can be written in its place, without a
-/// copy on the stack.
+/// A future's output, or the reason why there is none. Unlike a `Result`, it can be given its value
+/// in place, without a copy on the stack.
 #[repr(C)]
 pub(crate) struct Outcome<T> {
     is_value: bool,
     content: Content<T>,
 }
 
-/// `is_value` says which.
+/// The content of an [`Outcome`], whose `is_value` says which field is valid.
 union Content<T> {
     value: ManuallyDrop<T>,
     error: ManuallyDrop<JoinError>,
@@ -236,7 +274,8 @@ impl<T> Outcome<T> {
     ///
     /// # Safety
     ///
-    /// `this` is valid for writes. The value is there, the caller's, and not used again.
+    /// `this` is valid for writes. `value` points at a value that is the caller's and is not used
+    /// again.
     #[inline]
     unsafe fn put(this: *mut Self, value: *const T) {
         // SAFETY: the caller's promise.
@@ -246,6 +285,8 @@ impl<T> Outcome<T> {
         }
     }
 
+    /// Writes an error to `this`.
+    ///
     /// # Safety
     ///
     /// `this` is valid for writes.
@@ -257,14 +298,14 @@ impl<T> Outcome<T> {
         }
     }
 
-    /// Where the value lies, or the error, moved out.
+    /// Takes the outcome: returns the address of the value, or the error, moved out.
     ///
     /// # Safety
     ///
-    /// It is there, and is taken once.
+    /// `this` points at an outcome, which is taken once.
     #[inline]
     pub(crate) unsafe fn take(this: *mut Self) -> Result<*const T, JoinError> {
-        // SAFETY: the caller's promise, and the flag says which it is.
+        // SAFETY: the caller's promise; `is_value` says which field is valid.
         unsafe {
             if (*this).is_value {
                 Ok((&raw const (*this).content.value).cast())
@@ -280,7 +321,11 @@ const _: () = assert!(align_of::<Header>() >= 8);
 
 impl Header {
     const_fn! {
-        pub(crate) fn new(state: State, vtable: &'static Vtable, runtime: Option<&'static Runtime>) -> Self {
+        pub(crate) fn new(
+            state: State,
+            vtable: &'static Vtable,
+            runtime: Option<&'static Runtime>,
+        ) -> Self {
             Self {
                 state,
                 vtable,
@@ -297,7 +342,7 @@ impl Header {
     ///
     /// # Safety
     ///
-    /// Before anybody else can reach the task (rule 2).
+    /// No other code can reach the task yet (rule 2).
     pub(crate) unsafe fn set_runtime(&self, runtime: &'static Runtime) {
         self.runtime.set(Some(runtime));
     }
@@ -306,12 +351,13 @@ impl Header {
     ///
     /// # Safety
     ///
-    /// Rule 5: on the owning core, while the task is RUNNING, and no earlier call said Ready.
+    /// Rule 5: the caller is on the owning core, and the task is RUNNING. No earlier call returned
+    /// `Ready`.
     #[inline]
     pub(crate) unsafe fn poll(task: NonNull<Self>) -> Poll<()> {
-        // SAFETY: RUNNING keeps the runtime's reference, so the header lives through the poll, and
-        // so does the borrowed waker; `ManuallyDrop` keeps it from releasing a reference that it
-        // does not have.
+        // SAFETY: the caller's promise is that of `Vtable::poll`. The runtime keeps its reference
+        // while the task is RUNNING, so the header outlives the poll and with it the borrowed
+        // waker. `ManuallyDrop` keeps that waker from releasing a reference that it does not have.
         unsafe {
             let waker = ManuallyDrop::new(waker::from_header(task));
             (task.as_ref().vtable.poll)(task, &mut Context::from_waker(&waker))
@@ -322,10 +368,11 @@ impl Header {
     ///
     /// # Safety
     ///
-    /// Rule 5: on the owning core, while the task is RUNNING and no frame is in the middle of a poll;
-    /// the future has not been dropped.
+    /// Rule 5: the caller is on the owning core, the task is RUNNING, and no frame is in the middle
+    /// of a poll of it. The future has not been dropped.
     pub(crate) unsafe fn fail(task: NonNull<Self>, error: JoinError) {
-        // SAFETY: passed on.
+        // SAFETY: by the caller's promise the future is the caller's (rule 5) and has not been
+        // dropped.
         unsafe { (task.as_ref().vtable.fail)(task, error) }
     }
 
@@ -333,31 +380,35 @@ impl Header {
     ///
     /// # Safety
     ///
-    /// Rule 6: the output is there, the caller's, and not used again.
+    /// Rule 6: the output has been stored, is the caller's, and is not used again.
     pub(crate) unsafe fn drop_output(task: NonNull<Self>) {
-        // SAFETY: passed on.
+        // SAFETY: by the caller's promise the output is there, the caller's (rule 6) and not used
+        // again.
         unsafe { (task.as_ref().vtable.drop_output)(task) }
     }
 
-    /// Whether the task's whole future is what lies at `place` and is of this type, and it is `Send`.
+    /// Returns whether the future of the task lies at `place`, is as a whole of type `of_type`, and
+    /// is `Send`.
     ///
-    /// Of the type, or of one that differs from it in lifetimes only. It takes both, place and type: what
-    /// begins where the future does may be a part of it, and what is of its type may be another.
+    /// The future may also be of a type that differs from `of_type` in lifetimes only. The address
+    /// alone does not suffice: a value that begins where the future begins may be a part of the
+    /// future. The type alone does not suffice either: a value of the same type may be another one.
     pub(crate) fn is_future(task: NonNull<Self>, (place, of_type): Typed) -> bool {
-        // SAFETY: the caller's pointer to the task is valid, and the function only computes.
+        // SAFETY: the caller's pointer to the task is valid, and the function only computes an
+        // address.
         unsafe {
             let vtable = task.as_ref().vtable;
             !vtable.local && vtable.future_type == of_type && (vtable.future)(task) == place
         }
     }
 
-    /// What `task` is called.
+    /// Returns the name of `task`.
     ///
     /// # Safety
     ///
-    /// It is alive.
+    /// The task is alive.
     pub(crate) unsafe fn name(task: NonNull<Self>) -> Option<&'static str> {
-        // SAFETY: passed on.
+        // SAFETY: the caller promises that the task is alive.
         unsafe { (task.as_ref().vtable.name)(task) }
     }
 
@@ -365,25 +416,27 @@ impl Header {
     ///
     /// # Safety
     ///
-    /// Its last reference is gone, and with it future and output. The caller may call the
-    /// allocator. `free_list` is that of the task's runtime, if this is its core, in task context with the gate
-    /// shut.
+    /// - The last reference to the task is gone, and so are its future and its output.
+    /// - `free_list` is that of the task's runtime, and is given only on that runtime's core, in
+    ///   task context with preemption disabled.
+    /// - The caller may call the allocator, unless the task is `freed_anywhere` or `free_list`
+    ///   keeps its memory.
     pub(crate) unsafe fn free(task: NonNull<Self>, free_list: Option<&FreeList>) {
-        // SAFETY: passed on.
+        // SAFETY: the caller's promises are those of `Vtable::free`.
         unsafe { (task.as_ref().vtable.free)(task, free_list) }
     }
 }
 
-/// A task that nobody has polled: a future, and who may poll it where.
+/// A future that is about to become a task, and where that task may be polled.
 pub(crate) struct Unspawned<F, K> {
     pub(crate) runtime: &'static Runtime,
-    /// Where it lies. It is copied from there when the task is made, and is the task's when that has been
-    /// published.
+    /// The address of the future. The future is copied from there when the task is made, and
+    /// belongs to the task from the moment when the task is published.
     pub(crate) future: *const F,
     pub(crate) kind: K,
-    /// The future or its output may not be `Send`.
+    /// Whether the future or its output may not be `Send`.
     pub(crate) local: bool,
-    /// Whether it is known to be stackful.
+    /// Whether the task is known to be stackful.
     pub(crate) stackful: bool,
 }
 
@@ -393,38 +446,39 @@ where
     F::Output: 'static,
     K: Storage,
 {
-    /// Allocates the task; `None` when there is no memory.
+    /// Allocates the task. Returns `None` when there is no memory.
     ///
     /// The caller gets both references: the runtime's and the join handle's.
     ///
     /// # Safety
     ///
-    /// There is a future to be read.
+    /// `future` points at a future that may be read.
     #[inline]
     pub(crate) unsafe fn allocate(self, origin: Origin) -> Option<NonNull<Header>> {
         let layout = Layout::new::<Task<F, K>>();
         let memory = match origin {
             Origin::Local => self.runtime.free_list().allocate(layout),
-            // SAFETY: the layout is not empty: there is a header.
+            // SAFETY: the layout is not empty, since a task has a header.
             Origin::Remote => NonNull::new(unsafe { alloc(layout) }),
         };
-        // SAFETY: freshly allocated for this type, and the caller's promise.
+        // SAFETY: the memory was just allocated for this type, and the caller promises the future.
         memory.map(|memory| unsafe { self.write(memory.cast(), origin) })
     }
 
-    /// Makes the task in memory that its kind will free. As [`allocate`](Self::allocate).
+    /// Makes the task in memory that its storage will free. Otherwise like
+    /// [`allocate`](Self::allocate).
     ///
     /// # Safety
     ///
-    /// There is a future to be read. The memory is writable, as large and as aligned as a `Task<F, K>`, and
-    /// used by no other code until it is freed.
+    /// `future` points at a future that may be read. The memory is writable, as large and as
+    /// aligned as a `Task<F, K>`, and used by no other code until it is freed.
     #[inline]
     unsafe fn write(self, memory: NonNull<Task<F, K>>, origin: Origin) -> NonNull<Header> {
         let vtable = if self.local { &Task::<F, K>::LOCAL_VTABLE } else { &Task::<F, K>::VTABLE };
         let header = Header::new(State::spawned(origin, self.stackful), vtable, Some(self.runtime));
         let task = memory.as_ptr();
-        // SAFETY: the caller's promise. Field by field: a `Task` as a value would be another copy of the
-        // future on the stack.
+        // SAFETY: the caller's promise. The task is written field by field: a `Task` as a value
+        // would be another copy of the future on the stack.
         unsafe {
             (&raw mut (*task).body.header).write(header);
             (&raw mut (*task).kind).write(self.kind);
@@ -435,20 +489,21 @@ where
     }
 }
 
-/// Makes a function that takes a value of one that takes it without dropping it:
+/// Turns a function that takes a `ManuallyDrop<T>` into one that takes a `T`, without a copy:
 /// `undropped(function)(value, other)`.
 ///
-/// Without optimization each by-value call copies what it is given once more, and `ManuallyDrop::new` does
-/// so three times. Futures and outputs may be large. The one call that this makes is the one copy.
+/// Without optimization each by-value call copies its argument once more, and `ManuallyDrop::new`
+/// copies it three times. Futures and outputs may be large. The call of the returned function is
+/// the one copy.
 #[inline(always)]
 pub(crate) fn undropped<T, A, R>(function: fn(ManuallyDrop<T>, A) -> R) -> fn(T, A) -> R {
-    // SAFETY: `ManuallyDrop` is `repr(transparent)`, so it has the ABI of `T`, and a function that takes the
-    // one may be called with the other.
+    // SAFETY: `ManuallyDrop` is `repr(transparent)`, so it has the ABI of `T`, and a function that
+    // takes a `ManuallyDrop<T>` may be called with a `T`.
     unsafe { core::mem::transmute::<fn(ManuallyDrop<T>, A) -> R, fn(T, A) -> R>(function) }
 }
 
-/// Calls a function on a value where it lies, which is then the function's to drop or to move on:
-/// `in_place()(value, |place| …)`. See [`undropped`].
+/// Calls a function with the address of a value, which is the function's to drop or to move on:
+/// `in_place()(value, |place| …)`. See [`undropped`] for the reason.
 #[inline(always)]
 pub(crate) fn in_place<T, C, R>() -> fn(T, C) -> R
 where
@@ -490,8 +545,9 @@ where
     unsafe fn free(task: NonNull<Header>, free_list: Option<&FreeList>) {
         let memory = task.cast::<u8>();
         let task = task.cast::<Self>().as_ptr();
-        // SAFETY: `Vtable::free`: nobody can reach it, and its kind knows where it came from. What has a
-        // destructor in the body is gone; loom's cells have one of their own.
+        // SAFETY: by the contract of `Vtable::free` no code can reach the task, and its storage
+        // knows where the memory came from. All of the body that has a destructor is gone, except
+        // for loom's cells, which have one of their own.
         unsafe {
             let kind = core::ptr::read(&raw const (*task).kind);
             core::ptr::drop_in_place(&raw mut (*task).body);
@@ -500,7 +556,7 @@ where
     }
 
     unsafe fn name(task: NonNull<Header>) -> Option<&'static str> {
-        // SAFETY: `task` is of this type and alive, and its kind never changes (rule 2).
+        // SAFETY: `task` is of this type and alive, and its storage never changes (rule 2).
         unsafe { (*task.cast::<Self>().as_ptr()).kind.name() }
     }
 }
@@ -510,33 +566,36 @@ where
     F: Future + 'static,
     F::Output: 'static,
 {
+    /// Returns the cell of the future and the output.
+    ///
     /// # Safety
     ///
     /// `task` is of this type and allocated.
     unsafe fn stage<'a>(task: NonNull<Header>) -> &'a UnsafeCell<Stage<F>> {
-        // SAFETY: the caller promises the type; the borrow is used within the caller's own call.
+        // SAFETY: the caller promises the type, and uses the borrow only within its own call.
         unsafe { &(*task.cast::<Self>().as_ptr()).stage }
     }
 
     unsafe fn poll(task: NonNull<Header>, context: &mut Context<'_>) -> Poll<()> {
         in_place()(
-            // SAFETY: `Vtable::poll`: the future is there and ours (rule 5); it is never moved, so the
-            // pin holds.
+            // SAFETY: by the contract of `Vtable::poll` the future is there and this code's (rule
+            // 5). It is never moved, so the pin holds.
             unsafe {
                 Self::stage(task)
                     .with_mut(|stage| Pin::new_unchecked(&mut *(*stage).future).poll(context))
             },
             |poll: *mut Poll<F::Output>| {
-                // SAFETY: what has just been returned, and is ours.
+                // SAFETY: the poll has just returned this value, which is this function's.
                 let Poll::Ready(output) = (unsafe { &*poll }) else { return Poll::Pending };
-                // The future goes before the output takes its place, and should its drop panic,
-                // the output is stored all the same.
+                // The future is dropped before the output takes its place. If that drop panics,
+                // `Store` stores the output all the same.
                 let store = Store {
                     task,
-                    // SAFETY: the future has been dropped, and the output is moved once, by `Store`.
+                    // SAFETY: the future has been dropped, and `Store` moves the output once.
                     put: || unsafe { Outcome::put(Self::outcome(task), output) },
                 };
-                // SAFETY: as above; it is dropped once, since nobody polls after Ready.
+                // SAFETY: the future is there and this code's, as for the poll above. It is dropped
+                // once, since the task is not polled after `Ready`.
                 unsafe { Self::drop_future(task) };
                 store.store();
                 Poll::Ready(())
@@ -550,42 +609,49 @@ where
             task,
             put: || {
                 if let Some(error) = error.take() {
-                    // SAFETY: the future has been dropped.
+                    // SAFETY: the future has been dropped, so its place is free for the output.
                     unsafe { Outcome::put_error(Self::outcome(task), error) }
                 }
             },
         };
-        // SAFETY: `Vtable::fail`: the future is there, ours, and dropped once.
+        // SAFETY: by `Vtable::fail` the future is there and this code's. It is dropped once.
         unsafe { Self::drop_future(task) };
         store.store();
     }
 
-    unsafe fn drop_future(task: NonNull<Header>) {
-        // SAFETY: as the callers.
-        unsafe { Self::stage(task).with_mut(|stage| ManuallyDrop::drop(&mut (*stage).future)) }
-    }
-
-    /// The output's place.
+    /// Drops the future.
     ///
     /// # Safety
     ///
-    /// As [`stage`](Self::stage), and the caller may touch it (rules 5 and 6).
+    /// As for [`stage`](Self::stage). The future is there, is the caller's (rule 5), and is not
+    /// used again.
+    unsafe fn drop_future(task: NonNull<Header>) {
+        // SAFETY: the caller's promise.
+        unsafe { Self::stage(task).with_mut(|stage| ManuallyDrop::drop(&mut (*stage).future)) }
+    }
+
+    /// Returns the address of the output.
+    ///
+    /// # Safety
+    ///
+    /// As for [`stage`](Self::stage), and the caller may touch that memory (rules 5 and 6).
     unsafe fn outcome(task: NonNull<Header>) -> *mut Outcome<F::Output> {
-        // SAFETY: passed on.
+        // SAFETY: the caller promises the type, and that it may touch the memory.
         unsafe { Self::stage(task).with_mut(|stage| (&raw mut (*stage).output).cast()) }
     }
 
     unsafe fn output(task: NonNull<Header>) -> *mut () {
-        // SAFETY: `Vtable::output`.
+        // SAFETY: the contract of `Vtable::output`.
         unsafe { Self::outcome(task).cast() }
     }
 
     unsafe fn drop_output(task: NonNull<Header>) {
-        // SAFETY: `Vtable::drop_output`, as `output`; the task is alive, and the value is dropped once.
+        // SAFETY: the contract of `Vtable::drop_output`: the output is there and this code's. The
+        // task is alive, and the value is dropped once.
         unsafe {
             match Outcome::take(Self::outcome(task)) {
                 Ok(value) => core::ptr::drop_in_place(value.cast_mut()),
-                // Its drop may panic too.
+                // The drop of the payload may panic too.
                 Err(JoinError::Panicked(payload)) => panic::discard(task, payload),
                 Err(JoinError::Aborted | JoinError::Abandoned) => {}
             }
@@ -593,27 +659,29 @@ where
     }
 
     unsafe fn future(task: NonNull<Header>) -> *const () {
-        // SAFETY: `task` is of this type and allocated; only an address is computed.
+        // SAFETY: `task` is of this type and allocated, and only an address is computed.
         unsafe { (&raw const (*Self::stage(task).address()).future).cast() }
     }
 }
 
-/// An output on its way into the future's place, which must get there although the future's drop
-/// may panic.
+/// An output that is to be stored in the place of a future. It is stored even if the drop of that
+/// future panics: then by the drop of the `Store`.
 struct Store<P: FnMut()> {
     task: NonNull<Header>,
-    /// Puts it there. Called once, when the future has been dropped, or its drop unwinds, after which it is
-    /// not used again.
+    /// Stores the output. Called once, when the future has been dropped or its drop unwinds. After
+    /// that call, `put` is not used again.
     put: P,
 }
 
 impl<P: FnMut()> Store<P> {
+    /// Stores the output after the future's drop has returned.
     fn store(self) {
         (ManuallyDrop::new(self).put)();
     }
 }
 
 impl<P: FnMut()> Drop for Store<P> {
+    /// Stores the output while the future's drop unwinds.
     fn drop(&mut self) {
         (self.put)();
         // SAFETY: the task is RUNNING, which keeps it allocated.
@@ -621,7 +689,7 @@ impl<P: FnMut()> Drop for Store<P> {
     }
 }
 
-/// The vtable of the runtime's root task, whose future lies elsewhere.
+/// The vtable of the runtime's root task, whose future lies outside of the task.
 pub(crate) static ROOT: Vtable = Vtable {
     poll: |task, context| {
         // SAFETY: the caller's task is alive.
@@ -630,8 +698,8 @@ pub(crate) static ROOT: Vtable = Vtable {
             .get()
             .map_or(Poll::Pending, |runtime| runtime.poll_root(context))
     },
-    // SAFETY (each): the runtime gives nobody a join handle for its root task, doesn't abort it, and
-    // its references never run out; so none of these is called.
+    // SAFETY (of each function below): it is never called. The runtime makes no join handle for its
+    // root task and does not abort it, and the references of that task never run out.
     fail: |_, _| unreachable!(),
     output: |_| unreachable!(),
     drop_output: |_| unreachable!(),
@@ -640,14 +708,15 @@ pub(crate) static ROOT: Vtable = Vtable {
     freed_anywhere: false,
     layout: Layout::new::<()>(),
     future: |_| core::ptr::null(),
-    // There is no future of this type.
+    // No task has a future of this type.
     future_type: TypeId::of::<Vtable>(),
-    // What `run_until` waits for need not be `Send`.
+    // The future that `run_until` waits for need not be `Send`.
     local: true,
     name: |_| Some("run_until"),
 };
 
-/// Which task: unique among those that have not been freed, and used again after that.
+/// Identifies a task. The id is unique among the tasks that have not been freed, and may be used
+/// again for a later task.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskId(usize);
 
@@ -669,7 +738,7 @@ impl fmt::Display for TaskId {
     }
 }
 
-/// A task in a message: its id, and its name if it has one.
+/// A task as messages name it: its id, and its name if it has one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Label {
     pub(crate) id: TaskId,
@@ -677,11 +746,13 @@ pub(crate) struct Label {
 }
 
 impl Label {
+    /// Returns the label of `task`.
+    ///
     /// # Safety
     ///
     /// The task is alive.
     pub(crate) unsafe fn of(task: NonNull<Header>) -> Self {
-        // SAFETY: passed on.
+        // SAFETY: the caller promises that the task is alive.
         Self { id: TaskId::of(task), name: unsafe { Header::name(task) } }
     }
 }

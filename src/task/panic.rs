@@ -1,4 +1,4 @@
-//! Panics that no join handle gives, and the containment of user code outside of polls.
+//! Panics that no join handle gives, and the containment of user code that runs outside of polls.
 
 use core::fmt;
 use core::ptr::NonNull;
@@ -8,48 +8,51 @@ use super::{Header, Label, TaskId};
 use crate::platform::{PanicPayload, bound};
 use crate::preempt::PreemptGuard;
 
-/// A panic that was caught, and that no join handle gives to a task. Handed to
+/// A panic that was caught and that no join handle gives to a task. Handed to
 /// [`Config::on_panic`](crate::Config::on_panic).
 ///
-/// It is one of these:
+/// It is one of the following:
 ///
-/// - The panic of a task that was detached, or whose handle was dropped without giving it.
+/// - The panic of a task that was detached, or whose handle was dropped before it had given the
+///   panic.
 /// - A panic in the drop of a task's future (also after a panic in its poll) or of its output.
-/// - A panic of a waker that another executor or the kernel made, when a finished task or a timer wakes
-///   it, and of [`Config::on_stall`](crate::Config::on_stall).
-/// - The report that one of these left a [`PreemptGuard`], or masked interrupts.
+/// - A panic of a waker that another executor or the kernel made, when a finished task or a timer
+///   wakes it; and a panic of [`Config::on_stall`](crate::Config::on_stall).
+/// - The report that one of these drops, wakers and hooks left a [`PreemptGuard`], or left
+///   interrupts masked.
 ///
-/// What belongs to no task in particular (`on_stall`, the waker of a timer) is reported for the
-/// runtime's own task, whose name is `run_until`.
+/// A panic that belongs to no task in particular (of `on_stall`, or of a timer's waker) is reported
+/// for the runtime's own task, whose name is `run_until`.
 ///
-/// The hook is called in task context with preemption disabled, on the core of the task's runtime or on
-/// the core that drops the task's handle. It may allocate and spawn; it must not block. A panic of the
-/// hook itself is dropped.
+/// The hook is called in task context with preemption disabled, on the core of the task's runtime
+/// or on the core that drops the task's handle. The hook may allocate and spawn; it must not block.
+/// A panic of the hook itself is dropped.
 ///
-/// Displayed: which task, its name if it has one, and the message. Panics come here only if the platform
-/// can catch them: see [`Platform::catch_unwind`](crate::platform::Platform::catch_unwind).
+/// `Display` writes the task's id, its name if it has one, and the message. Panics are reported
+/// only if the platform can catch them: see
+/// [`Platform::catch_unwind`](crate::platform::Platform::catch_unwind).
 pub struct TaskPanic<'a> {
     task: Label,
     payload: &'a PanicPayload,
 }
 
 impl TaskPanic<'_> {
-    /// Which task.
+    /// Returns the id of the task.
     pub fn id(&self) -> TaskId {
         self.task.id
     }
 
-    /// What the task is called, if it was given a name.
+    /// Returns the name of the task, if it was given one.
     pub fn name(&self) -> Option<&'static str> {
         self.task.name
     }
 
-    /// What the panic said, if it said it in words.
+    /// Returns the message of the panic, if its payload is text.
     pub fn message(&self) -> &str {
         panic_message(self.payload)
     }
 
-    /// What the panic carried.
+    /// Returns the payload of the panic.
     pub fn payload(&self) -> &PanicPayload {
         self.payload
     }
@@ -67,9 +70,12 @@ impl fmt::Debug for TaskPanic<'_> {
     }
 }
 
-/// Calls `code`, user code outside of a poll of `task`. A panic of it ends here, and is reported.
+/// Calls `code`, which is user code outside of a poll of `task`. A panic of `code` ends here, and
+/// is reported.
 ///
-/// The caller sees to the preempt count: the loop by [`Runtime::guarded`], a poll by the check after it.
+/// Does not check the preempt count: the loop does so in
+/// [`Runtime::catch_user_panic`](crate::Runtime::catch_user_panic), and after a poll
+/// [`Runtime::check_guards`](crate::Runtime::check_guards) does.
 pub(crate) fn contain(task: NonNull<Header>, code: impl FnOnce()) {
     let mut code = Some(code);
     let caught = bound::catch_unwind(&mut || {
@@ -82,7 +88,8 @@ pub(crate) fn contain(task: NonNull<Header>, code: impl FnOnce()) {
     }
 }
 
-/// Reports a panic of `task`, which the caller keeps alive, and drops what it carried.
+/// Reports a panic of `task`, which the caller keeps alive, and drops the payload. If that drop
+/// panics, reports that panic as well.
 #[cold]
 #[inline(never)]
 pub(crate) fn discard(task: NonNull<Header>, payload: PanicPayload) {
@@ -93,17 +100,18 @@ pub(crate) fn discard(task: NonNull<Header>, payload: PanicPayload) {
     }
 }
 
-/// Tells the hook of the task's runtime. The caller keeps the task alive.
+/// Calls the hook of the task's runtime with a panic of `task`. The caller keeps the task alive.
 #[cold]
 #[inline(never)]
 pub(crate) fn report(task: NonNull<Header>, payload: &PanicPayload) {
-    // SAFETY: the caller keeps it alive.
+    // SAFETY: the caller keeps the task alive.
     let runtime = unsafe { task.as_ref() }.runtime.get();
     let Some(hook) = runtime.and_then(|runtime| runtime.on_panic()) else { return };
     // SAFETY: as above.
     let panic = TaskPanic { task: unsafe { Label::of(task) }, payload };
     let called = bound::catch_unwind(&mut || {
-        // The hook may share locks with plain tasks, wherever it is called.
+        // The hook may share locks with plain tasks, so it is not preempted in any place where it
+        // is called.
         let _guard = PreemptGuard::new();
         hook(&panic);
     });
@@ -112,14 +120,15 @@ pub(crate) fn report(task: NonNull<Header>, payload: &PanicPayload) {
     }
 }
 
-/// Drops what a panic carried, since there is nothing to hand it to.
+/// Drops the payload of a panic that is reported to no code.
 pub(crate) fn drop_payload(payload: PanicPayload) {
     if let Err(again) = try_drop(payload) {
-        // A payload whose drop panics: enough.
+        // The drop of the second payload is not tried: it could panic again, without end.
         core::mem::forget(again);
     }
 }
 
+/// Drops a payload. If that panics, returns the payload of the new panic.
 fn try_drop(payload: PanicPayload) -> Result<(), PanicPayload> {
     let mut payload = Some(payload);
     bound::catch_unwind(&mut || drop(payload.take()))

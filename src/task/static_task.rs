@@ -1,14 +1,14 @@
-//! Tasks in static cells: no allocator, and reusable.
+//! Tasks in static cells: they need no allocator, and each cell is used again.
 //!
 //! ```text
 //!           ControlBlock::take                the last reference goes: Static::free
 //!   FREE ──────────────────► IN USE ───────────────────────────────────────────► FREE
-//!           by whoever spawns    │       in any context, on any core
+//!           by the spawning code │       in any context, on any core
 //!                                │
 //!                                └─ refused by its runtime: publish, which frees ► FREE
 //! ```
 //!
-//! What comes in between is [the life of a task](super) like any other.
+//! Between these steps a task in a cell has [the life of a task](super) like any other.
 
 use core::alloc::Layout;
 use core::cell;
@@ -32,19 +32,19 @@ use crate::{Runtime, SpawnError, SpawnErrorReason};
 
 /// Memory for one task at a time, in a `static`: spawning in it calls no allocator.
 ///
-/// The cell is free again when its task has finished and the last reference to the task is gone: the
-/// join handle, the runtime's, and every waker.
+/// The cell is free again when its task has finished and the last reference to the task is gone.
+/// The references are those of the join handle, of the runtime, and of every waker.
 ///
-/// **An old waker keeps the cell in use.** Some types keep a waker after they have woken it, until they
-/// are given another: the `AtomicWaker` of embassy-sync does, that of the crate atomic-waker does not.
-/// To free the cell, register another task's waker there, or
+/// **An old waker keeps the cell in use.** Some types keep a waker after they have woken it, until
+/// they are given another: the `AtomicWaker` of embassy-sync does, that of the crate atomic-waker
+/// does not. To free the cell, register another task's waker in such a type, or
 /// [`Waker::noop`](core::task::Waker::noop).
 ///
-/// A task that was abandoned (by a fault, or by a shutdown that found frames of it on a stack) keeps
-/// its cell for ever, since those frames may point into it.
+/// A task that was abandoned (by a fault, or by a shutdown that found frames of it on a stack)
+/// keeps its cell for ever, since those frames may point into the cell.
 ///
-/// `F` is the future's type. That of an async function has no name, so
-/// [`static_task!`](crate::static_task) makes the cell for those.
+/// `F` is the future's type. The type of an async function's future has no name, so
+/// [`static_task!`](crate::static_task) makes the cell for such futures.
 ///
 /// ```
 /// # use trapline::{Runtime, SpawnErrorReason, StaticTask, time::Sleep};
@@ -53,51 +53,54 @@ use crate::{Runtime, SpawnError, SpawnErrorReason};
 /// # fn on(runtime: &'static Runtime) {
 /// # use core::time::Duration;
 /// # use trapline::time::sleep;
-/// let ring = ALARM.spawn_on(runtime, sleep(Duration::from_secs(60)));
-/// let twice = ALARM.spawn_on(runtime, sleep(Duration::from_secs(60)));
-/// assert_eq!(twice.unwrap_err().reason, SpawnErrorReason::InUse);
+/// let first = ALARM.spawn_on(runtime, sleep(Duration::from_secs(60)));
+/// let second = ALARM.spawn_on(runtime, sleep(Duration::from_secs(60)));
+/// assert_eq!(second.unwrap_err().reason, SpawnErrorReason::InUse);
 /// # }
 /// ```
 pub struct StaticTask<F: Future> {
     account: ControlBlock,
-    /// What lies there is the task's own, by rule 8 of the task's fields.
+    /// The memory of the task, by rule 8 of [the task's fields](super).
     memory: cell::UnsafeCell<MaybeUninit<Task<F, Static>>>,
 }
 
-// SAFETY: through a shared reference a cell only gives its memory to one task after the other, which
-// `account` sees to. The future that comes is `Send`, or comes by a `LocalSpawner` and stays on its core.
+// SAFETY: through a shared reference, a cell only gives its memory to one task after the other,
+// which its control block ensures. The future that is put in is `Send`; or a `LocalSpawner` spawns
+// it, and it stays on its core.
 unsafe impl<F: Future> Sync for StaticTask<F> {}
 
-/// A cell's own account, which tasks in it point at.
+/// The part of a cell that does not depend on the future's type. The task in the cell points at it.
 struct ControlBlock {
-    /// The memory is a task's, or about to be.
+    /// Whether the memory belongs to a task, or is about to.
     in_use: AtomicBool,
     name: Option<&'static str>,
-    /// Stands for the memory where loom looks on, to which two tasks in one place are strangers.
+    /// Stands for the memory under loom, which does not know that two successive tasks share one
+    /// place.
     turn: UnsafeCell<()>,
 }
 
-/// A task in a static cell.
+/// The storage of a task in a static cell.
 struct Static(&'static ControlBlock);
 
 impl Storage for Static {
-    /// It calls no allocator, so the cell is free at once, and not when its runtime comes round to it.
+    /// `free` calls no allocator, so any code that drops the last reference frees the cell at once.
+    /// The cell does not wait until its runtime takes the task from the inbox.
     const FREED_ANYWHERE: bool = true;
 
     fn name(&self) -> Option<&'static str> {
         self.0.name
     }
 
-    unsafe fn free(self, _memory: NonNull<u8>, _layout: Layout, _arena: Option<&FreeList>) {
+    unsafe fn free(self, _memory: NonNull<u8>, _layout: Layout, _free_list: Option<&FreeList>) {
         self.0.turn.with_mut(|_| ());
         // Release pairs with the acquire in `take`: all that was done to this task happens before
-        // the next is written in its place.
+        // the next task is written in its place.
         self.0.in_use.store(false, Ordering::Release);
     }
 }
 
 impl ControlBlock {
-    /// Takes the memory for a task, if it is no other's.
+    /// Takes the memory for a new task. Returns `None` if it belongs to another task.
     fn take(&'static self) -> Option<Static> {
         // Acquire pairs with the release in `free`.
         self.in_use.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).ok()?;
@@ -108,14 +111,14 @@ impl ControlBlock {
 
 impl<F: Future + 'static> StaticTask<F> {
     const_fn! {
-        /// An empty cell, whose tasks have no name.
+        /// Makes an empty cell, whose tasks have no name.
         pub fn new() -> Self {
             Self::with_name(None)
         }
     }
 
     const_fn! {
-        /// An empty cell, whose tasks have this name.
+        /// Makes an empty cell, whose tasks have this name.
         pub fn named(name: &'static str) -> Self {
             Self::with_name(Some(name))
         }
@@ -134,15 +137,15 @@ impl<F: Future + 'static> StaticTask<F> {
         }
     }
 
-    /// Spawns a task in this cell, on this core's runtime. Any context; in an interrupt, only if the
-    /// output may be dropped there, since the join handle probably is.
+    /// Spawns a task in this cell, on this core's runtime. Any context. In an interrupt, spawn only
+    /// if the output may be dropped there, since the join handle is probably dropped there.
     ///
-    /// Its future may be of any type that fits; one that does not is an error at compile time.
+    /// The future may be of any type that fits; one that does not fit is an error at compile time.
     ///
     /// # Errors
     ///
-    /// The cell is in use, the runtime has been shut down, or the calling core is not inside of one. The
-    /// future comes back.
+    /// The cell is in use, the runtime has been shut down, or the calling core is not inside of a
+    /// runtime. The error contains the future.
     pub fn spawn<G>(&'static self, future: G) -> Result<JoinHandle<G::Output>, SpawnError<G>>
     where
         G: Future + Send + 'static,
@@ -150,16 +153,17 @@ impl<F: Future + 'static> StaticTask<F> {
     {
         in_place()(
             future,
-            // SAFETY: the bounds.
+            // SAFETY: the bounds say that the future and its output are `Send`.
             or_error(|future| unsafe { self.spawn_in(here()?, future, false) }),
         )
     }
 
-    /// Spawns a task in this cell, on any runtime. Any core, any context. As [`spawn`](Self::spawn).
+    /// Spawns a task in this cell, on any runtime. Any core, any context. Otherwise like
+    /// [`spawn`](Self::spawn).
     ///
     /// # Errors
     ///
-    /// The cell is in use, or the runtime has been shut down. The future comes back.
+    /// The cell is in use, or the runtime has been shut down. The error contains the future.
     pub fn spawn_on<G>(
         &'static self,
         runtime: &'static Runtime,
@@ -171,17 +175,18 @@ impl<F: Future + 'static> StaticTask<F> {
     {
         in_place()(
             future,
-            // SAFETY: the bounds.
+            // SAFETY: the bounds say that the future and its output are `Send`.
             or_error(|future| unsafe { self.spawn_in(runtime, future, false) }),
         )
     }
 
-    /// Spawns a task in this cell whose future need not be `Send`. As [`spawn`](Self::spawn).
+    /// Spawns a task in this cell whose future need not be `Send`. Otherwise like
+    /// [`spawn`](Self::spawn).
     ///
     /// # Errors
     ///
-    /// The cell is in use, or the caller is not [where local tasks are
-    /// spawned](LocalSpawner::current). The future comes back.
+    /// The cell is in use, the runtime has been shut down, or the caller is not [where local tasks
+    /// are spawned](LocalSpawner::current). The error contains the future.
     pub fn spawn_local<G>(
         &'static self,
         spawner: LocalSpawner,
@@ -195,16 +200,20 @@ impl<F: Future + 'static> StaticTask<F> {
             future,
             or_error(|future| {
                 let runtime = spawner.runtime().ok_or(SpawnErrorReason::NotLocal)?;
-                // SAFETY: the spawner says so.
+                // SAFETY: `LocalSpawner::runtime` has given this code the runtime, so it may spawn
+                // local tasks.
                 unsafe { self.spawn_in(runtime, future, true) }
             }),
         )
     }
 
+    /// Spawns a task in this cell.
+    ///
     /// # Safety
     ///
-    /// Future and output are `Send`; or it is `local`, and the caller is in a plain task on the core of
-    /// `runtime`. The future is there to be read; it is the task's if this is `Ok`, and the caller's if not.
+    /// The future and its output are `Send`; or the task is `local`, and the caller is in a plain
+    /// task on the core of `runtime`. `future` points at a future that may be read. It belongs to
+    /// the task if this returns `Ok`, and to the caller if not.
     unsafe fn spawn_in<G>(
         &'static self,
         runtime: &'static Runtime,
@@ -226,12 +235,14 @@ impl<F: Future + 'static> StaticTask<F> {
             return Err(SpawnErrorReason::InUse);
         };
         let new = Unspawned { runtime, future, kind, local, stackful: false };
-        // A stackful task may be preempted here.
+        // The caller may be a stackful task, which could be preempted before the task is published.
         let _guard = PreemptGuard::new();
         let origin = ready::origin(runtime);
-        // SAFETY: large and aligned enough, by the above, and ours (rule 8) until the kind frees it.
+        // SAFETY: by the assertion above, the memory is large and aligned enough. It is this code's
+        // (rule 8) until the storage frees it. The caller promises the future.
         let task = unsafe { new.write(NonNull::from(&self.memory).cast(), origin) };
-        // SAFETY: a new task of this runtime's, with a future of this type, and the caller's promise.
+        // SAFETY: the task is a new one of this runtime, with a future of this type, and its origin
+        // is the caller's. The caller promises the rest.
         unsafe { runtime.publish::<G>(task, origin) }
     }
 }
@@ -251,11 +262,11 @@ impl<F: Future> fmt::Debug for StaticTask<F> {
     }
 }
 
-/// Makes a [`StaticTask`] for the future of a function, whose type has no name: `static_task!(static
-/// CELL: function);`
+/// Makes a [`StaticTask`] for the future of a function, whose type has no name:
+/// `static_task!(static CELL: function);`
 ///
-/// The compiler computes size and alignment. The tasks are called like the function. It may have up to
-/// eight arguments, and no generic ones.
+/// The compiler computes size and alignment. The tasks are named after the function. The function
+/// may have up to eight arguments, and no generic ones.
 ///
 /// ```
 /// # struct Led;
@@ -271,7 +282,7 @@ impl<F: Future> fmt::Debug for StaticTask<F> {
 /// # }
 /// ```
 ///
-/// A future that doesn't fit doesn't compile:
+/// A future that does not fit does not compile:
 ///
 /// ```compile_fail,E0080
 /// async fn small() {}
@@ -284,7 +295,7 @@ impl<F: Future> fmt::Debug for StaticTask<F> {
 /// });
 /// ```
 ///
-/// Nor does one that wants to be aligned otherwise:
+/// Nor does a future that needs a larger alignment:
 ///
 /// ```compile_fail,E0080
 /// async fn large() {
@@ -314,9 +325,10 @@ macro_rules! static_task {
     };
 }
 
-/// Stands for a future whose type has no name, and which takes so much room. There is no value of it.
+/// A type with the size and the alignment of a future whose own type has no name. It stands for
+/// that future in a [`StaticTask`]. There are no values of this type.
 ///
-/// What [`static_task!`](crate::static_task) names.
+/// [`static_task!`](crate::static_task) names this type.
 #[repr(C)]
 pub struct TaskSpace<const SIZE: usize, const ALIGN: usize>
 where
@@ -330,13 +342,14 @@ impl<const SIZE: usize, const ALIGN: usize> TaskSpace<SIZE, ALIGN>
 where
     Self: Aligned,
 {
-    /// How much room a task takes for the future that `function` returns, or for its output.
+    /// Returns the size of the place that a task has for the future that `function` returns, and
+    /// for that future's output.
     #[doc(hidden)]
     pub const fn size_for<F: Returns<A>, A>(_function: &F) -> usize {
         size_of::<Stage<F::Future>>()
     }
 
-    /// How that is aligned.
+    /// Returns the alignment of that place.
     #[doc(hidden)]
     pub const fn align_for<F: Returns<A>, A>(_function: &F) -> usize {
         align_of::<Stage<F::Future>>()
@@ -363,7 +376,7 @@ where
     }
 }
 
-/// A function of the arguments `A` that returns a future.
+/// A function with the arguments `A` that returns a future.
 #[doc(hidden)]
 pub trait Returns<A> {
     type Future: Future;
@@ -391,7 +404,7 @@ returns!(A1 A2 A3 A4 A5 A6);
 returns!(A1 A2 A3 A4 A5 A6 A7);
 returns!(A1 A2 A3 A4 A5 A6 A7 A8);
 
-/// A type that is aligned so: an attribute cannot be given a parameter.
+/// Maps an alignment to a type `To` that is aligned so: `repr(align)` takes no const parameter.
 #[doc(hidden)]
 pub trait Aligned {
     type To;

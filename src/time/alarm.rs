@@ -1,58 +1,64 @@
-//! The core's one alarm, shared by its timers and by the slice of the running stackful task.
+//! The core's one alarm, shared by the core's timers and by the slice of the running stackful task.
+//!
+//! A *stretch* is the time from when a task gets the core on a stack until it leaves the core.
 
 use core::time::Duration;
 
 use crate::platform::bound;
 use crate::sync::local::{AtomicBool, AtomicU64, Ordering, compiler_fence};
 
-/// No time: an alarm that is not set, a queue without timers.
+/// Stands for no time: an alarm that is not set, or a queue without timers.
 pub(crate) const NEVER: u64 = u64::MAX;
 
-/// The least stretch, in nanoseconds: if a task was preempted after less than that, its next stretch is not
-/// preempted before it has had as much. What is urgent comes later by as much then.
+/// The minimum stretch, in nanoseconds. If a task was preempted after a shorter stretch, its next
+/// stretch is not preempted before it has lasted this long. Urgent work is then delayed by as much.
 ///
-/// It is longer than the switch to a stack and back takes: hosted, with system calls and signals.
+/// The value exceeds the time that a switch to a stack and back takes; in the hosted case that
+/// switch includes system calls and signals.
 pub(crate) const MIN_STRETCH: u64 = if cfg!(target_os = "none") { 20_000 } else { 50_000 };
 
-/// Stands for the end of a slice that began without a look at the clock.
+/// Stands for the end of a slice that began without a reading of the clock.
 const UNKNOWN: u64 = 0;
 
-/// What the alarm is set to. Only the core and its interrupts touch it, so all is relaxed.
+/// The state of the alarm. Only the core and its interrupts touch it, so all accesses are relaxed.
 ///
-/// Setting it costs a system call or a trap to the firmware on some platforms, so the loop does that
-/// once before it gives the core away, and not for each timer.
+/// On some platforms, setting the alarm costs a system call or a trap to the firmware. So the loop
+/// sets it once before it gives the core away, and not for each timer.
 ///
-/// Reading the clock and setting the alarm for each poll on a stack would cost more than the poll. So
-/// a slice alarm that is set stays set when its task leaves early, and the next one starts its slice
-/// under it without looking at the clock; if that one still runs when the alarm fires, it gets a
-/// whole slice from there. A task thus keeps the core for one slice, and at most for two.
+/// Reading the clock and setting the alarm for each poll on a stack would cost more than the poll.
+/// So a slice alarm that is set stays set when its task leaves early. The next task starts its
+/// slice under that alarm, without reading the clock. If that task still runs when the alarm fires,
+/// it gets a whole slice from then on. So a task that keeps the core has it for one slice, and for
+/// two at most.
 #[derive(Debug)]
 pub(crate) struct Alarm {
-    /// When the alarm will fire, in nanoseconds of the platform's clock.
+    /// When the alarm will fire, in nanoseconds of the platform's clock; [`NEVER`] if it is not
+    /// set.
     at: AtomicU64,
-    /// The end of the running slice.
+    /// The end of the running slice, or [`UNKNOWN`].
     slice_end: AtomicU64,
-    /// The alarm that is set fires within a slice from when it was set.
+    /// Whether the alarm that is set fires within one slice from when it was set.
     covers_slice: AtomicBool,
-    /// What the next slice is to be instead of a whole one, in nanoseconds; or zero.
+    /// The length in nanoseconds of the next slice, if it is not a whole one; else zero.
     granted: AtomicU64,
-    /// When it fired, if the loop has not looked at the timers since; else [`NEVER`].
+    /// When the alarm fired, if the loop has not looked at the timers since; else [`NEVER`].
     due: AtomicU64,
-    /// When a stretch on a stack began or ended, as of the last look at the clock there.
+    /// The time of the last reading of the clock at the beginning or the end of a stretch.
     seen: AtomicU64,
-    /// Until when the running task is not preempted, if that is later than now.
+    /// The time until which the running task is not preempted, if it is later than now.
     protected_until: AtomicU64,
-    /// It would have been preempted but for `protected_until`.
+    /// Whether the running task would have been preempted but for `protected_until`.
     deferred: AtomicBool,
 }
 
-/// For how many nanoseconds of a stretch that it is granted a task is not preempted. What is urgent comes later
-/// by as much.
-pub(crate) fn protection(pending: u64) -> u64 {
+/// Returns for how many nanoseconds a stretch that is granted `grant` nanoseconds is not preempted.
+/// Urgent work is delayed by as much.
+pub(crate) fn protection(grant: u64) -> u64 {
     const MAX: u64 = if cfg!(target_os = "none") { 25_000 } else { 250_000 };
-    pending.clamp(MIN_STRETCH, MAX)
+    grant.clamp(MIN_STRETCH, MAX)
 }
 
+/// Returns the duration in nanoseconds, and [`NEVER`] for longer ones.
 pub(crate) const fn nanoseconds(duration: Duration) -> u64 {
     let nanoseconds = duration.as_nanos();
     if nanoseconds < NEVER as u128 { nanoseconds as u64 } else { NEVER }
@@ -72,18 +78,21 @@ impl Alarm {
         }
     }
 
-    /// With preemption disabled or interrupts masked: a handler that comes meanwhile sets no alarm.
+    /// Sets the alarm. The caller has disabled preemption or masked interrupts, so that a handler
+    /// that comes meanwhile sets no alarm.
     #[inline]
     fn set(&self, at: u64) {
         if self.at.load(Ordering::Relaxed) != at {
-            // In this order: an alarm that fires in between is forgotten, and the next comes although it need
-            // not; in the other order it would be relied on although it is gone.
+            // The store comes first. If an alarm fires between the two lines, its handler forgets
+            // `at`, and the next call sets the alarm once more than necessary. In the other order,
+            // the handler's `forget` would be overwritten, and the loop would rely on an alarm that
+            // is gone.
             self.at.store(at, Ordering::Relaxed);
             bound::set_alarm(at);
         }
     }
 
-    /// Sees to it that the alarm fires at `at` or earlier. As [`set`](Self::set).
+    /// Makes the alarm fire at `at` or earlier. The caller is as for [`set`](Self::set).
     #[inline]
     pub(crate) fn set_by(&self, at: u64) {
         if at < self.at.load(Ordering::Relaxed) {
@@ -91,22 +100,23 @@ impl Alarm {
         }
     }
 
-    /// It fired, or the loop looks at the timers since it did: what was set before is not relied on
-    /// any more.
+    /// Forgets what the alarm is set to, so that the loop no longer relies on it. Called when the
+    /// alarm has fired, and when the loop looks at the timers after that.
     #[inline]
     pub(crate) fn forget(&self) {
         self.at.store(NEVER, Ordering::Relaxed);
         self.covers_slice.store(false, Ordering::Relaxed);
     }
 
-    /// Starts a slice of a task that has not run for a part of it under the alarm that is set.
-    /// `false`: that fires too late.
+    /// Starts a slice, under the alarm that is set, of a task that has used none of that slice.
+    /// Returns `false` if that alarm may fire too late.
     #[inline]
     pub(crate) fn begin_covered(&self) -> bool {
         let is_covered = self.covers_slice.load(Ordering::Relaxed);
         if is_covered {
-            // The alarm was set for the next timer, too. What a task adds on a stack sees to it
-            // itself; for those that others have added since, the caller does.
+            // The alarm was also set for the next timer at that time. A task that adds a timer on a
+            // stack sets the alarm itself. For the timers that other code has added since, the
+            // caller sets it.
             self.slice_end.store(UNKNOWN, Ordering::Relaxed);
             self.protected_until.store(0, Ordering::Relaxed);
         }
@@ -122,20 +132,21 @@ impl Alarm {
         }
     }
 
-    /// Makes the slice that begins next one of `grant`.
+    /// Sets the length of the slice that begins next to `grant` nanoseconds.
     pub(crate) fn grant(&self, grant: u64) {
         self.granted.store(grant, Ordering::Relaxed);
         self.covers_slice.store(false, Ordering::Relaxed);
     }
 
-    /// Starts what is left of a slice.
+    /// Starts the remainder of a slice, which is `left` nanoseconds.
     pub(crate) fn resume_slice(&self, left: u64, next_timer: u64) {
         let now = bound::now();
         self.seen.store(now, Ordering::Relaxed);
         self.run_until(now.saturating_add(left), next_timer);
     }
 
-    /// As [`resume_slice`](Self::resume_slice), and for the first `least` of it the task is not preempted.
+    /// Does the same as [`resume_slice`](Self::resume_slice). In addition the task is not preempted
+    /// for the first `least` nanoseconds.
     #[cold]
     #[inline(never)]
     pub(crate) fn resume_protected(&self, left: u64, least: u64, next_timer: u64) {
@@ -147,6 +158,7 @@ impl Alarm {
         self.run_until(now.saturating_add(left).max(until), next_timer.max(until));
     }
 
+    /// Starts a slice that ends at `end`, and sets the alarm for that end or for the next timer.
     #[inline]
     fn run_until(&self, end: u64, next_timer: u64) {
         self.slice_end.store(end, Ordering::Relaxed);
@@ -154,25 +166,26 @@ impl Alarm {
         self.set(end.min(next_timer));
     }
 
-    /// From `now` on, for so long, the running task is not preempted.
+    /// Protects the running task from preemption for `least` nanoseconds from `now` on.
     pub(crate) fn protect(&self, now: u64, least: u64) {
         self.protected_until.store(now.saturating_add(least), Ordering::Relaxed);
     }
 
-    /// Whether the running stretch is, or was, one that is protected.
+    /// Returns whether the running stretch is protected, or was protected earlier.
     #[inline]
     pub(crate) fn protects(&self) -> bool {
         self.protected_until.load(Ordering::Relaxed) > self.seen.load(Ordering::Relaxed)
     }
 
-    /// Whether the stretch that ends now was shorter than [`MIN_STRETCH`]. One that began without a look at
-    /// the clock counts from the last one.
+    /// Returns whether the stretch that ends now was shorter than [`MIN_STRETCH`]. A stretch that
+    /// began without a reading of the clock counts from the last reading.
     #[inline]
     pub(crate) fn is_short(&self, now: u64) -> bool {
         now.wrapping_sub(self.seen.load(Ordering::Relaxed)) < MIN_STRETCH
     }
 
-    /// Whether the running task may not be preempted yet; then the alarm is set to fire when it may.
+    /// Returns whether the running task may not be preempted yet. If so, sets the alarm for the
+    /// time when it may.
     #[cold]
     #[inline(never)]
     pub(crate) fn stays(&self, now: u64) -> bool {
@@ -181,32 +194,32 @@ impl Alarm {
             return false;
         }
         self.deferred.store(true, Ordering::Relaxed);
-        // What is set may have fired just now.
+        // The alarm that is set may have fired just now, so it is not relied on.
         self.forget();
         self.set(until);
         true
     }
 
-    /// Whether something wanted the core while the task was not to be preempted, since the last call.
+    /// Returns whether a preemption has been deferred for `protected_until` since the last call.
     #[inline]
     pub(crate) fn take_deferred(&self) -> bool {
         self.deferred.swap(false, Ordering::Relaxed)
     }
 
-    /// The stretch on the stack ends now.
+    /// Notes that the stretch on the stack ends now.
     #[inline]
     pub(crate) fn end_stretch(&self, now: u64) {
         self.seen.store(now, Ordering::Relaxed);
     }
 
-    /// When a stack was last known to have the core.
+    /// Returns when a stack was last known to have the core.
     #[inline]
     pub(crate) fn seen(&self) -> u64 {
         self.seen.load(Ordering::Relaxed)
     }
 
-    /// In the alarm's interrupt, on a stack: is it time to leave? If so, what is left of the slice;
-    /// if not, the alarm has been set again.
+    /// Decides, in the alarm's interrupt on a stack, whether the task must leave. If so, returns
+    /// what is left of its slice. If not, sets the alarm again.
     #[inline]
     pub(crate) fn look(&self, now: u64, slice: u64, next_timer: u64) -> Option<SliceLeft> {
         let mut end = self.slice_end.load(Ordering::Relaxed);
@@ -220,13 +233,14 @@ impl Alarm {
             return Some(SliceLeft::of(end - now, slice));
         }
         self.forget();
-        // It has been here for longer than the least stretch, or would have been told so before.
+        // From here on the stretch counts as no shorter than `MIN_STRETCH`. For a task that is
+        // still protected, `stays` has answered before.
         self.seen.store(now.saturating_sub(MIN_STRETCH), Ordering::Relaxed);
         self.run_until(end, next_timer);
         None
     }
 
-    /// What is left of the slice of the task that runs now.
+    /// Returns what is left of the slice of the task that runs now.
     pub(crate) fn slice_left(&self, now: u64, slice: u64) -> SliceLeft {
         match self.slice_end.load(Ordering::Relaxed) {
             UNKNOWN => SliceLeft::Nanoseconds(slice),
@@ -234,39 +248,42 @@ impl Alarm {
         }
     }
 
-    /// Tells the loop to look at the timers: it is `now` or later.
+    /// Tells the loop to look at the timers, since it is `now` or later.
     #[inline]
     pub(crate) fn set_due(&self, now: u64) {
         self.due.store(now, Ordering::Relaxed);
     }
 
+    /// Returns whether the loop must look at the timers.
     #[inline]
     pub(crate) fn is_due(&self) -> bool {
         self.due.load(Ordering::Relaxed) != NEVER
     }
 
-    /// The loop is about to look at the timers that are due at what this returns.
+    /// Clears the request to look at the timers, and returns the time up to which timers are due.
     #[inline]
     pub(crate) fn take_due(&self) -> u64 {
         let now = self.due.swap(NEVER, Ordering::Relaxed);
-        // An alarm that fires after this makes them due again.
+        // An alarm that fires after this point makes the timers due again.
         compiler_fence(Ordering::SeqCst);
         now
     }
 }
 
-/// What a preempted task has left of its slice.
+/// The part of its slice that a preempted task has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SliceLeft {
-    /// It was used up: the others come first.
+    /// The slice was used up: other tasks go first.
     Nothing,
-    /// Something more urgent came: it goes on before the others.
+    /// Urgent work came before the end of the slice: the task goes on first among the tasks of its
+    /// queue, with so many nanoseconds left.
     Nanoseconds(u64),
 }
 
 impl SliceLeft {
-    /// An eighth of a slice or less counts as nothing: it isn't worth an alarm of its own. So where a
-    /// task is due as often as slices end, both soon fall together, and cost one alarm.
+    /// Makes a remainder. An eighth of a slice or less counts as nothing, since it is not worth an
+    /// alarm of its own. So where a task is due as often as slices end, both ends soon fall
+    /// together and cost one alarm.
     #[inline]
     fn of(left: u64, slice: u64) -> Self {
         if left <= slice / 8 { Self::Nothing } else { Self::Nanoseconds(left) }

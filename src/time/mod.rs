@@ -1,8 +1,8 @@
-//! Time: the clock, sleeping, and giving up after a while.
+//! Time: the clock, sleeping, and timeouts.
 //!
-//! Times are nanoseconds of the platform's clock. A timer belongs to the runtime that polled it last,
-//! and fires in task context of that runtime's core, never early. How late it fires depends on what
-//! that core runs: a stackful task is preempted for it, a plain one is not.
+//! Times are nanoseconds of the platform's clock. A timer belongs to the runtime that polled it
+//! last, and fires in task context of that runtime's core, never early. How late it fires depends
+//! on what that core runs: a stackful task is preempted for a timer, a plain one is not.
 
 mod alarm;
 mod timers;
@@ -23,23 +23,23 @@ use crate::platform::bound;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant(u64);
 
-/// The platform's clock. Any context.
+/// Reads the platform's clock. Any context.
 pub fn now() -> Instant {
     Instant(bound::now())
 }
 
 impl Instant {
-    /// The moment `nanoseconds` after the platform's clock began.
+    /// Makes the moment `nanoseconds` after the platform's clock began.
     pub const fn from_nanos(nanoseconds: u64) -> Self {
         Self(nanoseconds)
     }
 
-    /// Nanoseconds since the platform's clock began.
+    /// Returns the nanoseconds since the platform's clock began.
     pub const fn as_nanos(self) -> u64 {
         self.0
     }
 
-    /// How much later this is than `earlier`; zero if it is not.
+    /// Returns how much later this moment is than `earlier`; zero if it is not later.
     pub const fn saturating_since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
@@ -48,7 +48,7 @@ impl Instant {
 impl core::ops::Add<Duration> for Instant {
     type Output = Self;
 
-    /// The end of time if there is no such moment.
+    /// Saturates: the sum is at most the latest moment that there is.
     fn add(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(nanoseconds(duration)))
     }
@@ -60,7 +60,7 @@ impl core::ops::AddAssign<Duration> for Instant {
     }
 }
 
-/// The time was up before the future was done.
+/// The error of a [`timeout`]: the time was up before the future was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Elapsed;
 
@@ -86,22 +86,22 @@ pin_project_lite::pin_project! {
 
 /// Waits for `future`, but no longer than `duration` from now.
 ///
-/// `future` is polled first, and once at least, so a result that is there in time is not lost. When the
-/// time is up, the `Timeout` gives `Err(Elapsed)`; `future` is dropped with the `Timeout`.
+/// `future` is polled first, and at least once, so a result that is there in time is not lost. When
+/// the time is up, the `Timeout` gives `Err(Elapsed)`; `future` is dropped with the `Timeout`.
 ///
-/// A plain future that computes without awaiting cannot be timed out: the clock is looked at between
-/// its polls. Nor can `stackful(timeout(..))`, where the computation and the timeout are one poll.
-/// `timeout(.., stackful(..))` can: the computation is a child task, which is preempted when the time
-/// is up, and the `Timeout` is ready. Its drop aborts the child. **That does not stop the child at
-/// once**: it finishes the poll that it is in, preempted as before, so a child that never awaits
-/// computes for ever. Let what computes for long look at a flag, or call
-/// [`yield_now`](crate::yield_now()) now and then.
+/// A plain future that computes without awaiting cannot be timed out: the clock is read between its
+/// polls. Nor can `stackful(timeout(..))`, where the computation and the timeout are one poll.
+/// `timeout(.., stackful(..))` can be timed out: the computation is a child task, which is
+/// preempted when the time is up, and the `Timeout` is ready. The drop of the `Timeout` aborts the
+/// child. **That does not stop the child at once**: the child finishes the poll that it is in,
+/// preempted as before, so a child that never awaits computes for ever. Code that computes for long
+/// should look at a flag, or call [`yield_now`](crate::yield_now()) now and then.
 ///
 /// Cancel-safe if `future` is.
 ///
 /// # Panics
 ///
-/// Polled outside of a runtime, as [`Sleep`].
+/// If it is polled outside of a runtime, as for [`Sleep`].
 pub fn timeout<F: Future>(duration: Duration, future: F) -> Timeout<F> {
     Timeout { future, sleep: sleep(duration) }
 }

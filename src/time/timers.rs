@@ -1,5 +1,4 @@
-//! A core's timers: a list in the order of their deadlines, whose nodes lie in the futures that
-//! wait.
+//! A core's timers: a list in the order of their deadlines. Its nodes lie in the futures that wait.
 
 use core::cell::UnsafeCell;
 use core::fmt;
@@ -18,29 +17,31 @@ use crate::preempt::{PreemptGuard, PreemptLock};
 use crate::task::waker;
 use crate::yield_now::yield_in;
 
-/// The timers of one core, first to fire first.
+/// The timers of one core, in the order in which they fire.
 ///
-/// The core itself inserts and fires; a [`Sleep`] that was moved elsewhere is taken out by any core, which
-/// then puts it into its own list. An interrupt only looks at `next`.
+/// Only the core itself inserts timers and fires them. Any core may take a [`Sleep`] out: a core
+/// that drops it, or a core that polls it in another runtime and then puts it into that runtime's
+/// list. An interrupt only reads `next`.
 #[derive(Debug)]
 pub(crate) struct Timers {
     list: PreemptLock<List>,
-    /// The first deadline. Written under the lock.
+    /// The first deadline, or [`NEVER`]. Written under the lock.
     next: AtomicU64,
 }
 
+/// The list of timers, which the lock guards.
 #[derive(Debug)]
 struct List {
     first: Option<NonNull<Node>>,
-    /// Its runtime has been shut down, so nothing is put in any more.
+    /// Whether the runtime has been shut down, so that no timer is put in any more.
     closed: bool,
 }
 
-// SAFETY: nodes are touched only under the lock, wherever their futures go: see `Node`.
+// SAFETY: nodes are touched only under the lock, wherever their futures are moved: see `Node`.
 unsafe impl Send for List {}
 
-/// A timer in the list. Every field is touched only under the lock of the list that it is in; while
-/// it is in none, only by its `Sleep`.
+/// A timer in the list. While the node is in a list, every field is touched only under that list's
+/// lock; while it is in none, only by its `Sleep`.
 #[derive(Debug)]
 struct Node {
     deadline: u64,
@@ -48,7 +49,7 @@ struct Node {
     previous: Option<NonNull<Node>>,
     next: Option<NonNull<Node>>,
     linked: bool,
-    /// It was taken out since it was due.
+    /// Whether the timer was taken out of the list because it was due.
     fired: bool,
 }
 
@@ -60,14 +61,15 @@ impl Timers {
         }
     }
 
-    /// When the next timer fires; [`NEVER`] if there is none. Any context.
+    /// Returns the next deadline; [`NEVER`] if there is no timer. Any context.
     #[inline]
     pub(crate) fn next(&self) -> u64 {
-        // Relaxed: who inserts is this core. A removal elsewhere only costs an alarm for nothing.
+        // Relaxed: only this core inserts. A removal by another core that this load misses costs an
+        // alarm that was not necessary.
         self.next.load(Ordering::Relaxed)
     }
 
-    /// Wakes all that are due at `now`.
+    /// Takes out all timers that are due at `now`, and wakes their wakers.
     ///
     /// # Safety
     ///
@@ -79,7 +81,7 @@ impl Timers {
                 // SAFETY: the caller is the loop.
                 let mut list = unsafe { self.list.lock_with_gate_shut() };
                 let Some(first) = list.first else { break };
-                // SAFETY: a linked node is alive and ours under the lock.
+                // SAFETY: a linked node is alive, and this code's under the lock.
                 if unsafe { first.as_ref() }.deadline > now {
                     break;
                 }
@@ -91,7 +93,7 @@ impl Timers {
                     (*first.as_ptr()).waker.take()
                 }
             };
-            // Outside of the lock: a waker's code is not ours.
+            // Outside of the lock, since a waker may run user code.
             match waker {
                 // SAFETY: the caller is the loop of `runtime`.
                 Some(waker) if waker::task_of(&waker).is_some() => unsafe {
@@ -103,16 +105,16 @@ impl Timers {
         }
     }
 
-    /// Takes all timers out and wakes their tasks, and puts none in from now on: the runtime has been shut down.
-    /// A `Sleep` that is still in the list belongs to a task of another runtime, whose next poll puts it into
-    /// that runtime's list.
+    /// Takes all timers out and wakes their tasks, and lets none in from now on: the runtime has
+    /// been shut down. A `Sleep` that is still in the list belongs to a task of another runtime.
+    /// The next poll of that task puts it into that runtime's list.
     pub(crate) fn close(&self, runtime: &Runtime) {
         loop {
             let waker = {
                 let mut list = self.list.lock();
                 list.closed = true;
                 let Some(first) = list.first else { break };
-                // SAFETY: a linked node is alive and ours under the lock.
+                // SAFETY: a linked node is alive, and this code's under the lock.
                 unsafe {
                     list.remove(first);
                     self.note(&list);
@@ -126,18 +128,19 @@ impl Timers {
         }
     }
 
-    /// Puts a timer in, and takes its waker. `false`: the runtime has been shut down.
+    /// Puts a timer in, and takes the waker out of `waker`. Returns `false` if the runtime has been
+    /// shut down.
     ///
     /// # Safety
     ///
-    /// `node` is in no list and stays alive until it has been removed. The caller is on the core of these
-    /// timers' runtime.
+    /// `node` is in no list, and stays alive until it has been removed. The caller is on the core
+    /// of these timers' runtime.
     unsafe fn insert(&self, node: NonNull<Node>, waker: &mut Option<Waker>) -> bool {
         let mut list = self.list.lock();
         if list.closed {
             return false;
         }
-        // SAFETY: in no list, so ours; and the caller's promise.
+        // SAFETY: `node` is in no list, so it is the caller's. The caller promises the rest.
         unsafe {
             (*node.as_ptr()).waker = waker.take();
             list.insert(node);
@@ -146,14 +149,15 @@ impl Timers {
         true
     }
 
-    /// Gives a timer another waker if it is in, and takes that.
+    /// Gives a timer the new waker, if the timer is in the list, and takes that waker out of
+    /// `waker`.
     ///
     /// # Safety
     ///
     /// `node` is in no other list.
     unsafe fn renew(&self, node: NonNull<Node>, waker: &mut Option<Waker>) -> Found {
         let _list = self.list.lock();
-        // SAFETY: under the lock of the only list that it can be in.
+        // SAFETY: the lock that is held is that of the only list that the node can be in.
         unsafe {
             let mut old = None;
             if (*node.as_ptr()).linked {
@@ -164,14 +168,14 @@ impl Timers {
         }
     }
 
-    /// Takes a timer out if it is in.
+    /// Takes a timer out, if it is in the list.
     ///
     /// # Safety
     ///
     /// `node` is in no other list.
     unsafe fn remove(&self, node: NonNull<Node>) -> Found {
         let mut list = self.list.lock();
-        // SAFETY: under the lock of the only list that it can be in.
+        // SAFETY: the lock that is held is that of the only list that the node can be in.
         unsafe {
             if (*node.as_ptr()).linked {
                 list.remove(node);
@@ -181,31 +185,35 @@ impl Timers {
         }
     }
 
+    /// Notes the first deadline of the list in `next`.
     fn note(&self, list: &List) {
-        // SAFETY: a linked node is alive and ours under the lock.
+        // SAFETY: a linked node is alive, and this code's under the lock.
         let next = list.first.map_or(NEVER, |first| unsafe { first.as_ref() }.deadline);
         self.next.store(next, Ordering::Relaxed);
     }
 }
 
-/// How a [`Sleep`] found its timer.
+/// The state in which a [`Sleep`] found its timer.
 struct Found {
     fired: bool,
-    /// The waker that it had. To be dropped outside of the lock, being a user's code.
+    /// The waker that the timer had. It is dropped outside of the lock, since its drop may run user
+    /// code.
     _waker: Option<Waker>,
 }
 
 impl List {
+    /// Inserts `node` before the first node with a later deadline.
+    ///
     /// # Safety
     ///
-    /// `node` is in no list and stays alive until it has been removed.
+    /// `node` is in no list, and stays alive until it has been removed.
     unsafe fn insert(&mut self, node: NonNull<Node>) {
-        // SAFETY: the caller's node and the linked ones are alive and ours under the lock.
+        // SAFETY: the caller's node and the linked nodes are alive, and this code's under the lock.
         unsafe {
             let deadline = node.as_ref().deadline;
             let mut previous: Option<NonNull<Node>> = None;
             let mut next = self.first;
-            // Equal deadlines fire in the order in which they were set.
+            // Timers with equal deadlines fire in the order in which they were set.
             while let Some(other) = next.filter(|other| other.as_ref().deadline <= deadline) {
                 previous = Some(other);
                 next = other.as_ref().next;
@@ -223,11 +231,13 @@ impl List {
         }
     }
 
+    /// Takes `node` out of the list.
+    ///
     /// # Safety
     ///
     /// `node` is in this list.
     unsafe fn remove(&mut self, node: NonNull<Node>) {
-        // SAFETY: linked nodes are alive and ours under the lock.
+        // SAFETY: linked nodes are alive, and this code's under the lock.
         unsafe {
             let Node { previous, next, .. } = *node.as_ref();
             match previous {
@@ -242,15 +252,15 @@ impl List {
     }
 }
 
-/// Waits until `duration` from now (from this call, not from the first poll). If that time is over when
-/// it is first polled, as with a `duration` of zero, it lets other tasks have the core once, as
-/// [`yield_now`](crate::yield_now()) does.
+/// Waits until `duration` has passed since this call (and not since the first poll). If that time
+/// is over at the first poll, as with a `duration` of zero, the future lets other tasks have the
+/// core once, as [`yield_now`](crate::yield_now()) does.
 pub fn sleep(duration: Duration) -> Sleep {
     sleep_until(super::now() + duration)
 }
 
-/// Waits until `deadline`. If that has passed when it is first polled, it lets other tasks have the core
-/// once, as [`yield_now`](crate::yield_now()) does.
+/// Waits until `deadline`. If that has passed at the first poll, the future lets other tasks have
+/// the core once, as [`yield_now`](crate::yield_now()) does.
 pub fn sleep_until(deadline: Instant) -> Sleep {
     Sleep {
         deadline: deadline.0,
@@ -270,23 +280,24 @@ pub fn sleep_until(deadline: Instant) -> Sleep {
 
 /// The future that [`sleep`] and [`sleep_until`] return. Allocates nothing. Cancel-safe.
 ///
-/// A `Sleep` belongs to the runtime that polled it last, whose loop wakes the task when it is time. It
-/// may be moved to a task of another runtime, on the same core or on another, also after it has been
-/// polled: the next poll there makes it that runtime's. Until that poll the old runtime fires it, as
-/// long as a core is inside of that. A [`shutdown`](crate::Runtime::shutdown) of the old runtime wakes
-/// the task, which then polls it in its own. It may be dropped on any core, in task context.
+/// A `Sleep` belongs to the runtime that polled it last, whose loop wakes the task when the
+/// deadline has passed. A `Sleep` may be moved to a task of another runtime, on the same core or on
+/// another, also after it has been polled: the next poll there makes it that runtime's. Until that
+/// poll the old runtime fires it, as long as a core is inside of the old runtime. A
+/// [`shutdown`](crate::Runtime::shutdown) of the old runtime wakes the task, which then polls the
+/// `Sleep` in its own runtime. A `Sleep` may be dropped on any core, in task context.
 ///
-/// Polled outside of any runtime, it stays with the one that it has.
+/// Polled outside of any runtime, a `Sleep` stays with the runtime that it belongs to.
 ///
 /// # Panics
 ///
-/// Polled before its time on a core that is not inside of a runtime, if it belongs to no runtime yet,
-/// or to one that has been shut down: nothing would fire it.
+/// If it is polled before its deadline on a core that is not inside of a runtime, and it belongs to
+/// no runtime yet or to one that has been shut down: no runtime would fire it.
 #[must_use = "futures do nothing unless awaited"]
 pub struct Sleep {
     deadline: u64,
     polled: bool,
-    /// Whose list the node is in or was in.
+    /// The runtime in whose list the node is or was.
     runtime: Option<&'static Runtime>,
     node: UnsafeCell<Node>,
     _pinned: PhantomPinned,
@@ -294,18 +305,18 @@ pub struct Sleep {
 
 // SAFETY: the node is touched under its list's lock, which any core may take.
 unsafe impl Send for Sleep {}
-// SAFETY: nothing is touched through a shared reference.
+// SAFETY: nothing that can change is accessed through a shared reference.
 unsafe impl Sync for Sleep {}
 
 impl Sleep {
-    /// The node, to be touched under the lock of its list; never by a reference that claims it
-    /// alone, since the list has pointers to it.
+    /// Returns the node, which is touched only under the lock of its list. No `&mut` to it may
+    /// exist, since the list has pointers to it.
     fn node(&self) -> NonNull<Node> {
-        // SAFETY: the address of a field.
+        // SAFETY: the address of a field is not null.
         unsafe { NonNull::new_unchecked(self.node.get()) }
     }
 
-    /// When it will be ready.
+    /// Returns when the future will be ready.
     pub fn deadline(&self) -> Instant {
         Instant(self.deadline)
     }
@@ -320,7 +331,7 @@ impl Future for Sleep {
             core::mem::replace(unsafe { &mut self.as_mut().get_unchecked_mut().polled }, true);
         let poll = self.poll_deadline(context);
         if poll.is_ready() && !polled {
-            // A loop around it would keep the core for itself.
+            // Without the yield, a loop that awaits such a `Sleep` would keep the core for itself.
             yield_in(context);
             return Poll::Pending;
         }
@@ -329,7 +340,7 @@ impl Future for Sleep {
 }
 
 impl Sleep {
-    /// Ready as soon as the deadline has passed.
+    /// Becomes ready as soon as the deadline has passed, without a yield.
     pub(super) fn poll_deadline(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         // SAFETY: nothing is moved out.
         let this = unsafe { self.get_unchecked_mut() };
@@ -338,17 +349,18 @@ impl Sleep {
         }
         let here = bound::slot().runtime();
         let node = this.node();
-        // A user's code is not called under a lock: the new waker is cloned before, the old one dropped after.
+        // No user code is called under a lock: the new waker is cloned before, and the old one is
+        // dropped after.
         let mut waker = Some(context.waker().clone());
-        if let Some(home) = this.runtime {
-            let found = if here.is_none_or(|here| ptr::eq(here, home)) {
-                // SAFETY: it is in no other list.
-                unsafe { home.timers().renew(node, &mut waker) }
+        if let Some(owner) = this.runtime {
+            let found = if here.is_none_or(|here| ptr::eq(here, owner)) {
+                // SAFETY: the node is in no other list than that of its runtime.
+                unsafe { owner.timers().renew(node, &mut waker) }
             } else {
                 // SAFETY: as above.
-                unsafe { home.timers().remove(node) }
+                unsafe { owner.timers().remove(node) }
             };
-            // It was taken out when it was due, perhaps just now on another core.
+            // The timer was taken out when it was due, perhaps just now on another core.
             if found.fired {
                 return Poll::Ready(());
             }
@@ -362,18 +374,21 @@ impl Sleep {
             )
         };
         this.runtime = Some(runtime);
-        // SAFETY: it is in no list, pinned, and removed by `drop` at the latest; this is the runtime's core.
+        // SAFETY: the node is in no list, is pinned, and is removed by `drop` at the latest. This
+        // is the core of the runtime.
         if !unsafe { runtime.timers().insert(node, &mut waker) } {
-            // In its shutdown: it is woken at once, like those that were in the list.
+            // The runtime is in its shutdown: the task is woken at once, like those with timers in
+            // the list.
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
         if runtime.is_on_stack() {
-            // Preempted between the two steps of it, the task would go on to set what the loop has set since.
+            // Without the guard, the task could be preempted between the two steps of `set_by`, and
+            // then set an alarm in place of the one that the loop has set since.
             let _guard = PreemptGuard::new();
             runtime.alarm().set_by(runtime.timers().next());
         } else {
-            // The loop will, before it gives the core away again.
+            // The loop sets the alarm before it gives the core away again.
             runtime.preempt_count().set_need_resched();
         }
         Poll::Pending
@@ -383,7 +398,7 @@ impl Sleep {
 impl Drop for Sleep {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime {
-            // SAFETY: it can be in no other list.
+            // SAFETY: the node can be in no other list than that of its runtime.
             unsafe { runtime.timers().remove(self.node()) };
         }
     }
