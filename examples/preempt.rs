@@ -1,7 +1,7 @@
 //! A task that is due every millisecond, beside tasks that compute without ever awaiting.
 //!
-//! As plain futures these hogs keep the core until they are done. As `stackful` ones they compute
-//! just as much, and the periodic task runs on time:
+//! As plain futures, these hogs keep the core until they are done. As `stackful` futures they
+//! compute just as much, and the periodic task runs on time:
 //!
 //! ```text
 //! cargo xtask demo                      on Linux, compared with threads
@@ -24,11 +24,11 @@ use trapline::{Config, JoinHandle, Runtime, spawn, stackful};
 
 const PERIOD: Duration = Duration::from_millis(1);
 
-/// For how long all plain hogs together compute.
+/// How long all plain hogs together compute.
 const STARVING: Duration = Duration::from_millis(200);
 
-// `unsafe` promises that stackful tasks stick to what hosted code may do: these compute, look at the
-// clock, and nothing else.
+// `unsafe` promises that the stackful tasks only do what hosted code may do. These only compute and
+// read the clock.
 hal_shim::entry!(unsafe program);
 
 fn program() {
@@ -63,7 +63,7 @@ fn program() {
         100.0 * hog_share
     );
 
-    // For machines: `cargo xtask demo` reads this line.
+    // `cargo xtask demo` parses this line.
     print!(r#"preempt: {{"hogs":{hogs},"seconds":{seconds},{},"#, preempt.lateness.json());
     print!(r#""preemptions":{},"hog_share":{hog_share:.4},"#, preempt.preemptions);
     print!(r#""hog_shares":["#);
@@ -74,8 +74,8 @@ fn program() {
     println!(r#"],"plain":{{{}}}}}"#, plain.lateness.json());
 }
 
-/// The measuring alternates: for a while everything runs, then the same work runs alone, so that
-/// what slows down the machine at times slows down both.
+/// The lengths of the parts of a measurement. For a while everything runs, then the same work runs
+/// alone, and so on in turn: what slows down the machine at times slows down both.
 #[derive(Clone, Copy)]
 struct Stretches {
     count: u32,
@@ -84,27 +84,27 @@ struct Stretches {
 }
 
 impl Stretches {
-    /// About a quarter of a second each, `length` of it busy in all.
+    /// Returns parts of about a quarter of a second, of which `length` is busy in all.
     fn of(length: Duration) -> Self {
         let count = (length.as_millis() as u32 / 250).max(1);
         Self { count, busy: length / count, alone: length / count / 5 }
     }
 }
 
-/// What the periodic task and the hogs did beside each other.
+/// The results of one round of the periodic task beside the hogs.
 struct Round {
     lateness: Lateness,
-    /// Each hog's, in pieces of work.
+    /// How many pieces of work each hog has done.
     work: Vec<u64>,
-    /// How long the hogs were at it.
+    /// How long the hogs computed.
     took: Duration,
-    /// Pieces of work a second where nothing else runs.
+    /// How many pieces of work a second are done where no other task runs.
     rate_alone: f64,
     preemptions: u64,
 }
 
-/// Runs the periodic task beside the hogs that `start_hogs` spawns, which compute until the given
-/// time.
+/// Runs the periodic task beside the hogs that `start_hogs` spawns. The hogs compute until the time
+/// that it is given.
 fn round(
     runtime: &'static Runtime,
     stretches: Stretches,
@@ -117,11 +117,11 @@ fn round(
         let hogs = start_hogs(start + (stretches.busy + stretches.alone) * stretches.count);
         let mut work = Vec::with_capacity(hogs.len());
         for hog in hogs {
-            work.push(hog.await.expect("nobody aborts a hog"));
+            work.push(hog.await.expect("no hog is aborted"));
         }
         let end = now();
         let Periodic { late, work_alone, alone } =
-            periodic.await.expect("nobody aborts the periodic task");
+            periodic.await.expect("the periodic task is not aborted");
         Round {
             lateness: Lateness::of(late),
             work,
@@ -130,19 +130,20 @@ fn round(
             preemptions: runtime.stats().preemptions - preemptions,
         }
     });
-    round.expect("this core is inside of no runtime")
+    round.expect("this core is not inside of a runtime")
 }
 
-/// What the periodic task saw.
+/// The results of the periodic task.
 struct Periodic {
-    /// By how many nanoseconds it was late, each time.
+    /// By how many nanoseconds each activation was late.
     late: Vec<u64>,
-    /// What it computed while it kept the core for itself, in pieces of work, and for how long.
+    /// How many pieces of work it did while it kept the core for itself, and how long that took.
     work_alone: u64,
     alone: Duration,
 }
 
-/// It is due at fixed times, so one that is missed makes the next ones late, too, and not fewer.
+/// Sleeps until fixed times, so a missed activation makes the next ones late as well, instead of
+/// reducing their number.
 async fn periodic(stretches: Stretches) -> Periodic {
     let turns = (stretches.busy.as_nanos() / PERIOD.as_nanos()) as u32;
     let late = Vec::with_capacity((turns * stretches.count) as usize);
@@ -154,7 +155,7 @@ async fn periodic(stretches: Stretches) -> Periodic {
             sleep_until(due).await;
             seen.late.push(now().as_nanos() - due.as_nanos());
         }
-        // This task is not stackful: nobody else runs while it computes.
+        // This task is not stackful, so no other task runs while it computes.
         let begin = now();
         seen.work_alone += work_until(begin + stretches.alone);
         seen.alone += now().saturating_since(begin);
@@ -162,7 +163,7 @@ async fn periodic(stretches: Stretches) -> Periodic {
     seen
 }
 
-/// Computes until `end`; returns how many pieces of work that were.
+/// Computes until `end`, and returns how many pieces of work it has done.
 fn work_until(end: Instant) -> u64 {
     let expected = piece_of_work();
     let mut pieces = 0;
@@ -173,7 +174,7 @@ fn work_until(end: Instant) -> u64 {
     pieces
 }
 
-/// Always gives the same, unless somebody touches its registers.
+/// Computes a number in registers. The result is always the same, unless a register is overwritten.
 fn piece_of_work() -> u64 {
     let mut x = black_box(0x9e37_79b9_7f4a_7c15_u64);
     for _ in 0..1000 {
@@ -187,7 +188,7 @@ fn piece_of_work() -> u64 {
 /// How late the periodic task ran.
 struct Lateness {
     activations: usize,
-    /// Late by a period or more.
+    /// How many activations were late by a period or more.
     missed: usize,
     p50: Nanoseconds,
     p99: Nanoseconds,
@@ -229,7 +230,7 @@ impl fmt::Display for Lateness {
     }
 }
 
-/// Written as microseconds.
+/// A duration in nanoseconds that is printed in microseconds.
 struct Nanoseconds(u64);
 
 impl fmt::Display for Nanoseconds {
@@ -238,7 +239,8 @@ impl fmt::Display for Nanoseconds {
     }
 }
 
-/// The word `name=value` of the command line. A value that makes no sense ends the program.
+/// Returns the value of the word `name=value` of the command line. A value that is not allowed ends
+/// the program.
 fn argument<T: core::str::FromStr>(name: &str, default: T, allowed: impl Fn(&T) -> bool) -> T {
     let Some(text) = hal_shim::arg(name) else { return default };
     text.parse().ok().filter(allowed).unwrap_or_else(|| {

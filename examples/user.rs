@@ -1,16 +1,20 @@
-//! User programs, each in an address space of its own, served by `async` functions; in two ways.
+//! User programs, each in an address space of its own. `async` functions serve them, in two ways.
 //!
-//! As **threads**: each program has a stackful task, whose code blocks in `block_on` while a system call
-//! waits. As **tasks**: each has a plain task, which awaits. A thread holds a stack while its program waits or
-//! is preempted; a task never does. The programs can't tell which they are.
+//! As **threads**: each program has a stackful task, whose code blocks in `block_on` while a system
+//! call waits. As **tasks**: each program has a plain task, which awaits. A thread holds a stack
+//! while its program waits or is preempted; a task never does. A program cannot tell in which way
+//! it runs.
 //!
 //! ```text
 //! cargo xtask qemu riscv64 user --release --icount -- seconds=1
 //! ```
 //!
-//! Five programs: one greets, sleeps, and exits with a code; one computes, in all kinds of
-//! registers, and exits with the result; one calls what doesn't exist; one touches a bad page and is ended
-//! with a message; one loops for ever, and is ended when the others are done.
+//! There are five programs:
+//! - `hello` prints, sleeps, and exits with a code.
+//! - `compute` computes in integer and floating-point registers, and exits with the result.
+//! - `strange` makes a system call that does not exist.
+//! - `bad` touches a page that is not mapped, and is ended with a message.
+//! - `spin` loops for ever, and is killed when the others have ended.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 hal_shim::entry!(unsafe program);
@@ -54,24 +58,25 @@ mod kernel {
         Config, Hooks, JoinHandle, Runtime, block_on, contexted, spawn, stackful, yield_now,
     };
 
-    /// A program's code, as it lies in the kernel's image.
+    /// The code of a program, in the kernel's image.
     struct Image {
         name: &'static str,
         code: &'static [u8],
     }
 
-    /// The bytes between two labels of the assembly.
+    /// Defines functions that return the bytes between two labels of the assembly.
     macro_rules! images {
         ($($name:ident: $begin:literal to $end:literal,)*) => {
             $(fn $name() -> Image {
-                // SAFETY: the assembly defines both; only their addresses are taken.
+                // SAFETY: the assembly defines both symbols. Only their addresses are taken.
                 unsafe extern "C" {
                     #[link_name = $begin]
                     static BEGIN: u8;
                     #[link_name = $end]
                     static END: u8;
                 }
-                // SAFETY: one is behind the other in one section, and nothing writes there.
+                // SAFETY: the second label is behind the first in one section, and no code writes
+                // to it.
                 let code = unsafe {
                     let size = (&raw const END).offset_from_unsigned(&raw const BEGIN);
                     core::slice::from_raw_parts(&raw const BEGIN, size)
@@ -91,7 +96,7 @@ mod kernel {
         waits: "program_waits" to "program_waits_end",
     }
 
-    /// Where a program's code begins, and its stack ends.
+    /// The address at which a program's code begins, and the one at which its stack ends.
     const CODE: usize = 0x10_0000_0000;
     const STACK_TOP: usize = 0x20_0000_0000;
 
@@ -103,16 +108,16 @@ mod kernel {
         pub const NOTHING: usize = 3;
     }
 
-    /// What a call that is refused returns.
+    /// The result of a call that is refused.
     const REFUSED: usize = usize::MAX;
 
     /// How a program ended.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum End {
         Exit(usize),
-        /// What it did, and where.
+        /// The fault and the address of the instruction.
         Fault(Trap, usize),
-        /// Somebody wanted it.
+        /// The kernel has killed it.
         Killed,
     }
 
@@ -126,6 +131,7 @@ mod kernel {
         }
     }
 
+    /// A program that is loaded.
     struct Process {
         name: &'static str,
         space: Space,
@@ -153,12 +159,12 @@ mod kernel {
             self.is_killed.load(Ordering::Relaxed)
         }
 
-        /// The program's beginning, with one argument.
+        /// Returns the context in which the program starts, with one argument.
         fn start(argument: usize) -> TrapContext {
             TrapContext::user(CODE, STACK_TOP).with_arguments([argument, 0, 0, 0, 0, 0])
         }
 
-        /// Serves one system call. What it returns is the program's end, if that is what it asked for.
+        /// Serves one system call. Returns how the program ends, if the call was an exit.
         async fn serve(&self, context: &mut TrapContext) -> Option<End> {
             let request = context.syscall();
             let [first, second, ..] = request.arguments;
@@ -176,7 +182,8 @@ mod kernel {
             None
         }
 
-        /// Prints the program's text; `None` if it isn't there, or too long, or not text.
+        /// Prints a text of the program. Returns `None` if its memory is not mapped, it is too
+        /// long, or it is not UTF-8.
         fn print(&self, address: usize, length: usize) -> Option<usize> {
             let mut text = [0; 80];
             let text = text.get_mut(..length)?;
@@ -188,7 +195,7 @@ mod kernel {
 
     impl Hooks for Process {
         fn enter(&self) {
-            // SAFETY: the hooks' owner keeps it until `leave`.
+            // SAFETY: the owner of the hooks keeps the space alive until `leave`.
             unsafe { self.space.load() };
         }
 
@@ -199,13 +206,13 @@ mod kernel {
 
     /// Runs the program until its next trap.
     fn run(context: &mut TrapContext) -> Trap {
-        // SAFETY: `hal-shim` has installed the trap entry; this is task context, inside of the process's
-        // hooks, which have its address space loaded.
+        // SAFETY: `hal-shim` has installed the trap entry, and this is task context. The process's
+        // hooks are entered, so its address space is loaded.
         unsafe { context.run() }
     }
 
-    /// A program as a thread: a stackful task, which is preempted inside of `run` when its slice is over,
-    /// and blocks while a call waits.
+    /// Runs a program as a thread: in a stackful task, which is preempted inside of `run` when its
+    /// slice is over, and blocks while a system call waits.
     fn thread(process: Arc<Process>, argument: usize) -> JoinHandle<End> {
         let own = process.clone();
         let body = stackful(async move {
@@ -226,7 +233,8 @@ mod kernel {
         spawn(contexted(body, process))
     }
 
-    /// A program as a plain task: it yields when its time is up, and awaits while a call waits.
+    /// Runs a program as a plain task, which yields when its time is up, and awaits while a system
+    /// call waits.
     fn task(process: Arc<Process>, argument: usize) -> JoinHandle<End> {
         let own = process.clone();
         let body = async move {
@@ -247,7 +255,7 @@ mod kernel {
         spawn(contexted(body, process))
     }
 
-    /// One of the two.
+    /// `thread` or `task`.
     type Start = fn(Arc<Process>, usize) -> JoinHandle<End>;
 
     pub fn program() {
@@ -281,6 +289,7 @@ mod kernel {
         }
     }
 
+    /// Waits until a program has ended.
     async fn ended(task: JoinHandle<End>) -> End {
         match task.await {
             Ok(end) => end,
@@ -288,7 +297,7 @@ mod kernel {
         }
     }
 
-    /// Each program once, beside the one that loops for ever.
+    /// Runs each program once, beside the one that loops for ever.
     async fn show(start: Start) {
         let endless = load(&spin());
         let spins = start(endless.clone(), 0);
@@ -304,17 +313,17 @@ mod kernel {
                 "strange" => end == End::Exit(REFUSED),
                 _ => matches!(end, End::Fault(Trap::PageFault { .. }, _)),
             };
-            assert!(is_right, "{name} ended otherwise than it should");
+            assert!(is_right, "{name} did not end as it should");
         }
         assert!(!spins.is_finished());
         endless.kill();
         println!("  spin {}", ended(spins).await);
     }
 
-    /// How many rounds `compute` computes.
+    /// How many rounds of `compute` a program does.
     const ROUNDS: usize = 20_000;
 
-    /// What `compute` exits with if no register of it was touched by others.
+    /// Returns the exit code of `compute` if no register of it was overwritten.
     fn computed(rounds: usize) -> usize {
         let mut x = 0x9e37_79b9_7f4a_7c15_usize;
         for _ in 0..rounds {
@@ -322,11 +331,11 @@ mod kernel {
             x ^= x >> 7;
             x ^= x << 17;
         }
-        // And the sum of as many ones, in floating point.
+        // The program also counts its rounds in floating point.
         x ^ rounds
     }
 
-    /// Programs that compute, one after the other, four at a time, until the time is over.
+    /// Runs programs that compute, four at a time and one after another, until the time is over.
     async fn work(start: Start, length: Duration) {
         let until = now() + length;
         let workers: Vec<_> = (0..4)
@@ -349,10 +358,11 @@ mod kernel {
                 Err(error) => panic!("a worker is lost: {error}"),
             }
         }
-        println!("  {programs} programs computed, and all were right");
+        println!("  {programs} programs computed, all with the right result");
     }
 
-    /// What a call costs, and a program that waits in one.
+    /// Measures the time of a system call, the memory of a program that waits in one, and the time
+    /// of a whole program.
     async fn measure(start: Start) {
         const CALLS: usize = 10_000;
         const WAITING: usize = 20;
@@ -361,7 +371,7 @@ mod kernel {
         ended(start(process, CALLS)).await;
         let call = now().saturating_since(begin).as_nanos() as usize / CALLS;
 
-        // The processes first: what they need is the same in both ways.
+        // The processes are loaded before the memory is measured: they need the same in both ways.
         let processes: Vec<_> = (0..WAITING).map(|_| load(&waits())).collect();
         let before = hal_shim::heap::counts().bytes_live;
         let waiting: Vec<_> = processes.into_iter().map(|process| start(process, 20_000)).collect();
@@ -379,7 +389,8 @@ mod kernel {
         println!("  a program from being loaded to its end: {whole} us");
     }
 
-    /// The word `name=value` of the command line. A value that is no number ends the program.
+    /// Returns the value of the word `name=value` of the command line. A value that is not a number
+    /// ends the program.
     fn argument(name: &str, default: u64) -> u64 {
         let Some(text) = hal_shim::arg(name) else { return default };
         text.parse().unwrap_or_else(|_| {

@@ -1,4 +1,4 @@
-//! An allocator that uses wakers while it holds its lock, as README.md and the design allow.
+//! An allocator that uses wakers while it holds its lock, which README.md and the design allow.
 #![cfg(target_os = "linux")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -12,17 +12,21 @@ use std::task::{Poll, Waker};
 use trapline::preempt::NoPreempt;
 use trapline::{Config, Runtime, spawn, stackful, yield_now};
 
-/// What the next call of the allocator does under its lock.
+/// The waker that the next call of the allocator wakes and drops under its lock, if `ARMED` is set.
 static LAST_WAKER: Mutex<Option<Waker>> = Mutex::new(None);
 static ARMED: AtomicBool = AtomicBool::new(false);
+// Whether this thread's code is in the allocator.
 thread_local! {
     static LOCKED: Cell<bool> = const { Cell::new(false) };
 }
-/// How often it was called by code that already held the lock: with a real lock, a deadlock.
+/// How many times the allocator was called by code that already held its lock. With a real lock,
+/// that is a deadlock.
 static NESTED: AtomicUsize = AtomicUsize::new(0);
 
+/// An allocator that counts nested calls.
 struct Locking;
 
+/// Calls `f` under the allocator's lock; before that, wakes and drops the waker if `ARMED` is set.
 fn locked<R>(f: impl FnOnce() -> R) -> R {
     let nested = LOCKED.replace(true);
     NESTED.fetch_add(usize::from(nested), SeqCst);
@@ -36,15 +40,16 @@ fn locked<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
-// SAFETY: passed on to the system's.
+// SAFETY: the system's allocator upholds the contract, and both functions only forward their
+// arguments.
 unsafe impl GlobalAlloc for Locking {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as above.
+        // SAFETY: the caller keeps the contract of `alloc`, which is that of the system's.
         locked(|| unsafe { System.alloc(layout) })
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: as above.
+        // SAFETY: the caller keeps the contract of `dealloc`, which is that of the system's.
         locked(|| unsafe { System.dealloc(block, layout) })
     }
 }
@@ -52,10 +57,11 @@ unsafe impl GlobalAlloc for Locking {
 #[global_allocator]
 static HEAP: NoPreempt<Locking> = NoPreempt(Locking);
 
-/// One test, since there is one waker and one count.
+/// There is only one test in this file, since its tests would share one waker and one counter.
 #[test]
 fn the_last_waker_of_a_task_may_go_in_the_allocator() {
-    // With and without room for what the runtime keeps of finished tasks; small tasks and large ones.
+    // Tests with and without memory that the runtime keeps of finished tasks, and with small and
+    // large tasks.
     for task_memory in [0, 1 << 20] {
         let config = Config { task_memory, ..Config::new() };
         let runtime = hal_shim::test::keep(Runtime::with_config(config));
@@ -71,12 +77,13 @@ fn the_last_waker_of_a_task_may_go_in_the_allocator() {
                 last_waker_goes(stackful(waits())).await;
             })
         };
-        // SAFETY: stackful tasks here do nothing.
+        // SAFETY: the stackful tasks of this test only leave a waker, and use no standard streams,
+        // thread-locals or locks where they can be preempted.
         unsafe { hal_shim::isolated(|| body().unwrap()) };
     }
 }
 
-/// Leaves its waker, and waits for ever.
+/// Puts its waker into `LAST_WAKER`, and waits for ever.
 fn waits() -> impl Future<Output = ()> + Send + 'static {
     poll_fn(|context| {
         *LAST_WAKER.lock().unwrap() = Some(context.waker().clone());
@@ -84,7 +91,7 @@ fn waits() -> impl Future<Output = ()> + Send + 'static {
     })
 }
 
-/// Ends a task of which one waker is left, which goes in the next call of the allocator.
+/// Aborts a task of which only one waker is left. The next call of the allocator drops that waker.
 async fn last_waker_goes(future: impl Future<Output = ()> + Send + 'static) {
     let task = spawn(future);
     yield_now().await;

@@ -1,5 +1,5 @@
-//! What only a host can show: panics that are caught, signal handlers of the program's own, a program
-//! that does not link.
+//! Tests that only a host can run: panics that are caught, signal handlers of the program's own, a
+//! program that does not link.
 #![cfg(target_os = "linux")]
 
 use std::future::{Future, poll_fn};
@@ -20,20 +20,20 @@ use trapline::{
 
 hal_shim::heap!();
 
-/// Runs `test` on a core of its own, with a runtime.
+/// Runs `test` on a core of its own, with a new runtime.
 fn with_runtime(test: impl FnOnce(&'static Runtime) + Send) {
     let runtime = hal_shim::test::keep(Runtime::new());
     // SAFETY: these tests use no standard streams, thread-locals or locks in stackful tasks.
     unsafe { hal_shim::isolated(|| test(runtime)) }
 }
 
-/// Computes, and lets slices end.
+/// Spins for `duration`, during which slices may end.
 fn compute_for(duration: Duration) {
     let until = trapline::time::now() + duration;
     while trapline::time::now() < until {}
 }
 
-/// Something whose drop takes several slices, also while a panic unwinds.
+/// A value whose drop takes several slices, also while a panic unwinds.
 struct Slow;
 impl Drop for Slow {
     fn drop(&mut self) {
@@ -41,6 +41,7 @@ impl Drop for Slow {
     }
 }
 
+/// Returns the message of the panic that an error reports.
 fn message(error: JoinError) -> String {
     match error {
         JoinError::Panicked(payload) => payload
@@ -78,9 +79,10 @@ fn panic_of_a_stackful_task_is_its_handles() {
                     panic!("stackful");
                 }));
                 assert_eq!(message(task.await.unwrap_err()), "stackful");
-                // The same stack serves the next.
+                // The next task runs on the same stack.
                 assert_eq!(spawn(stackful(async { 2 })).await.unwrap(), 2);
-                // Inside of another future, the parent panics with it.
+                // If the stackful future is inside of another future, the parent panics with the
+                // child's message.
                 let parent = spawn(async {
                     stackful(async { panic!("child") }).await;
                 });
@@ -93,7 +95,7 @@ fn panic_of_a_stackful_task_is_its_handles() {
 
 #[test]
 fn hooks_are_left_in_a_panic() {
-    /// How often the core was entered more than left, and how often entered at all.
+    /// How many more times the hooks were entered than left, and how often they were entered.
     static INSIDE: AtomicUsize = AtomicUsize::new(0);
     static ENTERED: AtomicUsize = AtomicUsize::new(0);
     struct Counting;
@@ -107,7 +109,7 @@ fn hooks_are_left_in_a_panic() {
             INSIDE.fetch_sub(1, SeqCst);
         }
     }
-    /// Dropped inside.
+    /// A value that must be dropped while the hooks are entered.
     struct Inside;
     impl Drop for Inside {
         fn drop(&mut self) {
@@ -124,12 +126,12 @@ fn hooks_are_left_in_a_panic() {
             .run_until(async {
                 let plain = contexted(panics(), Arc::new(Counting));
                 assert_eq!(message(spawn(plain).await.unwrap_err()), "contexted");
-                // Two polls and a drop.
+                // The hooks were entered for two polls and a drop.
                 assert_eq!((INSIDE.load(SeqCst), ENTERED.load(SeqCst)), (0, 3));
                 let on_stack = contexted(stackful(panics()), Arc::new(Counting));
                 assert_eq!(message(spawn(on_stack).await.unwrap_err()), "contexted");
                 assert_eq!(INSIDE.load(SeqCst), 0);
-                // What goes on isn't inside of them.
+                // A task without hooks that is polled later is not inside of them.
                 spawn(stackful(async { compute_for(Duration::from_millis(5)) })).await.unwrap();
                 assert_eq!(INSIDE.load(SeqCst), 0);
             })
@@ -137,14 +139,16 @@ fn hooks_are_left_in_a_panic() {
     });
 }
 
-/// The future of a preempted task must not be dropped, so nobody may go on after such a panic.
+/// The future of a preempted task must not be dropped, so the program cannot go on after a panic in
+/// its hooks.
 #[test]
 fn a_panic_of_hooks_ends_the_program() {
     const CHILD: &str = "TRAPLINE_TEST_HOOKS_PANIC";
     struct Panicking(AtomicUsize);
     impl Hooks for Panicking {
         fn enter(&self) {
-            // The first poll finds that it wants a stack, the second is preempted; then it goes on.
+            // The first poll makes the task stackful, and the second is preempted. The hooks panic
+            // when the task is resumed.
             assert!(self.0.fetch_add(1, SeqCst) < 2, "hooks");
         }
 
@@ -196,14 +200,14 @@ fn panics_in_drops_end_with_the_task() {
     with_runtime(|runtime| {
         runtime
             .run_until(async {
-                // In the drop of a future that was ready: the output is not lost.
+                // The future panics when it is dropped after its last poll: the output is not lost.
                 let mut bomb = Some(Bomb);
                 let task = spawn(poll_fn(move |_| {
                     let _ = &mut bomb;
                     Poll::Ready(4)
                 }));
                 assert_eq!(task.await.unwrap(), 4);
-                // Of one that was aborted.
+                // A future panics when it is dropped for an abort.
                 let mut bomb = Some(Bomb);
                 let task = spawn(poll_fn(move |_| {
                     let _ = &mut bomb;
@@ -212,7 +216,7 @@ fn panics_in_drops_end_with_the_task() {
                 yield_now().await;
                 task.abort();
                 assert!(matches!(task.await, Err(JoinError::Aborted)));
-                // Of an output that nobody takes.
+                // The output of a detached task panics when it is dropped.
                 drop(spawn(async { Bomb }));
                 yield_now().await;
                 yield_now().await;
@@ -222,9 +226,10 @@ fn panics_in_drops_end_with_the_task() {
     });
 }
 
-/// What the hook has been told.
+/// What the `on_panic` hook was told.
 static REPORTED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
+/// The `on_panic` hook.
 fn report(panic: &TaskPanic<'_>) {
     let message = panic.payload().downcast_ref::<i32>().map_or(panic.message(), |_| "a number");
     REPORTED.lock().unwrap().push(format!("{:?} {message}", panic.name()));
@@ -235,11 +240,12 @@ fn report(panic: &TaskPanic<'_>) {
     }
 }
 
+/// Returns what the hook was told since the last call.
 fn reported() -> Vec<String> {
     std::mem::take(&mut REPORTED.lock().unwrap())
 }
 
-/// Panics when it is dropped.
+/// A value that panics when it is dropped.
 struct Bomb(&'static str);
 impl Drop for Bomb {
     fn drop(&mut self) {
@@ -258,12 +264,12 @@ fn panics_that_nobody_gets_are_reported_by_name() {
     let runtime = hal_shim::test::keep(Runtime::with_config(config));
     let named = |name| TaskBuilder::new().name(name);
     let test = async || {
-        // One that somebody gets.
+        // The handle gets this panic.
         let task = named("awaited").spawn(async { panic!("seen") }).unwrap();
         assert_eq!(message(task.await.unwrap_err()), "seen");
         turns().await;
         assert_eq!(reported(), [""; 0]);
-        // Detached.
+        // These tasks are detached.
         drop(named("detached").spawn(async { panic!("unseen") }).unwrap());
         drop(named("on a stack").spawn(stackful(async { panic!("unseen {}", 2) })).unwrap());
         drop(spawn(async { std::panic::panic_any(3) }));
@@ -275,13 +281,17 @@ fn panics_that_nobody_gets_are_reported_by_name() {
             all,
             ["None a number", "Some(\"detached\") unseen", "Some(\"on a stack\") unseen 2"]
         );
-        // A handle that isn't asked.
+        // This handle is dropped without being awaited.
         let task = named("dropped").spawn(async { panic!("late") }).unwrap();
         turns().await;
-        assert_eq!(reported(), [""; 0], "the handle may still be asked");
+        assert_eq!(
+            reported(),
+            [""; 0],
+            "the panic was reported while the handle could still give it"
+        );
         drop(task);
         assert_eq!(reported(), ["Some(\"dropped\") late"]);
-        // In the drop of an output, of a future that was aborted, of one that was ready.
+        // The drop panics: of an output, of a future that was aborted, of a future that was ready.
         drop(named("output").spawn(async { Bomb("output") }).unwrap());
         turns().await;
         let bomb = Bomb("aborted");
@@ -301,7 +311,8 @@ fn panics_that_nobody_gets_are_reported_by_name() {
         assert_eq!(task.unwrap().await.unwrap(), 4);
         let expected = ["output", "aborted", "ready"];
         assert_eq!(reported(), expected.map(|name| format!("Some({name:?}) {name}")));
-        // In the poll and in the drop: the handle gets the first, the hook the second.
+        // The poll panics, and so does the drop: the handle gets the first panic, and the hook the
+        // second.
         let mut bomb = Some(Bomb("second"));
         let task = named("twice").spawn(poll_fn(move |_| {
             let _ = &mut bomb;
@@ -314,13 +325,13 @@ fn panics_that_nobody_gets_are_reported_by_name() {
         turns().await;
         assert_eq!(reported(), ["Some(\"twice\") second"]);
         assert_eq!(message(task.await.unwrap_err()), "first");
-        // The hook panics, and a payload does when it is dropped.
+        // The hook panics, and so does the drop of a payload.
         drop(spawn(async { panic!("the hook too") }));
         drop(spawn(async { std::panic::panic_any(Bomb("payload")) }));
         turns().await;
         assert_eq!(reported(), ["None the hook too", "None (no message)", "None payload"]);
         assert_eq!(spawn(async { 5 }).await.unwrap(), 5);
-        // In the code of a waker.
+        // A waker panics when it is woken.
         let mut task = named("wakes").spawn(yield_now()).unwrap();
         struct Panics;
         impl std::task::Wake for Panics {
@@ -338,7 +349,7 @@ fn panics_that_nobody_gets_are_reported_by_name() {
     unsafe { hal_shim::isolated(|| runtime.run_until(test()).unwrap()) };
 }
 
-/// The one thing that a program must not survive here: a count that wraps frees a task that is in use.
+/// The program must not survive this: a reference count that wraps frees a task that is in use.
 #[test]
 fn too_many_references_end_the_program() {
     const CHILD: &str = "TRAPLINE_TEST_REFERENCES";
@@ -357,9 +368,11 @@ fn too_many_references_end_the_program() {
     }
     with_runtime(|runtime| {
         let counts = poll_fn(|context| {
-            // The state word comes first in a task, and the count is its upper part: as if almost as many clones
-            // as there may be had been forgotten.
-            // SAFETY: the task lives, and in this process nothing is freed by its count any more.
+            // Sets the reference count, which is the upper part of the state word, as if almost as
+            // many clones as there may be had been forgotten. The state word is the first word of a
+            // task.
+            // SAFETY: the task is alive, and after this its reference count frees nothing in this
+            // process.
             let word = unsafe { &*context.waker().data().cast::<AtomicUsize>() };
             word.store(word.load(SeqCst) & 0xffff | (isize::MAX as usize & !0xffff), SeqCst);
             std::mem::forget(context.waker().clone());
@@ -435,7 +448,8 @@ fn a_hog_that_caught_a_panic_is_preempted_again() {
                         let _slow = Slow;
                         panic!("caught by the task itself");
                     });
-                    // Its slice ended in the panic. Without another alarm, this would be for ever.
+                    // The slice ended during the panic. If no further alarm came, this loop would
+                    // never end.
                     while sees.load(SeqCst) == 0 {}
                 }));
                 sleep(Duration::from_millis(10)).await;
@@ -510,7 +524,7 @@ fn a_signal_handler_of_the_programs_own_is_not_preempted() {
         IN_HANDLER.store(1 + OTHERS.load(SeqCst) - before, SeqCst);
     }
     with_runtime(|runtime| {
-        // SAFETY: the handler does atomic operations, looks at the clock, and wakes.
+        // SAFETY: the handler only does atomic operations, reads the clock, and wakes.
         unsafe { libc::signal(libc::SIGUSR2, on_usr2 as *const () as libc::sighandler_t) };
         runtime
             .run_until(async {
@@ -520,17 +534,17 @@ fn a_signal_handler_of_the_programs_own_is_not_preempted() {
                     }
                 }));
                 let hog = spawn(stackful(async {
-                    // SAFETY: no conditions.
+                    // SAFETY: `raise` has no conditions.
                     unsafe { libc::raise(libc::SIGUSR2) };
                     assert_eq!(
                         IN_HANDLER.load(SeqCst),
                         1,
-                        "others ran in the middle of the handler"
+                        "another task ran in the middle of the handler"
                     );
                 }));
                 hog.await.unwrap();
                 other.await.unwrap();
-                // And hogs are preempted as before.
+                // Later on, hogs are preempted as usual.
                 let stop = Arc::new(AtomicUsize::new(0));
                 let sees = stop.clone();
                 let hog = spawn(stackful(async move { while sees.load(SeqCst) == 0 {} }));
@@ -545,14 +559,16 @@ fn a_signal_handler_of_the_programs_own_is_not_preempted() {
 #[test]
 fn a_guard_that_was_declared_void_does_nothing_more() {
     thread_local! {
-        static KEPT: std::cell::RefCell<Option<PreemptGuard>> = const { std::cell::RefCell::new(None) };
+        static KEPT: std::cell::RefCell<Option<PreemptGuard>> =
+            const { std::cell::RefCell::new(None) };
     }
     with_runtime(|runtime| {
         runtime
             .run_until(async {
-                // In plain tasks, where thread-locals are allowed.
+                // A plain task may use thread-locals.
                 let keeps = spawn(async { KEPT.set(Some(PreemptGuard::new())) });
-                // It had its output before it was caught.
+                // The task was ready before the runtime found its guard, so the handle gives the
+                // output.
                 keeps.await.unwrap();
                 drop(KEPT.take());
                 for _ in 0..5 {
@@ -570,7 +586,8 @@ fn a_guard_that_was_declared_void_does_nothing_more() {
 
 #[test]
 fn a_debt_that_falls_due_in_a_panic_is_not_forgotten() {
-    // The alarm falls between every two steps of paying a debt while panicking, sooner or later.
+    // Sooner or later the alarm fires at each instruction with which a pending preemption is
+    // handled while the thread is panicking.
     with_runtime(|_| {
         let runtime = hal_shim::test::keep(Runtime::with_config(Config {
             slice: trapline::MIN_SLICE,
@@ -643,7 +660,7 @@ fn a_timer_that_is_due_in_a_panic_waits_for_its_end() {
                         fn drop(&mut self) {
                             let until = trapline::time::now() + Duration::from_millis(20);
                             while trapline::time::now() < until {
-                                // Guards are taken and dropped in panics too.
+                                // Guards are also taken and dropped while a panic unwinds.
                                 drop(PreemptGuard::new());
                             }
                         }
@@ -652,7 +669,10 @@ fn a_timer_that_is_due_in_a_panic_waits_for_its_end() {
                     panic!("beside a timer");
                 }));
                 let hog = spawn(stackful(async {
-                    assert!(!std::thread::panicking(), "the panic is another task's");
+                    assert!(
+                        !std::thread::panicking(),
+                        "the panic of another task is seen in this one"
+                    );
                 }));
                 sleep(Duration::from_millis(2)).await;
                 assert_eq!(message(task.await.unwrap_err()), "beside a timer");
@@ -674,9 +694,9 @@ fn a_thread_that_is_no_core_cannot_enter() {
     assert!(said.downcast_ref::<&str>().is_some_and(|said| said.contains("not a core")));
 }
 
-/// Holds a guard across an await although it isn't `Send`.
+/// A guard that can be held across an await, although it is not `Send`.
 struct Smuggled(#[allow(dead_code)] PreemptGuard);
-// SAFETY: not sound in general; the task that has it never leaves its core.
+// SAFETY: not sound in general; the task that holds it never leaves its core.
 unsafe impl Send for Smuggled {}
 
 #[test]
@@ -705,10 +725,10 @@ fn a_guard_across_an_await_is_caught() {
                     let said = message(task.await.unwrap_err());
                     assert!(said.contains("PreemptGuard") && said.starts_with(&name), "{said}");
                 }
-                // It was ready all the same: future and output are there, and dropped, once.
+                // The task was ready nevertheless: its future and its output are dropped once each.
                 drop(forgotten.await.unwrap());
                 assert_eq!(drops.load(SeqCst), 2);
-                // The next are preempted as ever.
+                // Later tasks are preempted as usual.
                 let ticks = Arc::new(AtomicUsize::new(0));
                 let sees = ticks.clone();
                 let hog = spawn(stackful(async move { while sees.load(SeqCst) == 0 {} }));
@@ -732,20 +752,24 @@ extern "C" fn on_signal(_: libc::c_int) {
 fn a_signal_handler_of_the_programs_own_may_wake() {
     const ROUNDS: usize = 2000;
     with_runtime(|runtime| {
-        // SAFETY: the handler does atomic operations and wakes.
+        // SAFETY: the handler only does an atomic operation and wakes.
         unsafe { libc::signal(libc::SIGUSR1, on_signal as *const () as libc::sighandler_t) };
-        // SAFETY: no conditions.
+        // SAFETY: `pthread_self` has no conditions.
         let thread = unsafe { libc::pthread_self() };
         let served = Arc::new(AtomicUsize::new(0));
         let counts = served.clone();
-        // A thread that is no core sends it: while the core is parked, polls, or runs a hog.
+        // A thread that is not a core sends the signal, while the core is parked, polls, or runs a
+        // hog.
         let sender = std::thread::spawn(move || {
             for round in 0..ROUNDS {
-                // SAFETY: the core's thread waits for this one.
+                // SAFETY: the core's thread is alive, since it joins this one.
                 unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
                 let deadline = std::time::Instant::now() + Duration::from_secs(10);
                 while counts.load(SeqCst) <= round {
-                    assert!(std::time::Instant::now() < deadline, "the wake of {round} was lost");
+                    assert!(
+                        std::time::Instant::now() < deadline,
+                        "the wake of round {round} was lost"
+                    );
                     std::hint::spin_loop();
                 }
             }
@@ -803,8 +827,8 @@ fn a_config_in_a_constant() {
     unsafe { hal_shim::isolated(|| assert_eq!(RUNTIME.run_until(async { 7 }).unwrap(), 7)) }
 }
 
-/// A program that uses the runtime and binds no platform must not link, and the linker must say what
-/// is missing.
+/// A program that uses the runtime and binds no platform must not link, and the linker must name
+/// what is missing.
 #[test]
 fn a_platform_that_is_not_bound_does_not_link() {
     let root = env!("CARGO_MANIFEST_DIR");
@@ -818,7 +842,7 @@ fn a_platform_that_is_not_bound_does_not_link() {
         ),
     )
     .unwrap();
-    // With the versions that are here already.
+    // Takes the versions of the dependencies that are here already.
     std::fs::copy(format!("{root}/Cargo.lock"), build.join("Cargo.lock")).unwrap();
     std::fs::write(build.join("src/main.rs"), "fn main() { trapline::spawn(async {}); }\n")
         .unwrap();
@@ -834,7 +858,8 @@ fn a_platform_that_is_not_bound_does_not_link() {
     assert!(said.contains("__trapline_bind_platform_slot"), "{said}");
 }
 
-/// What is abandoned later than another wakes it is done, also when its place in the queue is seen.
+/// A task that is woken by the shutdown, while it is queued to be abandoned itself, is DONE after
+/// it, also for a second shutdown that finds it in a queue.
 #[test]
 fn a_second_shutdown_leaves_abandoned_tasks_done() {
     with_runtime(|runtime| {
@@ -867,15 +892,17 @@ fn a_second_shutdown_leaves_abandoned_tasks_done() {
         assert_eq!(runtime.shutdown().unwrap().stacks_with_frames, 3);
         assert!(joiner.is_finished());
         runtime.shutdown().unwrap();
-        assert!(joiner.is_finished(), "the second shutdown took it for one that goes on");
+        assert!(joiner.is_finished(), "the second shutdown made an abandoned task unfinished");
         assert!(matches!(block_on(joiner), Err(JoinError::Abandoned)));
     });
 }
 
-/// Whatever becomes of a signal handler of the program's own, the core's tasks are in none.
+/// Checks that after a signal handler of the program's own, in whatever way it ends, no task of the
+/// core counts as being in a handler.
 fn tasks_are_in_no_handler_after(signal: libc::c_int, handler: extern "C" fn(libc::c_int)) {
     with_runtime(|runtime| {
-        // SAFETY: all-zero is a value of this C structure; the handlers below do what they may.
+        // SAFETY: all-zero is a valid value of this C structure. The handlers below only do what a
+        // handler may do.
         unsafe {
             let mut action = std::mem::zeroed::<libc::sigaction>();
             action.sa_sigaction = handler as *const () as usize;
@@ -885,7 +912,7 @@ fn tasks_are_in_no_handler_after(signal: libc::c_int, handler: extern "C" fn(lib
         runtime
             .run_until(async {
                 let interrupted = spawn(stackful(async move {
-                    // SAFETY: no conditions.
+                    // SAFETY: `raise` has no conditions.
                     unsafe { libc::raise(signal) };
                 }));
                 let other = spawn(stackful(async { block_on(sleep(Duration::from_millis(1))) }));
@@ -899,7 +926,7 @@ fn tasks_are_in_no_handler_after(signal: libc::c_int, handler: extern "C" fn(lib
 #[test]
 fn a_signal_handler_of_the_programs_own_may_end_its_task() {
     extern "C" fn ends(_: libc::c_int) {
-        // SAFETY: as for a fault: nothing goes on in the task, and no lock is held.
+        // SAFETY: as in the handler of a fault: the task does not go on, and no lock is held.
         hal_shim::interrupt::in_signal_handler(|| unsafe { trapline::preempt::end_task() });
     }
     tasks_are_in_no_handler_after(libc::SIGWINCH, ends);
@@ -913,15 +940,15 @@ fn a_long_signal_handler_of_the_programs_own_keeps_the_core() {
     tasks_are_in_no_handler_after(libc::SIGIO, computes);
 }
 
-/// Computes until `done`, which something else on the core is to set.
+/// Computes until another task sets `done`, for at most 10 seconds.
 async fn hog_until(done: Arc<AtomicUsize>) {
     let until = trapline::time::now() + Duration::from_secs(10);
     while done.load(SeqCst) == 0 {
-        assert!(trapline::time::now() < until, "nothing else ran beside a hog");
+        assert!(trapline::time::now() < until, "no other task ran beside the hog");
     }
 }
 
-/// Checks that hogs are preempted on this core: by the end of a slice alone, and by a timer.
+/// Checks that hogs are preempted on this core: when only a slice ends, and when a timer is due.
 async fn hogs_are_preempted() {
     let done = Arc::new(AtomicUsize::new(0));
     let hog = spawn(stackful(hog_until(done.clone())));
@@ -940,7 +967,7 @@ fn errno() -> libc::c_int {
 }
 
 fn set_errno(value: libc::c_int) {
-    // SAFETY: a thread's errno can be written any time.
+    // SAFETY: a thread may write its errno at any time.
     unsafe { *libc::__errno_location() = value }
 }
 
@@ -948,7 +975,8 @@ fn set_errno(value: libc::c_int) {
 fn errno_is_the_tasks_own() {
     static OTHERS: AtomicUsize = AtomicUsize::new(0);
     static STOP: AtomicUsize = AtomicUsize::new(0);
-    /// Has the core left in `f`, for others.
+    /// Calls `f` until the core was left for another task within it. `errno` must be unchanged
+    /// after each call.
     fn over(what: &str, f: impl Fn()) {
         let before = OTHERS.load(SeqCst);
         let until = trapline::time::now() + Duration::from_secs(10);
@@ -956,7 +984,7 @@ fn errno_is_the_tasks_own() {
             assert!(trapline::time::now() < until, "{what}: no other task ran");
             set_errno(libc::ENOENT);
             f();
-            assert_eq!(errno(), libc::ENOENT, "{what}");
+            assert_eq!(errno(), libc::ENOENT, "{what}: errno was changed");
         }
     }
     let pause = || compute_for(Duration::from_millis(3));
@@ -1000,19 +1028,22 @@ fn the_rounding_mode_is_the_tasks_own() {
     static OTHERS: AtomicUsize = AtomicUsize::new(0);
     static STOP: AtomicUsize = AtomicUsize::new(0);
     static SEEN: AtomicUsize = AtomicUsize::new(0);
-    /// MXCSR and the x87 unit's control word, without the exceptions' flags.
+    /// Returns MXCSR and the control word of the x87 unit, without the flags of exceptions.
     fn modes() -> (u32, u16) {
         let (mut mxcsr, mut x87) = (0_u32, 0_u16);
-        // SAFETY: it writes to two places that are there for it.
+        // SAFETY: it writes to two variables of this function.
         unsafe { asm!("stmxcsr [{}]", "fnstcw [{}]", in(reg) &mut mxcsr, in(reg) &mut x87) };
         (mxcsr & !0x3f, x87)
     }
     fn set_modes(mxcsr: u32, x87: u16) {
-        // SAFETY: no floating-point operation depends on it before they are put back.
+        // SAFETY: no floating-point operation that depends on the modes runs before they are
+        // restored.
         unsafe { asm!("ldmxcsr [{}]", "fldcw [{}]", in(reg) &mxcsr, in(reg) &x87) };
     }
     const USUAL: (u32, u16) = (0x1f80, 0x37f);
     const TOWARDS_ZERO: (u32, u16) = (0x7f80, 0xf7f);
+    /// Calls `f` with other modes until the core was left for another task within it. The modes
+    /// must be kept.
     fn over(what: &str, f: fn()) {
         set_modes(TOWARDS_ZERO.0, TOWARDS_ZERO.1);
         let before = OTHERS.load(SeqCst);
@@ -1025,11 +1056,11 @@ fn the_rounding_mode_is_the_tasks_own() {
             }
         }
         set_modes(USUAL.0, USUAL.1);
-        assert!(kept, "{what}");
+        assert!(kept, "{what}: the modes were changed");
         assert_ne!(OTHERS.load(SeqCst), before, "{what}: no other task ran");
-        assert_eq!(SEEN.load(SeqCst), 0, "{what}: it reached other tasks");
+        assert_eq!(SEEN.load(SeqCst), 0, "{what}: the modes reached another task");
     }
-    /// Longer than a slice, and without the clock.
+    /// Computes for longer than a slice, without reading the clock.
     fn pause() {
         for round in 0..3_000_000 {
             std::hint::black_box(round);
@@ -1061,14 +1092,16 @@ fn the_rounding_mode_is_the_tasks_own() {
     });
 }
 
-/// Installs `handler` for `signal`, which blocks itself while it runs, and `blocks`.
+/// Installs `handler` for `signal`. While it runs, `blocks` are blocked, and so is `signal` itself
+/// unless `flags` say otherwise.
 fn handle(
     signal: libc::c_int,
     flags: libc::c_int,
     blocks: &[libc::c_int],
     handler: extern "C" fn(libc::c_int),
 ) {
-    // SAFETY: all-zero is a value of this C structure; the handlers here do what they may.
+    // SAFETY: all-zero is a valid value of this C structure. The handlers in this file only do what
+    // a handler may do.
     unsafe {
         let mut action = std::mem::zeroed::<libc::sigaction>();
         action.sa_sigaction = handler as *const () as usize;
@@ -1080,8 +1113,9 @@ fn handle(
     }
 }
 
+/// Returns whether this thread blocks `signal`.
 fn blocked(signal: libc::c_int) -> bool {
-    // SAFETY: all-zero is a value of this C structure, and the arguments are valid.
+    // SAFETY: all-zero is a valid value of this C structure, and the arguments are valid.
     unsafe {
         let mut mask = std::mem::zeroed();
         libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &mut mask);
@@ -1090,11 +1124,12 @@ fn blocked(signal: libc::c_int) -> bool {
 }
 
 extern "C" fn ends_the_task(_: libc::c_int) {
-    // SAFETY: as for a fault: nothing goes on in the task, and no lock is held.
+    // SAFETY: as in the handler of a fault: the task does not go on, and no lock is held.
     hal_shim::interrupt::in_signal_handler(|| unsafe { trapline::preempt::end_task() });
 }
 
-/// A task that raises `signal` is ended, the core goes on with all its signals, and so again.
+/// Checks twice that a task that raises `signal` is ended, and that the core goes on with the same
+/// signals blocked as before.
 fn is_ended_by(signal: libc::c_int) {
     with_runtime(|runtime| {
         let before = (1..32).filter(|&signal| blocked(signal)).collect::<Vec<_>>();
@@ -1102,12 +1137,12 @@ fn is_ended_by(signal: libc::c_int) {
             .run_until(async {
                 for round in 1..=2 {
                     let task = spawn(stackful(async move {
-                        // SAFETY: no conditions.
+                        // SAFETY: `raise` has no conditions.
                         unsafe { libc::raise(signal) };
                     }));
                     assert!(matches!(task.await, Err(JoinError::Abandoned)), "round {round}");
                     let now = (1..32).filter(|&signal| blocked(signal)).collect::<Vec<_>>();
-                    assert_eq!(now, before, "signals blocked after round {round}");
+                    assert_eq!(now, before, "other signals are blocked after round {round}");
                     hogs_are_preempted().await;
                 }
             })
@@ -1116,7 +1151,8 @@ fn is_ended_by(signal: libc::c_int) {
     });
 }
 
-/// A task that lost a child to a fault is aborted. Its drops may wait all the same, for something else.
+/// A task whose child was ended by a fault is aborted. Its drops may nevertheless wait in
+/// `block_on` for something else.
 #[test]
 fn drops_after_the_loss_of_a_child_may_block() {
     struct Flush(Arc<AtomicUsize>);
@@ -1135,13 +1171,13 @@ fn drops_after_the_loss_of_a_child_may_block() {
                 let parent = spawn(stackful(async move {
                     let _dropped = dropped;
                     let mut child = Box::pin(stackful(async {
-                        // SAFETY: no conditions.
+                        // SAFETY: `raise` has no conditions.
                         unsafe { libc::raise(libc::SIGWINCH) };
                     }));
                     poll_fn(|context| {
                         let polled = child.as_mut().poll(context);
                         assert!(polled.is_pending());
-                        // In the poll that loses it, too.
+                        // The poll that loses the child may wait as well.
                         block_on(sleep(Duration::from_millis(1)));
                         in_poll.fetch_add(1, SeqCst);
                         polled
@@ -1152,7 +1188,7 @@ fn drops_after_the_loss_of_a_child_may_block() {
             })
             .unwrap();
         assert_eq!(flushed.load(SeqCst), 3);
-        assert_eq!(runtime.stats().ended, 1, "the child");
+        assert_eq!(runtime.stats().ended, 1, "only the child must be ended");
         assert_eq!(runtime.shutdown().unwrap().stacks_with_frames, 1);
     });
 }
@@ -1167,7 +1203,7 @@ fn a_handler_that_ended_its_task_leaves_no_signal_blocked() {
 fn a_handler_that_ended_its_task_on_top_of_another_leaves_no_signal_blocked() {
     extern "C" fn raises(_: libc::c_int) {
         hal_shim::interrupt::in_signal_handler(|| {
-            // SAFETY: no conditions.
+            // SAFETY: `raise` has no conditions.
             unsafe { libc::raise(libc::SIGXFSZ) };
         });
     }
@@ -1176,7 +1212,8 @@ fn a_handler_that_ended_its_task_on_top_of_another_leaves_no_signal_blocked() {
     is_ended_by(libc::SIGXCPU);
 }
 
-/// Otherwise it would end the handling of an alarm with the task, and the next would never be set.
+/// A signal of the program's own is blocked while a handler of Trapline runs. Otherwise its handler
+/// could end the task in the middle of the alarm's handling, and the next alarm would never be set.
 #[test]
 fn a_handler_of_the_programs_own_waits_for_ours() {
     static INSIDE: AtomicUsize = AtomicUsize::new(0);
@@ -1188,7 +1225,7 @@ fn a_handler_of_the_programs_own_waits_for_ours() {
     handle(libc::SIGVTALRM, 0, &[], ends);
     hal_shim::interrupt::on_soft(|| {
         INSIDE.store(1, SeqCst);
-        // SAFETY: no conditions.
+        // SAFETY: `raise` has no conditions.
         unsafe { libc::raise(libc::SIGVTALRM) };
         INSIDE.store(0, SeqCst);
     });
@@ -1206,7 +1243,8 @@ fn a_handler_of_the_programs_own_waits_for_ours() {
     assert_eq!(ON_TOP.load(SeqCst), 0);
 }
 
-/// Also one that doesn't block its signal: its frames don't lie on the task's stack.
+/// A handler on the alternate stack is not preempted, even if it does not block its signal: its
+/// frames are not on the task's stack.
 #[test]
 fn a_handler_on_the_alternate_stack_is_not_preempted() {
     static OTHERS: AtomicUsize = AtomicUsize::new(0);
@@ -1222,14 +1260,14 @@ fn a_handler_on_the_alternate_stack_is_not_preempted() {
     }
     handle(libc::SIGPROF, libc::SA_ONSTACK | libc::SA_NODEFER, &[], computes);
     with_runtime(|runtime| {
-        // SAFETY: all-zero is a value of this C structure, and the arguments are valid.
+        // SAFETY: all-zero is a valid value of this C structure, and the arguments are valid.
         let stack = unsafe {
             let mut stack = std::mem::zeroed::<libc::stack_t>();
             assert_eq!(libc::sigaltstack(std::ptr::null(), &mut stack), 0);
             stack
         };
         assert_eq!(stack.ss_flags & libc::SS_DISABLE, 0);
-        // SAFETY: no conditions. The number is AT_MINSIGSTKSZ.
+        // SAFETY: `getauxval` has no conditions. 51 is AT_MINSIGSTKSZ.
         let frame = unsafe { libc::getauxval(51) } as usize;
         assert!(stack.ss_size >= frame + 32 * 1024, "{} bytes", stack.ss_size);
         runtime
@@ -1239,7 +1277,7 @@ fn a_handler_on_the_alternate_stack_is_not_preempted() {
                         OTHERS.fetch_add(1, SeqCst);
                     }
                 }));
-                // SAFETY: no conditions.
+                // SAFETY: `raise` has no conditions.
                 let raises = spawn(stackful(async { unsafe { libc::raise(libc::SIGPROF) } }));
                 raises.await.unwrap();
                 STOP.store(1, SeqCst);
@@ -1248,10 +1286,11 @@ fn a_handler_on_the_alternate_stack_is_not_preempted() {
             })
             .unwrap();
     });
-    assert_eq!(RAN.load(SeqCst), 1, "others ran in the middle of the handler");
+    assert_eq!(RAN.load(SeqCst), 1, "another task ran in the middle of the handler");
 }
 
-/// Runs this test in a process of its own, as `case`; in there, says which.
+/// Runs this test as `case` in a process of its own, and returns its output. In that process,
+/// returns the name of the case as an error.
 fn in_child(test: &str, case: &str) -> Result<std::process::Output, String> {
     const CASE: &str = "TRAPLINE_TEST_CASE";
     if let Ok(case) = std::env::var(CASE) {
@@ -1264,7 +1303,7 @@ fn in_child(test: &str, case: &str) -> Result<std::process::Output, String> {
         .unwrap())
 }
 
-/// Uses the stack up to so many bytes before its end, and calls `then` there.
+/// Uses up the stack except for `bytes` bytes, and calls `then` there.
 fn with_only(bytes: usize, then: &dyn Fn()) {
     let here = std::hint::black_box([0_u8; 32]);
     let stack = trapline::stackful::current_stack().expect("in a stackful task");
@@ -1283,24 +1322,26 @@ fn recurse(depth: usize) -> usize {
     if here[1] == usize::MAX { 0 } else { recurse(depth + 1) + here[1] }
 }
 
-/// Runs until a signal comes, with no call that needs a stack.
+/// Spins with too little stack for a signal, and without any call that needs stack. It ends only
+/// with its task.
 fn spin() {
     let until = trapline::time::now() + Duration::from_secs(10);
     with_only(900, &|| while std::hint::black_box(true) {});
     assert!(trapline::time::now() < until);
 }
 
-/// A fault that is no overflow.
+/// Causes a fault that is not an overflow.
 fn write_wildly() {
-    // SAFETY: none is to be had. The process dies of it, or the task does.
+    // SAFETY: none: the fault is the purpose, and ends the process or the task.
     unsafe { std::ptr::null_mut::<u8>().write_volatile(1) }
 }
 
-/// A thread wakes a task while another one has no room for the signal, and then again.
+/// A thread wakes a task while another task's stack has no space for the signal. Then it wakes one
+/// again, with enough space.
 fn wakes_end(name: &'static str) {
     static WOKEN: AtomicWaker = AtomicWaker::new();
     static WAKES: AtomicUsize = AtomicUsize::new(0);
-    /// Waits for wake number `n`.
+    /// Returns a future that waits for wake number `n`.
     fn woken(n: usize) -> impl Future<Output = ()> {
         poll_fn(move |context| {
             WOKEN.register(context.waker());
@@ -1329,7 +1370,7 @@ fn wakes_end(name: &'static str) {
             woken(2).await;
             sets.store(1, SeqCst);
         });
-        // It waits.
+        // The task is BLOCKED after this.
         yield_now().await;
         yield_now().await;
         wakes_soon();
@@ -1341,7 +1382,8 @@ fn wakes_end(name: &'static str) {
     unsafe { hal_shim::isolated(|| runtime.run_until(test()).unwrap()) };
 }
 
-/// A slice ends where there is room for all of what happens then, for the signal's frame, or for none of it.
+/// Lets a slice end where the stack has space for all that happens at its end, for the signal's
+/// frame only, or not even for that.
 fn end_with_little_room() {
     with_runtime(|runtime| {
         handle(libc::SIGSEGV, libc::SA_ONSTACK, &[], ends_the_task);
@@ -1359,7 +1401,7 @@ fn end_with_little_room() {
                 let ended = task.await;
                 assert!(
                     ended.is_err() || room > 1000,
-                    "nothing came where only {room} bytes were left"
+                    "no fault came though only {room} bytes were left"
                 );
                 sets.await.unwrap();
                 hogs_are_preempted().await;
@@ -1379,7 +1421,7 @@ fn an_overflow_says_whose_before_the_process_dies() {
         with_runtime(|runtime| {
             runtime
                 .run_until(async {
-                    // So that the slice's end is looked for.
+                    // With a second task on the core, the end of the slice preempts.
                     let other = spawn(stackful(async { compute_for(Duration::from_millis(50)) }));
                     let task = TaskBuilder::new().name(name).spawn(stackful(async move { f() }));
                     let ended = task.unwrap().await;
@@ -1393,13 +1435,14 @@ fn an_overflow_says_whose_before_the_process_dies() {
         });
     };
     let ends = || handle(libc::SIGSEGV, libc::SA_ONSTACK, &[], ends_the_task);
-    // The case; whether it says that it overflowed; whether the process dies of it.
+    // Each entry: the case; whether stderr reports an overflow; whether the process dies.
     for (case, says, dies) in [
         ("deep", true, true),
         ("no room for a signal", true, true),
         ("wild", false, true),
         ("ended by one sent", false, false),
-        // A handler of the program's own, from before and from later.
+        // In the following cases the program has a handler of its own, installed before the
+        // overflow or later.
         ("ended", true, false),
         ("ended without room", true, false),
         ("ended by a wake without room", true, false),
@@ -1428,7 +1471,7 @@ fn an_overflow_says_whose_before_the_process_dies() {
             Err("wild") => overflows("wild", write_wildly),
             Err("ended by one sent") => {
                 ends();
-                // SAFETY: no conditions.
+                // SAFETY: `raise` has no conditions.
                 overflows("ended by one sent", || _ = unsafe { libc::raise(libc::SIGSEGV) });
             }
             Err("ended") => {
@@ -1459,7 +1502,8 @@ fn an_overflow_says_whose_before_the_process_dies() {
     }
 }
 
-/// A processor with large registers has signal frames that a stack must have room for.
+/// The processor's registers determine the size of a signal's frame, for which a stack must have
+/// space.
 #[test]
 fn the_min_stack_grows_with_linuxs_signal_frames() {
     unsafe extern "C" {
@@ -1481,8 +1525,10 @@ fn the_min_stack_grows_with_linuxs_signal_frames() {
         }
     };
     let before = least();
-    // The auxiliary vector lies behind the environment: pairs, of which AT_MINSIGSTKSZ is one.
-    // SAFETY: nothing in this process has changed the environment, or looks at the vector meanwhile.
+    // The auxiliary vector lies behind the environment. It consists of pairs, and AT_MINSIGSTKSZ is
+    // the key of one.
+    // SAFETY: no code in this process has changed the environment, and none reads the vector
+    // meanwhile.
     let entry = unsafe {
         let mut rest = environ;
         while !rest.read().is_null() {
@@ -1490,7 +1536,7 @@ fn the_min_stack_grows_with_linuxs_signal_frames() {
         }
         let mut entry = rest.add(1).cast::<[usize; 2]>();
         while (*entry)[0] != 51 {
-            assert_ne!((*entry)[0], 0, "Linux does not tell the size");
+            assert_ne!((*entry)[0], 0, "Linux does not report AT_MINSIGSTKSZ");
             entry = entry.add(1);
         }
         entry
@@ -1498,13 +1544,14 @@ fn the_min_stack_grows_with_linuxs_signal_frames() {
     // SAFETY: as above.
     let told = unsafe { entry.replace([51, 4096 + 10_000]) };
     let after = least();
-    // std looks there again.
+    // std reads the vector again later, so the entry is restored.
     // SAFETY: as above.
     unsafe { entry.write(told) };
     assert_eq!(after, before + 20_000);
 }
 
-/// A task that leaves interrupts masked is told so by name, and the others go on and are preempted.
+/// A task that leaves interrupts masked panics with a message that names it. Other tasks go on and
+/// are preempted.
 #[test]
 fn a_poll_that_leaves_interrupts_masked_panics() {
     fn leave_masked() {
@@ -1521,7 +1568,7 @@ fn a_poll_that_leaves_interrupts_masked_panics() {
     async fn ready() {
         leave_masked();
     }
-    /// Goes on only if the one beside it is preempted.
+    /// Goes on only if the hog beside it is preempted.
     async fn others_are_preempted() {
         let stop = Arc::new(AtomicUsize::new(0));
         let seen = stop.clone();
@@ -1538,14 +1585,15 @@ fn a_poll_that_leaves_interrupts_masked_panics() {
                 let said = message(first.await.unwrap_err());
                 assert!(said.contains(&name.to_string()), "{said}");
                 others_are_preempted().await;
-                // The output is there, and the panic is reported.
+                // The handle gives the output, and the panic is reported.
                 spawn(ready()).await.unwrap();
                 others_are_preempted().await;
                 fails(spawn(stackful(pending()))).await;
                 others_are_preempted().await;
                 spawn(stackful(ready())).await.unwrap();
                 others_are_preempted().await;
-                // A guard as well: the mask is the worse of the two.
+                // The task leaves a guard as well. The panic reports the mask, which is the worse
+                // of the two.
                 let both = spawn(async {
                     leave_masked();
                     std::mem::forget(PreemptGuard::new());
@@ -1554,7 +1602,7 @@ fn a_poll_that_leaves_interrupts_masked_panics() {
                 });
                 fails(both).await;
                 others_are_preempted().await;
-                // Those that panic with interrupts masked.
+                // These tasks panic with interrupts masked.
                 let plain = spawn(async {
                     leave_masked();
                     panic!("masked")
@@ -1567,7 +1615,7 @@ fn a_poll_that_leaves_interrupts_masked_panics() {
                 }));
                 assert_eq!(message(on_stack.await.unwrap_err()), "masked");
                 others_are_preempted().await;
-                // And a drop.
+                // A drop leaves interrupts masked.
                 struct Masks;
                 impl Drop for Masks {
                     fn drop(&mut self) {
@@ -1604,7 +1652,7 @@ fn preemption_left_disabled_by_the_raw_pair_panics() {
                 let on_stack = spawn(stackful(disable()));
                 assert!(message(on_stack.await.unwrap_err()).contains("preempt::disable"));
                 for stack in [false, true] {
-                    // SAFETY: none, which is what is tested: it is found out.
+                    // SAFETY: none, which is what this tests: the call panics.
                     let enable = async { unsafe { trapline::preempt::enable() } };
                     let task = if stack { spawn(stackful(enable)) } else { spawn(enable) };
                     assert!(message(task.await.unwrap_err()).contains("more often"));
@@ -1623,7 +1671,7 @@ fn block_on_where_others_must_not_have_the_core() {
                 let masked = spawn(stackful(async move { hal_shim::interrupt::masked(wait) }));
                 let said = message(masked.await.unwrap_err());
                 assert!(said.contains("with interrupts masked"), "{said}");
-                // In the middle of a poll of its own.
+                // The future inside of `block_on` masks interrupts in its poll.
                 let inside = spawn(stackful(async {
                     block_on(poll_fn(|_| {
                         std::mem::forget(hal_shim::interrupt::mask());
@@ -1637,7 +1685,7 @@ fn block_on_where_others_must_not_have_the_core() {
                 assert!(said.contains("Platform::may_preempt"), "{said}");
             })
             .unwrap();
-        // Outside of a runtime: nothing could end the waiting.
+        // Outside of a runtime, with interrupts masked, no event could end the waiting.
         let waited = std::panic::catch_unwind(|| {
             hal_shim::interrupt::masked(|| block_on(sleep(Duration::from_millis(1))))
         });
@@ -1646,17 +1694,17 @@ fn block_on_where_others_must_not_have_the_core() {
     });
 }
 
-/// Calls `f` where the platform says that its caller must not be left: with a signal blocked that the thread did not
+/// Calls `f` where the platform forbids preemption: with a signal blocked that the thread did not
 /// block in the beginning.
 fn not_to_be_left<R>(f: impl FnOnce() -> R) -> R {
     struct Unblock(libc::sigset_t);
     impl Drop for Unblock {
         fn drop(&mut self) {
-            // SAFETY: a set that was initialized below.
+            // SAFETY: the set was initialized below.
             unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, std::ptr::null_mut()) };
         }
     }
-    // SAFETY: all-zero is a value of this C structure; both point to sets.
+    // SAFETY: all-zero is a valid value of this C structure, and both pointers are to such sets.
     let _unblock = unsafe {
         let mut set = std::mem::zeroed::<libc::sigset_t>();
         let mut before = std::mem::zeroed::<libc::sigset_t>();
@@ -1667,7 +1715,7 @@ fn not_to_be_left<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// What was due where the platform said no stays owed, and a preemption point pays it.
+/// A preemption that the platform forbids stays pending, and comes at the next preemption point.
 #[test]
 fn what_the_platform_forbids_is_owed_and_a_point_pays_it() {
     with_runtime(|runtime| {
@@ -1679,14 +1727,14 @@ fn what_the_platform_forbids_is_owed_and_a_point_pays_it() {
                     for round in 1..=3 {
                         not_to_be_left(|| {
                             let preemptions = runtime.stats().preemptions;
-                            // Several slices end.
+                            // Several slices end here.
                             compute_for(Duration::from_millis(5));
                             trapline::preempt::point();
                             drop(PreemptGuard::new());
                             assert_eq!(runtime.stats().preemptions, preemptions);
                         });
                         trapline::preempt::point();
-                        assert!(seen.load(SeqCst) >= round, "the debt was forgotten");
+                        assert!(seen.load(SeqCst) >= round, "the pending preemption was lost");
                     }
                 }));
                 let other = spawn(stackful(async move {
@@ -1701,7 +1749,8 @@ fn what_the_platform_forbids_is_owed_and_a_point_pays_it() {
     });
 }
 
-/// What is owed while a panic unwinds is paid after it was caught, also by a task that goes on.
+/// A preemption that becomes pending while a panic unwinds comes after the panic was caught, also
+/// in a task that goes on.
 #[test]
 fn what_is_owed_in_a_panic_is_paid_after_it() {
     let runtime = hal_shim::test::keep(Runtime::with_config(Config {
@@ -1729,7 +1778,7 @@ fn what_is_owed_in_a_panic_is_paid_after_it() {
                         });
                         assert!(caught.is_err());
                         trapline::preempt::point();
-                        assert_eq!(seen.load(SeqCst), 1, "the debt was forgotten");
+                        assert_eq!(seen.load(SeqCst), 1, "the pending preemption was lost");
                     }));
                     let other = spawn(async move {
                         sleep(Duration::from_millis(1)).await;
@@ -1743,7 +1792,8 @@ fn what_is_owed_in_a_panic_is_paid_after_it() {
     }
 }
 
-/// An alarm that asks in vain asks again more and more rarely, and soon again after it was let.
+/// While the platform forbids preemption, the alarm asks more and more rarely. It asks soon again
+/// after preemption was allowed.
 #[test]
 fn putting_off_backs_off() {
     let runtime = hal_shim::test::keep(Runtime::with_config(Config {
@@ -1760,7 +1810,7 @@ fn putting_off_backs_off() {
                     let hog = spawn(stackful(async move { while seen.load(SeqCst) == 0 {} }));
                     let task = spawn(stackful(async {
                         not_to_be_left(|| compute_for(Duration::from_millis(20)));
-                        // Nothing calls a point: the alarm comes back to it.
+                        // The task calls no preemption point: only the alarm preempts it.
                         compute_for(Duration::from_millis(20));
                     }));
                     task.await.unwrap();
@@ -1773,24 +1823,26 @@ fn putting_off_backs_off() {
     assert!(runtime.stats().preemptions > 10);
 }
 
-/// A task that panics is not ended by a fault: the panic would never end, and its core never preempt again.
+/// A task that panics is not ended by a fault: the panic would never end, and the core would never
+/// preempt again.
 #[test]
 fn a_task_that_panics_is_not_ended() {
     static ASKED: AtomicUsize = AtomicUsize::new(0);
     extern "C" fn ends(_: libc::c_int) {
         ASKED.fetch_add(1, SeqCst);
-        // SAFETY: as for a fault: nothing goes on in the task, and no lock is held.
+        // SAFETY: as in the handler of a fault: the task does not go on, and no lock is held.
         hal_shim::interrupt::in_signal_handler(|| unsafe { trapline::preempt::end_task() });
     }
     struct Faults;
     impl Drop for Faults {
         fn drop(&mut self) {
-            // SAFETY: no conditions.
+            // SAFETY: `raise` has no conditions.
             unsafe { libc::raise(libc::SIGWINCH) };
         }
     }
     with_runtime(|runtime| {
-        // SAFETY: all-zero is a value of this C structure; the handler does what it may.
+        // SAFETY: all-zero is a valid value of this C structure. The handler only does what a
+        // handler may do.
         unsafe {
             let mut action = std::mem::zeroed::<libc::sigaction>();
             action.sa_sigaction = ends as *const () as usize;
@@ -1818,13 +1870,13 @@ fn a_task_that_panics_is_not_ended() {
     });
 }
 
-/// Where no guard catches it (here something writes over the lowest word of a stack by hand), the program ends
-/// when the stack is left, however that happens, and says whose it is.
+/// Overwrites the lowest word of a stack, as an overflow does that no guard catches. The program
+/// ends when the core leaves the stack, in whatever way, and names the task.
 #[test]
 fn a_broken_canary_names_the_task() {
     const CHILD: &str = "TRAPLINE_TEST_CANARY";
     const NAME: &str = "a_broken_canary_names_the_task";
-    /// Where the mapping begins that the caller's stack lies in.
+    /// Returns the start of the mapping in which the caller's stack lies.
     fn lowest_word() -> *mut usize {
         let local = 0_u8;
         let here = (&raw const local).addr();
@@ -1860,7 +1912,7 @@ fn a_broken_canary_names_the_task() {
                 lowest_word()
             };
             if how != "intact" {
-                // SAFETY: none: this is what the canary is there for.
+                // SAFETY: none: the canary is there to detect this.
                 unsafe { word.write(0) };
             }
             match how.as_str() {
@@ -1885,8 +1937,8 @@ fn a_broken_canary_names_the_task() {
     });
 }
 
-/// Steps through a switch to a fresh stack, one away from it and one back, and has the unwinder walk from each
-/// instruction to the stack's end.
+/// Steps through a switch to a new stack, one away from it and one back to it. At each instruction
+/// the unwinder walks to the end of the stack.
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn a_backtrace_from_any_instruction_of_a_switch_comes_to_the_end() {
@@ -1908,10 +1960,12 @@ fn a_backtrace_from_any_instruction_of_a_switch_comes_to_the_end() {
         ) -> c_int;
         fn _Unwind_GetIP(frame: *mut c_void) -> usize;
     }
-    /// How many frames there are, and where the last one is: at 0, where nothing called the outermost.
+    /// The number of frames, and the return address of the last one, which is 0 where the outermost
+    /// frame has no caller.
     struct Walk(usize, usize);
     extern "C" fn count(frame: *mut c_void, walk: *mut c_void) -> c_int {
-        // SAFETY: `step` passes it, and waits; the unwinder passes a frame.
+        // SAFETY: `step` passes the pointer to its `walk` and waits for the end of the walk. The
+        // unwinder passes a valid frame.
         unsafe {
             let Walk(frames, last) = &mut *walk.cast();
             *frames += 1;
@@ -1921,16 +1975,17 @@ fn a_backtrace_from_any_instruction_of_a_switch_comes_to_the_end() {
     }
     extern "C" fn step(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
         let mut walk = Walk(0, usize::MAX);
-        // SAFETY: it calls back with what it was given, and keeps nothing.
+        // SAFETY: the unwinder passes the argument on to `count` during this call, and keeps no
+        // pointer.
         let end = unsafe { _Unwind_Backtrace(count, (&raw mut walk).cast()) };
         WALKS.fetch_add(1, SeqCst);
         if end != END_OF_STACK || walk.1 != 0 {
-            // SAFETY: Linux gives a handler that was installed with SA_SIGINFO its context.
+            // SAFETY: Linux passes a context to a handler that was installed with SA_SIGINFO.
             let registers = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
             WRONG.store(registers[libc::REG_RIP as usize] as usize, SeqCst);
         }
     }
-    /// Makes each instruction a trap, or no longer: sets TF to `flag`, 0x100 or 0.
+    /// Sets the trap flag to `flag`, which is 0x100 or 0: each instruction traps, or none.
     #[unsafe(naked)]
     unsafe extern "C" fn trap_each_instruction(flag: usize) {
         std::arch::naked_asm!(
@@ -1945,11 +2000,12 @@ fn a_backtrace_from_any_instruction_of_a_switch_comes_to_the_end() {
             ".cfi_endproc",
         )
     }
-    /// Two stacks that are off the core in turn: the thread's, and the fresh one.
+    /// The two stacks that are off the core in turn: the thread's and the new one.
     struct Both(UnsafeCell<[Stack; 2]>);
     unsafe extern "C" fn main(both: *mut ()) -> ! {
         loop {
-            // SAFETY: the test passes it, waits there, and was saved.
+            // SAFETY: the test passes a pointer to its `both`, waits, and has been saved in `outer`
+            // by its switch.
             unsafe {
                 let [outer, inner] = &mut *(*both.cast::<Both>()).0.get();
                 Native::switch(inner, Stack(outer.0));
@@ -1957,9 +2013,9 @@ fn a_backtrace_from_any_instruction_of_a_switch_comes_to_the_end() {
         }
     }
     let mut memory = vec![0_u128; 64 * 1024];
-    // SAFETY: a handler that calls nothing but the unwinder, which allocates nothing once it has walked. The
-    // stack ends where the memory does, is aligned, and outlives its use; each is entered once for each time
-    // that it was left.
+    // SAFETY: the handler calls only the unwinder, which allocates nothing after its first walk.
+    // The stack ends where `memory` ends, is aligned, and outlives its use. Each of the two stacks
+    // is entered once for each time that it was left.
     unsafe {
         let mut action = std::mem::zeroed::<libc::sigaction>();
         action.sa_sigaction = step as *const () as usize;
@@ -1976,11 +2032,15 @@ fn a_backtrace_from_any_instruction_of_a_switch_comes_to_the_end() {
         trap_each_instruction(0);
     }
     assert!(WALKS.load(SeqCst) > 50, "{WALKS:?}");
-    assert_eq!(WRONG.load(SeqCst), 0, "a walk from there did not come to the end");
+    assert_eq!(
+        WRONG.load(SeqCst),
+        0,
+        "a walk from this instruction did not reach the end of the stack"
+    );
 }
 
-/// Home is the stack of the code that entered: a plain task may use as much of it as there is,
-/// whatever stackful tasks do beside it.
+/// Home is the stack of the code that entered the runtime. A plain task may use all of it, whatever
+/// stackful tasks do at the same time.
 #[test]
 fn a_plain_task_has_all_of_the_home_stack() {
     fn deep(bytes: usize) -> usize {
@@ -1999,7 +2059,7 @@ fn a_plain_task_has_all_of_the_home_stack() {
             }));
             let plain = spawn(async {
                 for _ in 0..20 {
-                    // More than a pooled stack has.
+                    // This is more than a pooled stack has.
                     assert_eq!(deep(160 * 1024), 159);
                     sleep(Duration::from_micros(300)).await;
                 }
@@ -2013,8 +2073,8 @@ fn a_plain_task_has_all_of_the_home_stack() {
     });
 }
 
-/// A panic that leaves a guard, or has preemption disabled: what is polled on the same stack after
-/// it is preempted as usual.
+/// A task panics and leaves a guard, or leaves preemption disabled. What is polled on the same
+/// stack after it is preempted as usual.
 #[test]
 fn a_guard_that_a_panic_leaves_counts_no_longer() {
     let runtime =
@@ -2039,11 +2099,11 @@ fn a_guard_that_a_panic_leaves_counts_no_longer() {
     assert_eq!(runtime.stats().stacks, 2);
 }
 
-/// A core's number may go to another thread between two entries. The loop's frames on idle stacks,
-/// and the frames of tasks, go on there.
+/// A core's number may be given to another thread between two entries of a runtime. The loop's
+/// frames on idle stacks, and the frames of tasks, go on in that thread.
 #[test]
 fn another_thread_goes_on_with_the_stacks() {
-    // In a process of its own, where each thread is the same core.
+    // Runs in a process of its own, in which each thread gets the same core number.
     if let Ok(output) = in_child("another_thread_goes_on_with_the_stacks", "alone") {
         assert!(output.status.success(), "{output:?}");
         return;
@@ -2053,14 +2113,15 @@ fn another_thread_goes_on_with_the_stacks() {
     let (first, last) = (hog_ends.clone(), ends.clone());
     let counts = ends.clone();
     let enters = async {
-        // Idle stacks, by one that is held at home's choice.
+        // Makes three idle stacks: the three tasks hold a stack each at the same time, and then
+        // give it back.
         let idle: Vec<_> = (0..3)
             .map(|_| spawn(stackful(async { block_on(sleep(Duration::from_millis(1))) })))
             .collect();
         for task in idle {
             task.await.unwrap();
         }
-        // Held: preempted, and in `block_on`.
+        // Leaves two stacks that hold frames: one task is preempted, the other waits in `block_on`.
         drop(spawn(stackful(async move {
             hog_until(first).await;
             counts.fetch_add(1, SeqCst);
@@ -2074,7 +2135,7 @@ fn another_thread_goes_on_with_the_stacks() {
     // SAFETY: as in `with_runtime`.
     unsafe { hal_shim::isolated(|| runtime.run_until(enters).unwrap()) };
     let enters_again = async {
-        // The idle stacks have tasks polled on them, and the tasks that hold the others go on.
+        // Tasks are polled on the idle stacks, and the tasks that hold the other stacks go on.
         for _ in 0..100 {
             spawn(stackful(async { yield_now().await })).await.unwrap();
         }
@@ -2083,7 +2144,7 @@ fn another_thread_goes_on_with_the_stacks() {
         while ends.load(SeqCst) < 11 {
             sleep(Duration::from_millis(1)).await;
         }
-        // What had the core last there: idle and held once more.
+        // Leaves an idle stack and a held one again, which this thread used last.
         drop(spawn(stackful(std::future::pending::<()>())));
         let held = spawn(stackful(async { block_on(std::future::pending::<()>()) }));
         sleep(Duration::from_millis(2)).await;

@@ -1,5 +1,5 @@
-//! The runtime's behaviour, counted: polls, drops, wakes, allocations, and traces of events where order
-//! is the promise. The same program is a test of the host and a test kernel.
+//! Tests that count polls, drops, wakes and allocations, and compare traces of events where the
+//! order is promised. The same program is a test of the host and a test kernel.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 extern crate alloc;
@@ -46,10 +46,13 @@ mod wrappers;
 
 hal_shim::entry!(unsafe program);
 
-/// Lists functions under their names.
+/// Makes a list of functions and their names.
 macro_rules! tests {
     ($($(#[$when:meta])* $module:ident :: $name:ident,)*) => {
-        &[$($(#[$when])* (concat!(stringify!($module), "::", stringify!($name)), $module::$name as fn())),*]
+        &[$(
+            $(#[$when])*
+            (concat!(stringify!($module), "::", stringify!($name)), $module::$name as fn())
+        ),*]
     };
 }
 

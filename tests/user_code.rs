@@ -1,5 +1,5 @@
-//! User code that the runtime calls outside of a poll (drops, foreign wakers, hooks, callbacks): its panics and the
-//! guards that it leaves reach nothing else.
+//! User code that the runtime calls outside of a poll (drops, foreign wakers, hooks, callbacks).
+//! Its panics and the guards that it leaves have no effect on other code.
 #![cfg(target_os = "linux")]
 
 use std::cell::RefCell;
@@ -25,25 +25,28 @@ const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-/// Runs `test` on a core of its own, in a runtime that was configured so.
+/// Runs `test` on a core of its own, in a runtime with this configuration.
 fn run<F: Future<Output = ()>>(config: Config, test: impl FnOnce(&'static Runtime) -> F + Send) {
     let runtime = hal_shim::test::keep(Runtime::with_config(config));
     // SAFETY: these tests use no standard streams, thread-locals or locks in stackful tasks.
     unsafe { hal_shim::isolated(|| runtime.run_until(test(runtime)).unwrap()) }
 }
 
+/// Spins for `duration`.
 fn compute_for(duration: Duration) {
     let until = now() + duration;
     while now() < until {}
 }
 
+/// Yields four times: all other ready tasks are polled four times.
 async fn turns() {
     for _ in 0..4 {
         yield_now().await;
     }
 }
 
-/// Panics if stackful tasks are not preempted, or if the runtime's own code could be.
+/// Panics if stackful tasks are not preempted, or if preemption is enabled in the runtime's own
+/// code.
 async fn preemption_works() {
     let hog = spawn(stackful(async { compute_for(ms(500)) }));
     yield_now().await;
@@ -52,7 +55,8 @@ async fn preemption_works() {
     hog.abort();
 }
 
-/// What `on_panic` was told, by the test that runs with this configuration.
+/// Defines a configuration and a function that returns what `on_panic` was told in a runtime with
+/// that configuration.
 macro_rules! reports {
     ($reported:ident, $config:ident) => {
         static REPORTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -67,9 +71,10 @@ macro_rules! reports {
     };
 }
 
-const LEFT_A_GUARD: &str = "code that the runtime called outside of a poll (a drop, a waker, a hook) \
-                            left a PreemptGuard: drop it there";
+const LEFT_A_GUARD: &str = "code that the runtime called outside of a poll (a drop, a waker, a \
+                            hook) left a PreemptGuard: drop it there";
 
+/// A value that panics when it is dropped.
 struct Bomb(&'static str);
 impl Drop for Bomb {
     fn drop(&mut self) {
@@ -79,7 +84,8 @@ impl Drop for Bomb {
 
 #[test]
 fn a_panic_stays_with_its_task() {
-    // Owed slices end as soon as the panic is caught, while its payload is on its way.
+    // With the shortest slices, a preemption becomes pending while the panic unwinds, and comes as
+    // soon as the panic is caught, while the payload is on its way to the handle.
     run(Config { slice: MIN_SLICE, ..Config::new() }, async |_| {
         for round in 0..20 {
             let panicking: [_; 8] = std::array::from_fn(|_| spawn(stackful(async { panic!("A") })));
@@ -95,9 +101,10 @@ fn a_panic_stays_with_its_task() {
     });
 }
 
-/// A place for a guard that more than one local task can reach.
+/// A place for a guard that several local tasks can reach.
 type Kept = Rc<RefCell<Option<PreemptGuard>>>;
 
+/// A value whose drop leaves a guard in the place.
 struct Make(Kept);
 impl Drop for Make {
     fn drop(&mut self) {
@@ -105,11 +112,13 @@ impl Drop for Make {
     }
 }
 
+/// A value whose drop takes the guard from the place, drops it, and computes.
 struct Take(Kept);
 impl Drop for Take {
     fn drop(&mut self) {
         drop(self.0.borrow_mut().take());
-        // The loop's own time: an alarm that preempted here would switch stacks in the middle of it.
+        // This runs in the loop. If an alarm preempted here, it would switch stacks in the middle
+        // of the loop's own code.
         compute_for(ms(5));
     }
 }
@@ -134,7 +143,7 @@ fn a_guard_that_a_drop_leaves_counts_no_longer() {
             }
             turns().await;
             assert_eq!(reported(), [format!("- {LEFT_A_GUARD}")]);
-            // Entering and leaving a stack, which sets the preempt count.
+            // The core enters a stack and leaves it, which sets the preempt count.
             spawn(stackful(async {})).await.unwrap();
             preemption_works().await;
             let take = Take(kept);
@@ -148,7 +157,7 @@ fn a_guard_that_a_drop_leaves_counts_no_longer() {
 
 #[test]
 fn a_guard_that_is_left_on_a_stack_counts_no_longer() {
-    /// `Send`, for what a stackful task leaves behind.
+    /// A value that a stackful task leaves, so it is `Send`. Its drop forgets a guard.
     struct Left(Arc<AtomicUsize>);
     impl Drop for Left {
         fn drop(&mut self) {
@@ -177,7 +186,7 @@ fn a_guard_that_is_left_on_a_stack_counts_no_longer() {
     });
 }
 
-/// A waker of another library, which does as it likes.
+/// A waker of another library, which calls any code.
 struct Foreign(fn());
 impl Wake for Foreign {
     fn wake(self: Arc<Self>) {
@@ -195,13 +204,14 @@ fn a_foreign_waker_neither_ends_the_loop_nor_leaves_a_guard() {
         ];
         for (wake, said) in wakes {
             let waker = Waker::from(Arc::new(Foreign(wake)));
-            // Woken by a timer, for no task of this runtime.
+            // A timer wakes the foreign waker. No task of this runtime belongs to it.
             let mut timer = pin!(sleep(ms(1)));
             assert!(timer.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
             sleep(ms(5)).await;
             assert_eq!(reported(), [format!("run_until {said}")]);
             preemption_works().await;
-            // Woken as a joiner, for the task that ended: a plain one, and a stackful one.
+            // A task that ends wakes the foreign waker as its joiner: a plain task, and a stackful
+            // one.
             let plain = TaskBuilder::new().name("ends").spawn(yield_now()).unwrap();
             let on_stack = TaskBuilder::new().name("ends").spawn(stackful(yield_now())).unwrap();
             for mut handle in [plain, on_stack] {
@@ -235,7 +245,7 @@ fn callbacks_neither_end_the_loop_nor_leave_a_guard() {
         ..Config::new()
     };
     run(config, async |_| {
-        // It holds the only stack, and another task wants one.
+        // This task holds the only stack, and the next one waits for a stack.
         let holds = spawn(stackful(async { block_on(sleep(ms(20))) }));
         let waits = spawn(stackful(async { 3 }));
         holds.await.unwrap();
@@ -256,7 +266,7 @@ fn callbacks_neither_end_the_loop_nor_leave_a_guard() {
 
 #[test]
 fn a_guard_that_hooks_leave_counts_no_longer() {
-    /// Leaves a guard when the loop enters it for a task that goes on.
+    /// Hooks that forget a guard when the loop enters them for a task that is resumed.
     struct Leaves(AtomicUsize);
     impl Hooks for Leaves {
         fn enter(&self) {
@@ -270,7 +280,7 @@ fn a_guard_that_hooks_leave_counts_no_longer() {
     reports!(reported, config);
     run(config, async |_| {
         let hooks = Arc::new(Leaves(AtomicUsize::new(0)));
-        // Goes on twice or more, after it waited.
+        // The task is resumed several times, after each of its waits.
         let waits = async {
             block_on(sleep(ms(1)));
             block_on(sleep(ms(1)));
@@ -288,7 +298,7 @@ fn a_guard_that_hooks_leave_counts_no_longer() {
 fn a_panic_of_an_outputs_drop_reaches_only_the_hook() {
     reports!(reported, config);
     run(config, async |_| {
-        // The handle goes first.
+        // The handle is dropped first.
         drop(spawn(async { Bomb("detached") }));
         turns().await;
         assert_eq!(reported(), ["- detached"]);
@@ -297,7 +307,7 @@ fn a_panic_of_an_outputs_drop_reaches_only_the_hook() {
         turns().await;
         spawn(async move { drop(finished) }).await.unwrap();
         assert_eq!(reported(), ["- kept"]);
-        // While another panic unwinds.
+        // The output is dropped while another panic unwinds.
         let finished = spawn(async { Bomb("beside") });
         turns().await;
         let panics = spawn(async move {
@@ -306,7 +316,7 @@ fn a_panic_of_an_outputs_drop_reaches_only_the_hook() {
         });
         assert_eq!(format!("{:?}", panics.await), "Err(Panicked(\"of its own\"))");
         assert_eq!(reported(), ["- beside"]);
-        // The drop of a foreign waker that the handle was given.
+        // A join handle drops a foreign waker whose drop panics.
         struct Drops;
         impl Wake for Drops {
             fn wake(self: Arc<Self>) {}
@@ -320,7 +330,7 @@ fn a_panic_of_an_outputs_drop_reaches_only_the_hook() {
             let waker = Waker::from(Arc::new(Drops));
             let mut handle = spawn(pending::<()>());
             assert!(pin!(&mut handle).poll(&mut Context::from_waker(&waker)).is_pending());
-            // The handle has the last clone.
+            // The handle holds the last clone.
             std::mem::forget(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 drop(waker)
             })));
@@ -342,7 +352,7 @@ fn a_payload_whose_drop_panics_ends_nothing() {
             "the task panicked: a stackful future panicked: (no message)"
         );
         assert_eq!(spawn(async { 5 }).await.unwrap(), 5);
-        // The hook of a runtime that has none, and a handle that is not asked.
+        // There is no `on_panic` hook here, and the handles are not awaited.
         let task = spawn(async { std::panic::panic_any(Bomb("payload")) });
         turns().await;
         drop(task);
@@ -372,7 +382,7 @@ fn the_drop_after_a_panic_is_preempted_and_may_block() {
             }
             Poll::Ready(())
         })));
-        // The drop waits for this, beside which it is preempted.
+        // The drop waits for this task, and is preempted beside it.
         let counts = count.clone();
         spawn(async move {
             sleep(ms(3)).await;
@@ -383,7 +393,7 @@ fn the_drop_after_a_panic_is_preempted_and_may_block() {
     });
 }
 
-/// Wakes by whatever holds it last.
+/// The waker of the task that the test polls. A drop wakes it.
 static WAITS: AtomicWaker = AtomicWaker::new();
 
 #[test]
@@ -391,7 +401,8 @@ fn a_guard_over_the_end_of_a_poll_stays_in_force_until_the_future_is_gone() {
     struct Checks(Arc<AtomicUsize>);
     impl Drop for Checks {
         fn drop(&mut self) {
-            // Not preempted: the guard that was left protects what is dropped here.
+            // The drop is not preempted: the guard that the task left protects the values that are
+            // dropped here.
             let wanted = self.0.clone();
             WAITS.wake();
             compute_for(ms(5));
@@ -419,7 +430,8 @@ fn a_guard_over_the_end_of_a_poll_stays_in_force_until_the_future_is_gone() {
     });
 }
 
-/// The one place where a stackful task's future is dropped off its stack while the runtime runs: none is to be had.
+/// The only case in which a stackful task's future is dropped off a stack while the runtime runs:
+/// no stack can be had.
 #[test]
 fn block_on_in_a_drop_that_has_no_stack_says_so() {
     struct Blocks;
@@ -446,7 +458,7 @@ fn block_on_in_a_drop_that_has_no_stack_says_so() {
         assert!(matches!(waits.await, Err(JoinError::Aborted)));
         assert!(!holds.is_finished());
         let said = REPORTS.lock().unwrap().pop().expect("a report");
-        assert!(said.contains("has no stack for it"), "{said}");
+        assert!(said.contains("or has no stack"), "{said}");
         holds.await.unwrap();
     });
 }

@@ -1,7 +1,7 @@
-//! The programs, for loongarch64: position-independent, begun at their first byte with an argument in a0, and
-//! with sp at the end of a page.
+//! The programs, for loongarch64. They are position-independent and start at their first byte, with
+//! an argument in a0 and with sp at the end of a page.
 //!
-//! a7 is a call's number, a0 and a1 its arguments, a0 its result.
+//! A system call has its number in a7, its arguments in a0 and a1, and its result in a0.
 
 core::arch::global_asm!(
     ".pushsection .rodata.programs, \"a\"",
@@ -13,7 +13,7 @@ core::arch::global_asm!(
     // Prints, sleeps for a millisecond, prints, and exits with 42.
     "program_hello:",
     "  bl 13f",
-    // ra is here: the lengths, and the texts.
+    // ra points here: to the lengths of the texts, and the texts.
     "  .4byte 11f - 10f, 12f - 11f",
     "10: .ascii \"hello\"",
     "11: .ascii \"hello again, a millisecond later\"",
@@ -36,7 +36,8 @@ core::arch::global_asm!(
     "  syscall 0",
     ".balign 16",
     "program_hello_end:",
-    // a0: rounds. Exits with a random number and a sum, one from integer, one from f registers.
+    // a0: the number of rounds. Exits with a pseudo-random number from integer registers, combined
+    // with a sum from f registers.
     "program_compute:",
     "  li.d $t0, 0x9e3779b97f4a7c15",
     "  move $t1, $a0",
@@ -61,7 +62,7 @@ core::arch::global_asm!(
     "  syscall 0",
     "program_compute_end:",
     ".balign 16",
-    // Calls what doesn't exist, and exits with what that returned.
+    // Makes a call that does not exist, and exits with the result.
     "program_strange:",
     "  li.d $a7, 0x123456789",
     "  syscall 0",
@@ -69,7 +70,7 @@ core::arch::global_asm!(
     "  syscall 0",
     "program_strange_end:",
     ".balign 16",
-    // Stores where nothing is.
+    // Stores to an address that is not mapped.
     "program_bad:",
     "  li.d $t0, 0x3000000000",
     "  st.d $zero, $t0, 0",
@@ -79,7 +80,7 @@ core::arch::global_asm!(
     "  b program_spin",
     "program_spin_end:",
     ".balign 16",
-    // a0: how many calls that do nothing.
+    // a0: the number of calls, which do nothing.
     "program_calls:",
     "  move $s0, $a0",
     "1:",
@@ -92,7 +93,7 @@ core::arch::global_asm!(
     "  syscall 0",
     "program_calls_end:",
     ".balign 16",
-    // a0: for how many microseconds.
+    // a0: the number of microseconds to sleep.
     "program_waits:",
     "  li.w $a7, 2",
     "  syscall 0",

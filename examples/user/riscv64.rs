@@ -1,7 +1,7 @@
-//! The programs, for riscv64: position-independent, begun at their first byte with an argument in a0, and
-//! with sp at the end of a page.
+//! The programs, for riscv64. They are position-independent and start at their first byte, with an
+//! argument in a0 and with sp at the end of a page.
 //!
-//! a7 is a call's number, a0 and a1 its arguments, a0 its result.
+//! A system call has its number in a7, its arguments in a0 and a1, and its result in a0.
 
 core::arch::global_asm!(
     ".pushsection .rodata.programs, \"a\"",
@@ -34,7 +34,8 @@ core::arch::global_asm!(
     "12:",
     ".balign 16",
     "program_hello_end:",
-    // a0: rounds. Exits with a random number and a sum, one from integer, one from f registers.
+    // a0: the number of rounds. Exits with a pseudo-random number from integer registers, combined
+    // with a sum from f registers.
     "program_compute:",
     "  li t0, 0x9e3779b97f4a7c15",
     "  mv t1, a0",
@@ -57,7 +58,7 @@ core::arch::global_asm!(
     "  ecall",
     "program_compute_end:",
     ".balign 16",
-    // Calls what doesn't exist, and exits with what that returned.
+    // Makes a call that does not exist, and exits with the result.
     "program_strange:",
     "  li a7, 0x123456789",
     "  ecall",
@@ -65,7 +66,7 @@ core::arch::global_asm!(
     "  ecall",
     "program_strange_end:",
     ".balign 16",
-    // Stores where nothing is.
+    // Stores to an address that is not mapped.
     "program_bad:",
     "  li t0, 0x3000000000",
     "  sd zero, (t0)",
@@ -75,7 +76,7 @@ core::arch::global_asm!(
     "  j program_spin",
     "program_spin_end:",
     ".balign 16",
-    // a0: how many calls that do nothing.
+    // a0: the number of calls, which do nothing.
     "program_calls:",
     "  mv s0, a0",
     "1:",
@@ -88,7 +89,7 @@ core::arch::global_asm!(
     "  ecall",
     "program_calls_end:",
     ".balign 16",
-    // a0: for how many microseconds.
+    // a0: the number of microseconds to sleep.
     "program_waits:",
     "  li a7, 2",
     "  ecall",

@@ -1,7 +1,8 @@
-//! The programs, for x86_64: position-independent, begun at their first byte with an argument in rdi, and
-//! with rsp at the end of a page.
+//! The programs, for x86_64. They are position-independent and start at their first byte, with an
+//! argument in rdi and with rsp at the end of a page.
 //!
-//! rax is a call's number, rdi and rsi its arguments, rax its result. rcx and r11 are lost in a call.
+//! A system call has its number in rax, its arguments in rdi and rsi, and its result in rax. rcx
+//! and r11 are lost in a call.
 
 core::arch::global_asm!(
     ".pushsection .rodata.programs, \"a\"",
@@ -33,7 +34,8 @@ core::arch::global_asm!(
     "22:",
     ".balign 16",
     "program_hello_end:",
-    // rdi: rounds. Exits with a random number and a sum, one from integer, one from SSE registers.
+    // rdi: the number of rounds. Exits with a pseudo-random number from integer registers, combined
+    // with a sum from SSE registers.
     "program_compute:",
     "  movabs rax, 0x9e3779b97f4a7c15",
     "  mov edx, 1",
@@ -58,7 +60,7 @@ core::arch::global_asm!(
     "  syscall",
     "program_compute_end:",
     ".balign 16",
-    // Calls what doesn't exist, and exits with what that returned.
+    // Makes a call that does not exist, and exits with the result.
     "program_strange:",
     "  movabs rax, 0x123456789",
     "  syscall",
@@ -67,7 +69,7 @@ core::arch::global_asm!(
     "  syscall",
     "program_strange_end:",
     ".balign 16",
-    // Stores where nothing is.
+    // Stores to an address that is not mapped.
     "program_bad:",
     "  movabs rax, 0x3000000000",
     "  mov qword ptr [rax], 0",
@@ -77,7 +79,7 @@ core::arch::global_asm!(
     "  jmp program_spin",
     "program_spin_end:",
     ".balign 16",
-    // rdi: how many calls that do nothing.
+    // rdi: the number of calls, which do nothing.
     "program_calls:",
     "  mov rbx, rdi",
     "2:",
@@ -90,7 +92,7 @@ core::arch::global_asm!(
     "  syscall",
     "program_calls_end:",
     ".balign 16",
-    // rdi: for how many microseconds.
+    // rdi: the number of microseconds to sleep.
     "program_waits:",
     "  mov eax, 2",
     "  syscall",

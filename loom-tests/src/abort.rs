@@ -1,4 +1,4 @@
-//! Aborting from another core.
+//! Aborts from another core.
 
 use std::future::poll_fn;
 use std::task::Poll;
@@ -8,9 +8,9 @@ use trapline::platform::InInterrupt::{self, No, Unknown};
 
 use crate::harness::{Drops, FireOnDrop, Signal, bounded, runtime};
 
-/// A task that would wait for ever is aborted before, while or after it is polled.
+/// Another core aborts a task that would wait for ever: before, while or after it is polled.
 fn against_poll(in_interrupt: InInterrupt) {
-    // In full it takes minutes.
+    // Without the bound this takes minutes.
     bounded(3, in_interrupt, || {
         let runtime = runtime();
         let signal = Signal::default();
@@ -43,11 +43,11 @@ fn abort_against_poll_fast_path() {
     against_poll(No);
 }
 
-/// A task that is done at its first poll is aborted: the handle has the output or the error, and
-/// nothing is dropped twice.
+/// Another core aborts a task that is ready at its first poll. The handle gives the output or the
+/// error, and nothing is dropped twice.
 #[test]
 fn abort_against_completion() {
-    // In full it takes minutes.
+    // Without the bound this takes minutes.
     bounded(3, Unknown, || {
         let runtime = runtime();
         let signal = Signal::default();

@@ -1,4 +1,4 @@
-//! What the models are made of.
+//! The helpers that the models are made of.
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
@@ -15,31 +15,31 @@ use trapline::{Config, Runtime};
 use crate::platform;
 
 std::thread_local! {
-    /// What frees the things that this run of the model keeps.
+    /// The closures that free the values that this run of the model keeps.
     static KEPT: RefCell<Vec<Box<dyn FnOnce()>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Keeps a thing for as long as a run of the model lasts, which is for ever as far as it can tell.
+/// Keeps a value until the run of the model is over. For the code of the model, that is for ever.
 pub(crate) fn keep<T: 'static>(thing: T) -> &'static T {
     let thing = Box::into_raw(Box::new(thing));
     KEPT.with(|kept| {
         kept.borrow_mut().push(Box::new(move || {
-            // SAFETY: `run` calls this once, when the model has joined its threads and returned; it
-            // came from a box.
+            // SAFETY: the pointer comes from a box. `check` calls this once, when the model has
+            // joined its threads and returned.
             drop(unsafe { Box::from_raw(thing) });
         }));
     });
-    // SAFETY: alive until then.
+    // SAFETY: the value is alive until the run of the model is over.
     unsafe { &*thing }
 }
 
-/// Checks a model in full. Tasks that it leaks or frees twice are found by loom.
+/// Checks all runs of a model. Loom finds tasks that the model leaks or frees twice.
 pub(crate) fn model(in_interrupt: InInterrupt, body: impl Fn() + Send + Sync + 'static) {
     said(|| check(None, in_interrupt, Arc::new(body)));
 }
 
-/// Checks a model in the runs in which a thread has to let another go first at most `bound` times
-/// where it could have gone on.
+/// Checks only those runs of a model in which at most `bound` times a thread is preempted, that is,
+/// has to wait for another thread at a place where it could go on.
 pub(crate) fn bounded(
     bound: usize,
     in_interrupt: InInterrupt,
@@ -48,8 +48,8 @@ pub(crate) fn bounded(
     said(|| check(Some(bound), in_interrupt, Arc::new(body)));
 }
 
-/// Checks a model with `N` interrupts, once for each step (or pair of steps, and so on) before
-/// which they can come.
+/// Checks a model with `N` interrupts: once for each combination of steps before which they can
+/// come.
 pub(crate) fn interrupted<const N: usize>(
     bound: Option<usize>,
     in_interrupt: InInterrupt,
@@ -66,15 +66,15 @@ pub(crate) fn interrupted<const N: usize>(
     });
 }
 
-/// Says how many runs there were.
+/// Prints the number of runs that `check` returns, and their time.
 fn said(check: impl FnOnce() -> usize) {
     let begin = Instant::now();
     let runs = check();
     println!("{runs} runs in {:.1} s", begin.elapsed().as_secs_f64());
 }
 
-/// Calls `check` with each combination of as many steps as there are interrupts. Behind the last step
-/// of a model's, none comes any more.
+/// Calls `check` with each combination of steps, one step for each interrupt. An interrupt that is
+/// to come behind the model's last step does not come, which ends the search.
 fn each_step(interrupts: usize, steps: &mut Vec<usize>, check: &mut dyn FnMut(&[usize])) {
     let number = steps.len();
     if number == interrupts {
@@ -92,18 +92,18 @@ fn each_step(interrupts: usize, steps: &mut Vec<usize>, check: &mut dyn FnMut(&[
     }
 }
 
-/// How much further than usually the models that are not checked in full go.
+/// Returns by how much the bounds of the models are to be raised, from the variable `LOOM_DEEPER`.
 pub(crate) fn deeper() -> usize {
     std::env::var("LOOM_DEEPER").ok().and_then(|value| value.parse().ok()).unwrap_or(0)
 }
 
 type Body = dyn Fn() + Send + Sync;
 
-/// Returns how many runs there were.
+/// Checks one model, and returns how many runs there were.
 fn check(bound: Option<usize>, in_interrupt: InInterrupt, body: Arc<Body>) -> usize {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = bound.map(|bound| bound + deeper());
-    // As many steps as a run has.
+    // The number of steps that a run may have.
     builder.max_branches = 3_000;
     let runs = Arc::new(AtomicUsize::new(0));
     let counter = runs.clone();
@@ -119,22 +119,23 @@ fn check(bound: Option<usize>, in_interrupt: InInterrupt, body: Arc<Body>) -> us
     runs.load(Relaxed)
 }
 
-/// A runtime for this run of the model.
+/// Makes a runtime for this run of the model.
 pub(crate) fn runtime() -> &'static Runtime {
     keep(Runtime::new())
 }
 
-/// A runtime in which no slice ends, so that an alarm comes for timers and debts alone.
+/// Makes a runtime in which no slice ends, so that an alarm comes only for timers and pending
+/// preemptions.
 pub(crate) fn runtime_without_slices() -> &'static Runtime {
     keep(Runtime::with_config(Config { slice: Duration::from_secs(1 << 20), ..Config::new() }))
 }
 
-/// A runtime whose stackful tasks have to take turns on one stack.
+/// Makes a runtime whose stackful tasks take turns on one stack.
 pub(crate) fn runtime_with_one_stack() -> &'static Runtime {
     keep(Runtime::with_config(Config { max_stacks: 1, ..Config::new() }))
 }
 
-/// Threads that are started in one place and joined in another.
+/// Threads that one part of a model starts and another one joins.
 #[derive(Clone, Default)]
 pub(crate) struct Threads(Arc<Mutex<Vec<JoinHandle<()>>>>);
 
@@ -152,11 +153,11 @@ impl Threads {
     }
 }
 
-/// Counts how many of its payloads were made and dropped.
+/// Counts how many payloads were made and how many were dropped.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Drops(Arc<[AtomicUsize; 2]>);
 
-/// Something that must be dropped exactly once.
+/// A value that must be dropped exactly once.
 #[derive(Debug)]
 pub(crate) struct Payload(Drops);
 
@@ -176,7 +177,7 @@ impl Drops {
 
     #[track_caller]
     pub(crate) fn assert_all_dropped(&self) {
-        assert_eq!(self.made(), self.dropped(), "payloads made and payloads dropped");
+        assert_eq!(self.made(), self.dropped(), "a payload was leaked or dropped twice");
     }
 }
 
@@ -186,11 +187,13 @@ impl Drop for Payload {
     }
 }
 
-/// Tells one task of a core what another one did. Loom does not see it: use it on one core only.
+/// Wakes a task when another task of the same core has done something. Loom does not check its
+/// accesses, so it must be used on one core only.
 #[derive(Clone, Default)]
 pub(crate) struct Signal(Arc<Mutex<(usize, Option<Waker>)>>);
 
 impl Signal {
+    /// Increments the count and wakes the task that waits.
     pub(crate) fn fire(&self) {
         let waker = {
             let (fired, waker) = &mut *self.0.lock().unwrap();
@@ -202,7 +205,7 @@ impl Signal {
         }
     }
 
-    /// Waits until it has been fired so often.
+    /// Waits until the signal has been fired `times` times.
     pub(crate) fn wait(&self, times: usize) -> impl Future<Output = ()> + 'static {
         let signal = self.clone();
         poll_fn(move |context| {
@@ -218,7 +221,7 @@ impl Signal {
     }
 }
 
-/// Fires when it is dropped.
+/// A value that fires a signal when it is dropped.
 pub(crate) struct FireOnDrop(pub(crate) Signal);
 
 impl Drop for FireOnDrop {
@@ -227,7 +230,7 @@ impl Drop for FireOnDrop {
     }
 }
 
-/// A waker that only counts.
+/// A waker that only counts its wakes.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicUsize);
 
@@ -247,7 +250,7 @@ impl Wake for Counter {
     }
 }
 
-/// Polls once.
+/// Polls a future once.
 pub(crate) fn poll_once<F: Future + Unpin>(future: &mut F, waker: &Waker) -> Poll<F::Output> {
     let future = Pin::new(future);
     future.poll(&mut Context::from_waker(waker))

@@ -1,4 +1,4 @@
-//! Pushing into the inbox, against the owning core that takes from it.
+//! Other cores push into the inbox, while the owning core takes from it.
 
 use std::sync::{Arc, Mutex};
 
@@ -6,11 +6,11 @@ use trapline::platform::InInterrupt::Unknown;
 
 use crate::harness::{Signal, bounded, runtime};
 
-/// Two cores spawn two tasks each. All are polled, and those of one core in the order in which it
-/// spawned them.
+/// Two cores spawn two tasks each. All tasks are polled, and the tasks of one core in the order in
+/// which it spawned them.
 #[test]
 fn push_against_drain() {
-    // Without the bound it would take hours: four pushes and any number of takes on one word.
+    // Without the bound this takes hours: four pushes and any number of takes access one word.
     bounded(2, Unknown, || {
         let runtime = runtime();
         let signal = Signal::default();
@@ -38,7 +38,10 @@ fn push_against_drain() {
         assert_eq!(order.len(), 4);
         for core in 0..2 {
             let numbers = order.iter().filter(|polled| polled.0 == core).map(|polled| polled.1);
-            assert!(numbers.eq([0, 1]), "polled in the order {order:?}");
+            assert!(
+                numbers.eq([0, 1]),
+                "core {core}: the tasks were polled in the order {order:?}"
+            );
         }
     });
 }

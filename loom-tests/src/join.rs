@@ -1,4 +1,4 @@
-//! The join handle on another core than the task's.
+//! The join handle is on another core than its task.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -9,14 +9,17 @@ use trapline::{JoinError, JoinHandle, stackful};
 
 use crate::harness::{Counter, Drops, Payload, Signal, bounded, model, poll_once, runtime};
 
-/// What another core does with the handle of a task that is done at its first poll. It may return
-/// what its waker counted, of which nobody must hold a clone any more in the end.
+/// The operations of another core on the handle of a task that is ready at its first poll. Returns
+/// the counter of its waker, if it used one: at the end of the model no clone of that waker may
+/// exist.
 type Joiner = fn(JoinHandle<Payload>) -> Option<Arc<Counter>>;
 
+/// Checks `joiner` against the end of a plain task.
 fn against_completion(in_interrupt: InInterrupt, joiner: Joiner) {
     against_end(in_interrupt, false, joiner);
 }
 
+/// Checks `joiner` against the end of a plain or a stackful task.
 fn against_end(in_interrupt: InInterrupt, on_a_stack: bool, joiner: Joiner) {
     let body = move || {
         let runtime = runtime();
@@ -37,14 +40,14 @@ fn against_end(in_interrupt: InInterrupt, on_a_stack: bool, joiner: Joiner) {
         runtime.shutdown().unwrap();
         assert_eq!((future.dropped(), output.dropped()), (1, 1));
         if let Some(counter) = counter {
-            assert_eq!(Arc::strong_count(&counter), 1, "clones of the join waker");
+            assert_eq!(Arc::strong_count(&counter), 1, "a clone of the join waker was not dropped");
         }
     };
-    // The way through a stack has too many steps to be checked in full.
+    // With a stack there are too many steps to check all runs.
     if on_a_stack { bounded(2, in_interrupt, body) } else { model(in_interrupt, body) }
 }
 
-/// The joiner's wake is not lost, and it sees the output.
+/// Awaits the output: the wake is not lost, and the output is seen.
 fn join(handle: JoinHandle<Payload>) -> Option<Arc<Counter>> {
     drop(trapline::block_on(handle).unwrap());
     None
@@ -60,13 +63,13 @@ fn join_against_completion_fast_path() {
     against_completion(No, join);
 }
 
-/// A stackful task sets DONE on its stack.
+/// A stackful task sets DONE while it is on its stack.
 #[test]
 fn join_against_a_stackful_completion() {
     against_end(No, true, join);
 }
 
-/// Never polled, and dropped before, while or after the task is done.
+/// The handle is never polled, and is dropped before, while or after the task ends.
 #[test]
 fn join_handle_dropped() {
     against_completion(Unknown, |handle| {
@@ -75,7 +78,8 @@ fn join_handle_dropped() {
     });
 }
 
-/// Dropped with a waker in its cell: that one is woken or dropped, and gone in both cases.
+/// The handle is dropped after a poll has left a waker in it: that waker is woken or dropped, and
+/// no clone of it is left in either case.
 #[test]
 fn join_handle_dropped_after_poll() {
     against_completion(Unknown, |mut handle| {
@@ -85,14 +89,15 @@ fn join_handle_dropped_after_poll() {
         drop(handle);
         if let Poll::Ready(output) = polled {
             drop(output.unwrap());
-            assert_eq!(counter.wakes(), 0, "wakes of a waker that was not needed");
+            assert_eq!(counter.wakes(), 0, "the waker was woken though the output was ready");
         }
         drop(waker);
         Some(counter)
     });
 }
 
-/// The latest waker counts. One that was replaced is dropped, or woken if it was late.
+/// The latest waker counts. A waker that was replaced is dropped, or woken if it was replaced too
+/// late.
 #[test]
 fn join_waker_replaced() {
     against_completion(Unknown, |mut handle| {
@@ -107,7 +112,7 @@ fn join_waker_replaced() {
     });
 }
 
-/// The task never ends by itself; the shutdown tells who waits for it.
+/// The task never ends by itself, and the shutdown wakes the joiner.
 #[test]
 fn join_against_shutdown() {
     model(Unknown, || {
@@ -123,7 +128,7 @@ fn join_against_shutdown() {
         assert_eq!((report.dropped, report.stacks_with_frames), (1, 0));
         assert!(matches!(joiner.join().unwrap(), Err(JoinError::Aborted)));
         assert_eq!(future.dropped(), 1);
-        // The joiner may have been the last to hold a reference.
+        // The joiner may have held the last reference, which the second shutdown frees.
         runtime.shutdown().unwrap();
     });
 }

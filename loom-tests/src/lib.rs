@@ -1,8 +1,8 @@
-//! The interleavings of all that two cores share, model-checked.
+//! Model checks of all interleavings of the data that two cores share.
 //!
-//! Each test is a model: loom runs it in every order that its threads' atomic accesses can take, and
-//! with every value that the memory model lets them see. `README.md` lists them. They exist only
-//! with `--cfg loom`, and go through trapline's public interface.
+//! Each test is a model: loom runs it in every order that the atomic accesses of its threads can
+//! take, and with every value that the memory model lets them see. `README.md` lists the models.
+//! They exist only with `--cfg loom`, and use Trapline's public interface.
 
 #![cfg(all(test, loom))]
 

@@ -1,9 +1,11 @@
-//! Every act on a task from outside, against every other and against all that its core does with it.
+//! Each operation on a task from outside, against each other one and against all that the task's
+//! core does with the task.
 //!
-//! One task lives its life: it is polled, waits, is polled again, is completed or shut down; as a plain or a
-//! stackful task, in `block_on`, or waiting for a stack. Meanwhile others act on it, on other cores or in an
-//! interrupt of its own, and with a time slice that ends between any two steps. However they meet, a
-//! wake is not lost, and future, output and task are dropped and freed once.
+//! The task is polled, waits, is polled again, and is then completed or shut down. It is plain or
+//! stackful, it waits in `block_on`, or it waits for a stack. Meanwhile other cores, or interrupts
+//! of its own core, operate on it, and a time slice can end between any two steps. In every
+//! interleaving no wake is lost, and the future, the output and the task are dropped and freed
+//! once.
 
 use std::future::poll_fn;
 use std::sync::{Arc as StdArc, Mutex};
@@ -20,7 +22,7 @@ use crate::harness::{
 use crate::memory::free_abandoned;
 use crate::platform::{Arrival, interrupt, on_interrupt, on_timer, sure_interrupts_come};
 
-/// What somebody does who has a waker of the task, or its join handle.
+/// An operation on the task by code that has its waker or its join handle.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Act {
     Wake,
@@ -36,39 +38,40 @@ enum Act {
 }
 use Act::*;
 
-/// How the task lives until it is done.
+/// The kind of the task.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum TaskKind {
     Plain,
     Stackful,
-    /// Its first poll waits in `block_on` for a task of its core.
+    /// The task's first poll waits in `block_on` for another task of its core.
     Suspended,
-    /// Its second poll waits for the one stack, which another task keeps for a while.
+    /// The task's second poll waits for the only stack, which another task holds for a while.
     WaitingForStack,
 }
 
-/// How its core ends.
+/// How the core of the task ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
-    /// It waits for the task, and parks if there is nothing to do.
+    /// The core waits for the task, and parks if there is nothing to do.
     Completion,
-    /// It shuts down right after the first poll.
+    /// The core shuts its runtime down right after the first poll.
     Shutdown,
 }
 
-/// Who acts.
+/// The context of the operations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum By {
-    /// A core each.
+    /// Each operation runs on a core of its own.
     Cores,
-    /// An interrupt each.
+    /// Each operation runs in an interrupt of its own.
     Interrupts,
 }
 
+/// The state of one run: the runtime, the task's handle, and the counters.
 struct Scenario {
     runtime: &'static Runtime,
     handle: Mutex<Option<Arc<JoinHandle<Payload>>>>,
-    /// Wakers that are dropped in the end.
+    /// Wakers that are dropped at the end of the run.
     kept: Mutex<Vec<Waker>>,
     threads: Threads,
     future: Drops,
@@ -77,36 +80,38 @@ struct Scenario {
 }
 
 impl Act {
-    /// Whether the task is polled again, or its future dropped, because of it.
+    /// Returns whether the operation makes the core poll the task again or drop its future.
     fn wakes(self) -> bool {
         matches!(self, Wake | WakeByRef | Abort)
     }
 
+    /// Returns whether the operation needs the join handle.
     fn needs_handle(self) -> bool {
         matches!(self, Abort | Join | DropJoin)
     }
 
-    fn prepare(self, stage: &StdArc<Scenario>, waker: Waker) -> Box<dyn FnOnce()> {
+    /// Returns a closure that does the operation. The handle is taken from the scenario now.
+    fn prepare(self, scenario: &StdArc<Scenario>, waker: Waker) -> Box<dyn FnOnce()> {
         match self {
             Wake => Box::new(move || waker.wake()),
             WakeByRef => {
-                let stage = stage.clone();
+                let scenario = scenario.clone();
                 Box::new(move || {
                     waker.wake_by_ref();
-                    stage.kept.lock().unwrap().push(waker);
+                    scenario.kept.lock().unwrap().push(waker);
                 })
             }
             Clone => Box::new(move || drop(waker.clone())),
             Drop => Box::new(move || drop(waker)),
             Abort => {
-                let handle = stage.handle.lock().unwrap().clone().unwrap();
+                let handle = scenario.handle.lock().unwrap().clone().unwrap();
                 Box::new(move || handle.abort())
             }
             Join => {
-                let handle = stage.handle.lock().unwrap().take().unwrap();
+                let handle = scenario.handle.lock().unwrap().take().unwrap();
                 Box::new(move || {
                     let Ok(mut handle) = Arc::try_unwrap(handle) else {
-                        unreachable!("a handle is polled by one")
+                        unreachable!("another operation has a clone of the handle")
                     };
                     let counter = StdArc::new(Counter::default());
                     let _ready_or_not = poll_once(&mut handle, &Waker::from(counter.clone()));
@@ -114,11 +119,11 @@ impl Act {
                 })
             }
             DropJoin => {
-                let handle = stage.handle.lock().unwrap().take();
+                let handle = scenario.handle.lock().unwrap().take();
                 Box::new(move || drop(handle))
             }
             Spawn => {
-                let (runtime, payload) = (stage.runtime, stage.spawned.payload());
+                let (runtime, payload) = (scenario.runtime, scenario.spawned.payload());
                 Box::new(move || drop(runtime.spawn(async move { drop(payload) })))
             }
         }
@@ -126,8 +131,8 @@ impl Act {
 }
 
 impl Scenario {
-    fn new(life: TaskKind) -> StdArc<Self> {
-        let stacks = if life == TaskKind::WaitingForStack { 1 } else { usize::MAX };
+    fn new(kind: TaskKind) -> StdArc<Self> {
+        let stacks = if kind == TaskKind::WaitingForStack { 1 } else { usize::MAX };
         StdArc::new(Self {
             runtime: keep(Runtime::with_config(Config { max_stacks: stacks, ..Config::new() })),
             handle: Mutex::default(),
@@ -139,7 +144,7 @@ impl Scenario {
         })
     }
 
-    /// Begins the acts. In the task's first poll.
+    /// Starts the operations. Called in the task's first poll.
     fn begin(self: &StdArc<Self>, acts: &'static [Act], by: By, context: &Context<'_>) {
         for act in acts {
             let act = act.prepare(self, context.waker().clone());
@@ -152,7 +157,8 @@ impl Scenario {
             }
         }
         if by == By::Cores {
-            // The handle's end is the last act's.
+            // Drops this reference to the handle, so the last operation that has one drops the
+            // handle.
             self.handle.lock().unwrap().take();
         }
         if !acts.iter().any(|act| act.wakes()) {
@@ -161,43 +167,44 @@ impl Scenario {
     }
 }
 
-/// One task's life, in which `acts` are done to it; with `preempted`, a time slice ends in it as well.
-fn run(life: TaskKind, acts: &'static [Act], by: By, end: End, preempted: bool) {
-    let stage = Scenario::new(life);
-    let runtime = stage.runtime;
+/// Runs a task of this kind while `acts` are done to it; with `preempted`, a time slice ends during
+/// the run.
+fn run(kind: TaskKind, acts: &'static [Act], by: By, end: End, preempted: bool) {
+    let scenario = Scenario::new(kind);
+    let runtime = scenario.runtime;
     let [begun, helped, released, ended] = std::array::from_fn(|_| Signal::default());
     let future = {
-        let (stage, begun, helped) = (stage.clone(), begun.clone(), helped.clone());
+        let (scenario, begun, helped) = (scenario.clone(), begun.clone(), helped.clone());
         let released = released.clone();
-        let parts = (stage.future.payload(), FireOnDrop(ended.clone()));
+        let parts = (scenario.future.payload(), FireOnDrop(ended.clone()));
         let mut polls = 0;
         poll_fn(move |context| {
             let _parts_of_the_future = &parts;
             polls += 1;
             if polls > 1 {
-                return Poll::Ready(stage.output.payload());
+                return Poll::Ready(scenario.output.payload());
             }
-            stage.begin(acts, by, context);
+            scenario.begin(acts, by, context);
             begun.fire();
             helped.fire();
-            if life == TaskKind::Suspended {
+            if kind == TaskKind::Suspended {
                 block_on(released.wait(1));
             }
             Poll::Pending
         })
     };
-    let handle = match life {
+    let handle = match kind {
         TaskKind::Plain => runtime.spawn(future),
         _ => runtime.spawn(stackful(future)),
     };
     if acts.iter().any(|act| act.needs_handle()) {
-        *stage.handle.lock().unwrap() = Some(Arc::new(handle));
+        *scenario.handle.lock().unwrap() = Some(Arc::new(handle));
     } else {
         drop(handle);
     }
-    let mut lives = 1;
-    if matches!(life, TaskKind::Suspended | TaskKind::WaitingForStack) {
-        lives += 1;
+    let mut tasks = 1;
+    if matches!(kind, TaskKind::Suspended | TaskKind::WaitingForStack) {
+        tasks += 1;
         let (released, ended) = (released.clone(), ended.clone());
         drop(runtime.spawn(async move {
             helped.wait(1).await;
@@ -205,8 +212,8 @@ fn run(life: TaskKind, acts: &'static [Act], by: By, end: End, preempted: bool) 
             ended.fire();
         }));
     }
-    if life == TaskKind::WaitingForStack {
-        lives += 1;
+    if kind == TaskKind::WaitingForStack {
+        tasks += 1;
         let (released, ended) = (released.clone(), ended.clone());
         drop(runtime.spawn(stackful(async move {
             block_on(released.wait(1));
@@ -217,61 +224,62 @@ fn run(life: TaskKind, acts: &'static [Act], by: By, end: End, preempted: bool) 
         interrupt(Arrival::Unknown, on_timer);
     }
     runtime
-        .run_until(if end == End::Completion { ended.wait(lives) } else { begun.wait(1) })
+        .run_until(if end == End::Completion { ended.wait(tasks) } else { begun.wait(1) })
         .unwrap();
     let report = runtime.shutdown().unwrap();
-    stage.threads.join();
+    scenario.threads.join();
     sure_interrupts_come();
-    stage.kept.lock().unwrap().clear();
-    drop(stage.handle.lock().unwrap().take());
-    // What others have handed back meanwhile.
+    scenario.kept.lock().unwrap().clear();
+    drop(scenario.handle.lock().unwrap().take());
+    // Frees what the other cores have handed to the runtime since.
     runtime.shutdown().unwrap();
-    stage.spawned.assert_all_dropped();
+    scenario.spawned.assert_all_dropped();
     if report.stacks_with_frames == 0 {
-        stage.future.assert_all_dropped();
-        stage.output.assert_all_dropped();
+        scenario.future.assert_all_dropped();
+        scenario.output.assert_all_dropped();
     } else {
         free_abandoned();
     }
 }
 
 const ENDS: [End; 2] = [End::Completion, End::Shutdown];
-const LIVES: [TaskKind; 4] =
+const KINDS: [TaskKind; 4] =
     [TaskKind::Plain, TaskKind::Stackful, TaskKind::Suspended, TaskKind::WaitingForStack];
 const STACKFUL: [TaskKind; 3] =
     [TaskKind::Stackful, TaskKind::Suspended, TaskKind::WaitingForStack];
 
-/// Two other cores act, and a third has the task.
+/// Two other cores operate on a task of a third core.
 fn by_cores(bound: usize, acts: &'static [Act; 2]) {
     for end in ENDS {
         bounded(bound, Unknown, move || run(TaskKind::Plain, acts, By::Cores, end, false));
     }
 }
 
-/// Another core acts, while the task's own preempts it or gives it a stack.
+/// Another core operates on the task, while the task's own core preempts it or gives it a stack.
 fn by_core(bound: usize, act: &'static [Act; 1]) {
-    for (life, end) in STACKFUL.into_iter().flat_map(|life| ENDS.map(|end| (life, end))) {
-        interrupted::<1>(Some(bound), No, move || run(life, act, By::Cores, end, true));
+    for (kind, end) in STACKFUL.into_iter().flat_map(|kind| ENDS.map(|end| (kind, end))) {
+        interrupted::<1>(Some(bound), No, move || run(kind, act, By::Cores, end, true));
     }
 }
 
-/// An interrupt of the task's own core acts.
+/// An interrupt of the task's own core operates on it.
 fn by_interrupt(act: &'static [Act; 1]) {
-    for (life, end) in LIVES.into_iter().flat_map(|life| ENDS.map(|end| (life, end))) {
+    for (kind, end) in KINDS.into_iter().flat_map(|kind| ENDS.map(|end| (kind, end))) {
         for in_interrupt in [No, Unknown] {
             interrupted::<1>(None, in_interrupt, move || {
-                run(life, act, By::Interrupts, end, false)
+                run(kind, act, By::Interrupts, end, false)
             });
         }
     }
 }
 
-/// An interrupt of the task's own core acts, and the alarm's comes before or after it or never.
+/// An interrupt of the task's own core operates on it. The alarm comes before or after that
+/// interrupt, or never.
 fn by_interrupt_and_preempted(act: &'static [Act; 1]) {
-    let all = STACKFUL.into_iter().flat_map(|life| ENDS.map(|end| (life, end)));
-    // In full it takes an hour.
-    for (life, end) in all.take(if deeper() == 0 { 1 } else { usize::MAX }) {
-        interrupted::<2>(None, No, move || run(life, act, By::Interrupts, end, true));
+    let all = STACKFUL.into_iter().flat_map(|kind| ENDS.map(|end| (kind, end)));
+    // All of them take an hour.
+    for (kind, end) in all.take(if deeper() == 0 { 1 } else { usize::MAX }) {
+        interrupted::<2>(None, No, move || run(kind, act, By::Interrupts, end, true));
     }
 }
 

@@ -1,13 +1,13 @@
-//! The models' platform: a core is a loom thread, and an interrupt is code that this thread runs between two
-//! steps of the code that it is in.
+//! The models' platform. A core is a loom thread, and an interrupt is code that this thread runs
+//! between two steps of the code that it interrupts.
 //!
-//! A step is an access of one of the runtime's atomics and cells: `src/sync.rs` calls
+//! A step is an access to an atomic or a cell of the runtime: `src/sync.rs` calls
 //! [`__trapline_model_step`] before each. A model arms its interrupts with [`interrupt`], and
-//! [`harness::interrupted`](crate::harness::interrupted) checks it once for each step before which one can
-//! come.
+//! [`harness::interrupted`](crate::harness::interrupted) checks the model once for each step before
+//! which an interrupt can come.
 //!
-//! Stacks are real ones: loom's threads are coroutines, so switching the stack under one of them is
-//! nothing that loom would notice, just as no core does.
+//! Stacks are real ones. Loom's threads are coroutines, so loom does not notice when a thread
+//! switches its stack.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::cell::{Cell, RefCell};
@@ -23,52 +23,58 @@ use trapline::platform::{self, CoreSlot, InInterrupt, PanicPayload, Platform};
 
 use crate::harness::keep;
 
+/// A core of the model.
 struct Core {
     number: usize,
     slot: CoreSlot,
-    /// Holds a wake until the core parks, and sometimes lets it go for nothing, as `park` may.
-    bell: Notify,
-    /// Was it notified? Its inter-processor interrupt, which only
-    /// [`take_inter_processor_interrupt`] looks at.
+    /// Stores a wake until the core parks. Sometimes it lets the core go on without a wake, as
+    /// `park` may.
+    notifier: Notify,
+    /// Set when the core is notified, until [`take_inter_processor_interrupt`] takes the
+    /// inter-processor interrupt. No other code reads it.
     notified: AtomicBool,
     masked: Cell<bool>,
     in_handler: Cell<bool>,
-    /// When the alarm comes, or as soon as it can after that; `u64::MAX`: it is not set.
+    /// The time at which the alarm comes, or as soon after that as it can; `u64::MAX`: it is not
+    /// set.
     alarm: Cell<u64>,
-    /// How many locks of the kernel's own are held, as [`lock`] counts them.
+    /// How many locks of the kernel are held on this core, as [`lock`] counts them.
     locks: Cell<usize>,
     now: Cell<u64>,
 }
 
-/// One that has not come yet.
+/// An interrupt that has not come yet.
 struct Interrupt {
     core: &'static Core,
-    /// Which of the model's.
+    /// The index of the interrupt among those that the model arms.
     number: usize,
-    /// After how many steps it comes; `None`: it has come while the core was parked, and is masked yet.
+    /// After how many steps it comes. `None`: it came while the core was parked, and is still
+    /// masked.
     after: Option<usize>,
     arrival: Arrival,
     handler: Box<dyn FnOnce()>,
 }
 
+/// The interrupts of the model.
 #[derive(Default)]
 struct Interrupts {
-    /// After how many steps each of the model's comes, in the order in which they are armed.
+    /// After how many steps each interrupt comes, in the order in which the model arms them.
     after: Vec<usize>,
-    /// Which have come between two steps in some run.
+    /// Which interrupts have come between two steps in some run.
     came: Vec<bool>,
-    /// How many this run has armed.
+    /// How many interrupts this run has armed.
     armed: usize,
     coming: Vec<Interrupt>,
 }
 
-// Loom runs all threads of a model on the one thread of the test, so these are a model's own. Loom
-// does not see them, and nothing that it sees may happen while one is borrowed.
+// Loom runs all threads of a model on the one thread of the test, so these variables belong to one
+// model. Loom does not check them, and no access that loom checks may happen while one of them is
+// borrowed.
 std::thread_local! {
     static CORES: RefCell<Vec<&'static Core>> = const { RefCell::new(Vec::new()) };
     static IN_INTERRUPT: Cell<InInterrupt> = const { Cell::new(InInterrupt::Unknown) };
     static ALARMS: Cell<Alarms> = const { Cell::new(Alarms::Never) };
-    /// Until when tasks sleep.
+    /// The deadlines of the sleeping tasks.
     static DEADLINES: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
     static INTERRUPTS: RefCell<Interrupts> = RefCell::default();
     static STACKS: RefCell<Vec<Memory>> = const { RefCell::new(Vec::new()) };
@@ -76,13 +82,13 @@ std::thread_local! {
 
 loom::thread_local! {
     static CORE: &'static Core = {
-        let (slot, bell) = (CoreSlot::new(), Notify::new());
+        let (slot, notifier) = (CoreSlot::new(), Notify::new());
         CORES.with(|cores| {
             let notified = AtomicBool::new(false);
             let core = keep(Core {
                 number: cores.borrow().len(),
                 slot,
-                bell,
+                notifier,
                 notified,
                 masked: Cell::new(false),
                 in_handler: Cell::new(false),
@@ -99,15 +105,15 @@ loom::thread_local! {
 /// Which alarms come by themselves.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Alarms {
-    /// None: handlers of the model's take their place.
+    /// No alarm comes: handlers of the model take their place.
     Never,
-    /// Those that are set to a time that has passed. No clock runs but by handlers of the model's.
+    /// Alarms that are set to a time that has passed. Only handlers of the model advance the clock.
     Passed,
-    /// All: where a core parks, its clock goes on to what the alarm is set to.
+    /// All alarms come: where a core parks, its clock advances to the time of its alarm.
     All,
 }
 
-/// What sleeps until then is asleep, or is not any more.
+/// Adds the deadline of a task that is asleep, or removes it.
 pub(crate) fn sleeps_until(deadline: u64, is_asleep: bool) {
     DEADLINES.with_borrow_mut(|deadlines| {
         if is_asleep {
@@ -118,7 +124,8 @@ pub(crate) fn sleeps_until(deadline: u64, is_asleep: bool) {
     });
 }
 
-/// Starts a run of a model: no cores yet, and this is what they say of interrupts.
+/// Starts a run of a model: there are no cores yet, and `in_interrupt` is the answer of each core
+/// outside of handlers.
 pub(crate) fn reset(in_interrupt: InInterrupt) {
     CORES.with(|cores| cores.borrow_mut().clear());
     IN_INTERRUPT.set(in_interrupt);
@@ -127,32 +134,33 @@ pub(crate) fn reset(in_interrupt: InInterrupt) {
     INTERRUPTS.with_borrow_mut(|interrupts| interrupts.armed = 0);
 }
 
-/// Ends a run: frees the stacks that hold frames for ever. Interrupts that have not come never will.
+/// Ends a run: frees the stacks that hold frames for ever, and discards the interrupts that have
+/// not come.
 pub(crate) fn end() {
     INTERRUPTS.with_borrow_mut(|interrupts| interrupts.coming.clear());
     STACKS.take().into_iter().for_each(Memory::free);
 }
 
-/// Lets those interrupts come now that are sure to come.
+/// Lets the interrupts come that are sure to come and have not come yet.
 pub(crate) fn sure_interrupts_come() {
     let core = Core::here();
     core.sure_ones_are_due();
     core.take_interrupts();
 }
 
-/// In this run, an alarm comes that is set to a time that has passed.
+/// Lets each alarm come in this run that is set to a time that has passed.
 pub(crate) fn alarms_come() {
     ALARMS.set(Alarms::Passed);
 }
 
-/// In this run, each alarm comes, when the clock has got there. A core that parks is asked whether its alarm is set
-/// for the first that [sleeps](sleeps_until).
+/// Lets each alarm come in this run when the clock gets to its time. A core that parks is checked:
+/// its alarm must be set for the first [sleeping](sleeps_until) task.
 pub(crate) fn clock_runs() {
     ALARMS.set(Alarms::All);
 }
 
-/// An interrupt of the model's that lets the clock go on to what the alarm is set to, which comes then. Returns
-/// whether it is set.
+/// Advances the clock to the time of the alarm, which then comes. Called in an interrupt of the
+/// model. Returns whether the alarm is set.
 pub(crate) fn time_passes() -> bool {
     let core = Core::here();
     let at = core.alarm.get();
@@ -162,22 +170,22 @@ pub(crate) fn time_passes() -> bool {
     at != u64::MAX
 }
 
-/// Nanoseconds of this core's clock.
+/// Returns the nanoseconds of this core's clock.
 pub(crate) fn clock() -> u64 {
     Core::here().now.get()
 }
 
-/// Task context, in code that computes for long: lets an alarm come that is set.
+/// Stands for long computation in task context: advances the clock to the alarm and lets it come.
 ///
 /// # Panics
 ///
-/// If none is set: the code would compute for ever.
+/// If no alarm is set: the code would compute for ever.
 pub(crate) fn compute() {
     assert!(time_passes(), "no alarm is set, so this task keeps the core for ever");
     __trapline_model_step();
 }
 
-/// Says after how many steps each interrupt of the model is to come; a panic says it again.
+/// Sets after how many steps each interrupt of the model comes. A panic prints these numbers.
 pub(crate) fn interrupts_come_after(steps: &[usize]) {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -196,12 +204,13 @@ pub(crate) fn interrupts_come_after(steps: &[usize]) {
     });
 }
 
-/// Whether the interrupt of this number has come between two steps, in any run since this was asked last.
+/// Returns whether the interrupt of this number has come between two steps in a run since the last
+/// call.
 pub(crate) fn take_came(number: usize) -> bool {
     INTERRUPTS.with_borrow_mut(|interrupts| std::mem::take(&mut interrupts.came[number]))
 }
 
-/// From now on, the model's next interrupt may come to this core.
+/// Arms the model's next interrupt on this core.
 pub(crate) fn interrupt(arrival: Arrival, handler: impl FnOnce() + 'static) {
     let core = Core::here();
     INTERRUPTS.with_borrow_mut(|interrupts| {
@@ -217,27 +226,29 @@ pub(crate) fn interrupt(arrival: Arrival, handler: impl FnOnce() + 'static) {
     });
 }
 
+/// Whether an interrupt comes in every run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Arrival {
-    /// It comes at the latest when the core parks.
+    /// The interrupt comes at the latest when the core parks.
     Sure,
-    /// If the core parks earlier, it never comes.
+    /// The interrupt never comes if the core parks before its step.
     Unknown,
 }
 
-/// The alarm's handler, when the slice is over.
+/// The handler of the alarm, when the slice is over.
 pub(crate) fn on_timer() {
     let core = Core::here();
     core.now.set(core.now.get() + 1_000_000_000);
-    // SAFETY: the end of a handler that a model's interrupt runs, with interrupts masked.
+    // SAFETY: this is the end of a handler that an interrupt of the model runs, with interrupts
+    // masked, on the interrupted stack. The handler holds no lock.
     unsafe { trapline::preempt::on_timer() }
 }
 
-/// The end of any other handler, when the running task has had its least stretch.
+/// The end of any other handler, when the running task has had the core for its minimal stretch.
 pub(crate) fn on_interrupt() {
     let core = Core::here();
     core.now.set(core.now.get() + 100_000);
-    // SAFETY: as above.
+    // SAFETY: as in `on_timer`.
     unsafe { trapline::preempt::on_interrupt() }
 }
 
@@ -245,29 +256,29 @@ pub(crate) fn on_interrupt() {
 pub(crate) fn masked(f: impl FnOnce()) {
     let outer = MODEL.mask_interrupts();
     f();
-    // SAFETY: the pair of the call above.
+    // SAFETY: pairs with the call of `mask_interrupts` above.
     unsafe { MODEL.restore_interrupts(outer) };
 }
 
-/// Takes one of the kernel's own locks, under which the platform lets nothing be preempted.
+/// Takes a lock of the kernel. While it is held, `may_preempt` returns false.
 pub(crate) fn lock() {
     let locks = &Core::here().locks;
     locks.set(locks.get() + 1);
 }
 
-/// Gives it back.
+/// Releases a lock of the kernel.
 pub(crate) fn unlock() {
     let locks = &Core::here().locks;
     locks.set(locks.get() - 1);
 }
 
-/// Panics in a handler, or where one has left interrupts masked.
+/// Panics in a handler, and where a handler has left interrupts masked.
 pub(crate) fn assert_task_context() {
     let core = Core::here();
     assert!(!core.in_handler.get() && !core.masked.get(), "a task is polled in a handler");
 }
 
-/// If the core was notified, its interrupt comes now.
+/// If the core was notified, runs the handler of its inter-processor interrupt.
 pub(crate) fn take_inter_processor_interrupt() {
     let core = Core::here();
     if core.notified.swap(false, AcqRel) {
@@ -300,7 +311,7 @@ impl Core {
         });
     }
 
-    /// Returns whether there are any.
+    /// Makes the interrupts due that are sure to come. Returns whether there are any.
     fn sure_ones_are_due(&'static self) -> bool {
         let mut any = false;
         self.each_coming(|interrupt| {
@@ -312,7 +323,7 @@ impl Core {
         any
     }
 
-    /// The next whose time has come.
+    /// Takes the next interrupt that is due.
     fn next_interrupt(&'static self) -> Option<Interrupt> {
         INTERRUPTS.with_borrow_mut(|interrupts| {
             let due = |it: &Interrupt| std::ptr::eq(it.core, self) && it.after.unwrap_or(0) == 0;
@@ -327,7 +338,7 @@ impl Core {
         ALARMS.get() != Alarms::Never && self.alarm.get() <= self.now.get()
     }
 
-    /// Runs the handlers of those whose time has come. Not masked.
+    /// Runs the handlers of all interrupts that are due. Interrupts must not be masked.
     fn take_interrupts(&'static self) {
         loop {
             if let Some(interrupt) = self.next_interrupt() {
@@ -342,18 +353,18 @@ impl Core {
         }
     }
 
-    /// Not masked.
+    /// Runs a handler. Interrupts must not be masked.
     fn handle(&self, handler: impl FnOnce()) {
         let outer = self.in_handler.replace(true);
         self.masked.set(true);
         handler();
-        // Unknown others have had the core meanwhile.
+        // Other code may have had the core meanwhile, so both flags are set again.
         self.in_handler.set(outer);
         self.masked.set(false);
     }
 }
 
-/// What was allocated.
+/// An allocation.
 #[derive(Clone, Copy)]
 struct Memory {
     start: NonNull<u8>,
@@ -362,30 +373,37 @@ struct Memory {
 
 impl Memory {
     fn free(self) {
-        // SAFETY: all that is in a list was allocated with this layout, and is taken out to be freed.
+        // SAFETY: each `Memory` in a list was allocated with this layout, and is taken out of the
+        // list before it is freed.
         unsafe { dealloc(self.start.as_ptr(), self.layout) }
     }
 }
 
-/// Takes what starts there out of the list.
+/// Takes the allocation that begins at `start` out of the list.
 fn take_memory(list: &'static LocalKey<RefCell<Vec<Memory>>>, start: NonNull<u8>) -> Memory {
     list.with_borrow_mut(|list| {
         let place = list.iter().position(|memory| memory.start == start);
-        list.swap_remove(place.expect("it was allocated and not freed yet"))
+        list.swap_remove(place.expect("the stack was never allocated, or was freed already"))
     })
 }
 
-/// What a model's task panics with where that is part of the model. Every other panic ends the check.
+/// The payload of a panic that is part of a model. Every other panic ends the check.
 pub(crate) struct Expected;
 
+/// The platform.
 struct Model;
 
-// SAFETY: `slot` and `core` are a loom thread's own. `now` only goes forward. Handlers are
-// called by `take_interrupts` only, which the mask keeps from it. `bell` keeps a wake until the next
-// `park` and orders memory; the handlers that a wake causes elsewhere are those that a model arms.
-// "No" is said outside of handlers only. `interrupts` is the mask. Nothing that panics can be interrupted before that
-// is caught. Stacks come from the
-// global allocator, with the alignment that is asked for.
+// SAFETY: for each promise of `Platform`:
+// - `slot` and `core` belong to one loom thread.
+// - `now` only goes forward.
+// - `take_interrupts` calls handlers, and only while interrupts are not masked. So does
+//   `take_inter_processor_interrupt`, which a model calls in task context only.
+// - `notifier` stores a wake until the next `park` and orders memory. The handlers that a wake
+//   causes on another core are those that a model arms.
+// - `in_interrupt` says "no" only outside of handlers.
+// - `interrupts` reports the mask.
+// - Code that panics cannot be interrupted before the panic is caught.
+// - Stacks come from the global allocator, with the demanded alignment.
 unsafe impl Platform for Model {
     type Backend = trapline::arch::Native;
 
@@ -402,7 +420,7 @@ unsafe impl Platform for Model {
     }
 
     fn set_alarm(&self, at: u64) {
-        // Alarms come on either side of the setting.
+        // An alarm may come right before it is set and right after.
         __trapline_model_step();
         Core::here().alarm.set(at);
     }
@@ -417,19 +435,19 @@ unsafe impl Platform for Model {
             let alarm = core.alarm.get();
             assert!(
                 first.is_none_or(|first| alarm <= first),
-                "parks until {alarm}, and not {first:?}"
+                "the core parks until {alarm}, and not until {first:?}"
             );
             if time_passes() {
                 return;
             }
         }
-        core.bell.wait();
+        core.notifier.wait();
     }
 
     fn wake(&self, core: usize) {
         let core = CORES.with(|cores| cores.borrow()[core]);
         core.notified.swap(true, AcqRel);
-        core.bell.notify();
+        core.notifier.notify();
     }
 
     fn mask_interrupts(&self) -> usize {
@@ -459,7 +477,7 @@ unsafe impl Platform for Model {
 
     fn allocate_stack(&self, size: usize) -> Option<NonNull<u8>> {
         let layout = Layout::from_size_align(size, 16).ok()?;
-        // SAFETY: `Config` refuses a stack size of zero.
+        // SAFETY: `size` is not zero, since `Config` refuses a stack size of zero.
         let stack = Memory { start: NonNull::new(unsafe { alloc(layout) })?, layout };
         STACKS.with_borrow_mut(|stacks| stacks.push(stack));
         Some(stack.start)

@@ -1,4 +1,4 @@
-//! Preemption: an interrupt that takes the core from a stackful task, between any two steps.
+//! Preemption: an interrupt takes the core from a stackful task, between any two steps.
 
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::platform::{
     time_passes, unlock,
 };
 
-/// Three tasks keep the FIFO moving, and an interrupt wakes a fourth. It is not lost, nor is one of them.
+/// Three tasks keep the FIFO moving, and an interrupt wakes a fourth task. No task is lost.
 fn interrupt_against_fifo(in_interrupt: InInterrupt) {
     interrupted::<1>(None, in_interrupt, || {
         let runtime = runtime();
@@ -60,8 +60,8 @@ fn wake_in_interrupt_against_fifo_fast_path() {
     interrupt_against_fifo(No);
 }
 
-/// A stackful task wakes others and is preempted for a timer meanwhile. None is lost, nor is the one that
-/// waited for the timer.
+/// A stackful task wakes other tasks and is preempted for a timer meanwhile. Neither the woken
+/// tasks nor the task that waits for the timer are lost.
 #[test]
 fn preemption_against_fifo() {
     interrupted::<1>(None, No, || {
@@ -73,7 +73,7 @@ fn preemption_against_fifo() {
         interrupt(Arrival::Sure, on_timer);
         runtime
             .run_until(async move {
-                // All others are waiting by then.
+                // All other tasks are waiting when this one goes on.
                 yield_now().await;
                 trapline::spawn(computes).await.unwrap();
                 for waiter in waiters {
@@ -86,7 +86,7 @@ fn preemption_against_fifo() {
     });
 }
 
-/// What has come for a task, and whether that task has had the core since.
+/// Whether an event has come for a task, and whether that task has had the core since.
 #[derive(Clone, Default)]
 struct Errand {
     came: Arc<AtomicBool>,
@@ -95,10 +95,13 @@ struct Errand {
 
 impl Errand {
     fn assert_answered(&self) {
-        assert!(self.answered.load(Relaxed) || !self.came.load(Relaxed), "preempted too late");
+        assert!(
+            self.answered.load(Relaxed) || !self.came.load(Relaxed),
+            "the woken task has not had the core yet"
+        );
     }
 
-    /// Waits for an interrupt that wakes it.
+    /// Waits for an interrupt that wakes the task.
     async fn interrupt(self) {
         let woken = Signal::default();
         let wait = woken.wait(1);
@@ -125,8 +128,8 @@ impl Errand {
     }
 }
 
-/// A task computes, with guards and without, while others wait for interrupts. Those have the core before
-/// it goes on, or as soon as no guard forbids it.
+/// A task computes, with guards and without, while other tasks wait for interrupts. A woken task
+/// has the core before the first task goes on, or as soon as no guard forbids it.
 fn at_once<F, const N: usize>(in_interrupt: InInterrupt, wait: [fn(Errand) -> F; N])
 where
     F: Future<Output = ()> + Send + 'static,
@@ -141,8 +144,8 @@ where
         let computes = stackful(async move {
             let check = || {
                 assert_task_context();
-                // A second one may come in the least stretch that follows the first, and waits for
-                // its end then.
+                // A second interrupt may come in the minimal stretch that follows the first, and
+                // then waits for the end of that stretch.
                 if N == 1 {
                     errands.iter().for_each(Errand::assert_answered);
                 }
@@ -157,7 +160,7 @@ where
         });
         runtime
             .run_until(async move {
-                // The others are waiting by then.
+                // The other tasks are waiting when this one goes on.
                 yield_now().await;
                 trapline::spawn(computes).await.unwrap();
                 for waiter in waiters {
@@ -194,8 +197,9 @@ fn two_interrupts_preempt() {
     at_once(No, [Errand::interrupt, Errand::interrupt]);
 }
 
-/// A task computes in sections in which it must not be left, while another waits for an interrupt. That never has
-/// the core inside of one, and has it right after the section in which the interrupt came, whichever way that ends.
+/// A task computes in sections in which it must not leave the core, while another task waits for an
+/// interrupt. The other task never has the core inside of a section. It has the core right after
+/// the section in which the interrupt came, in whatever way that section ends.
 fn sections(in_interrupt: InInterrupt, section: fn(&dyn Fn())) {
     interrupted::<1>(None, in_interrupt, move || {
         alarms_come();
@@ -206,10 +210,14 @@ fn sections(in_interrupt: InInterrupt, section: fn(&dyn Fn())) {
             for _ in 0..2 {
                 section(&|| {
                     let answered = errand.answered.load(Relaxed);
-                    // Steps for the interrupt to come in.
+                    // These steps let the interrupt come within the section.
                     drop(PreemptGuard::new());
                     preempt::point();
-                    assert_eq!(errand.answered.load(Relaxed), answered, "left in a section");
+                    assert_eq!(
+                        errand.answered.load(Relaxed),
+                        answered,
+                        "the task left the core in a section"
+                    );
                 });
                 errand.assert_answered();
             }
@@ -225,6 +233,7 @@ fn sections(in_interrupt: InInterrupt, section: fn(&dyn Fn())) {
     });
 }
 
+/// A preemption that is pending while the kernel holds a lock comes at the next preemption point.
 #[test]
 fn a_debt_outlives_a_lock_of_the_kernels() {
     for in_interrupt in [Unknown, No] {
@@ -237,12 +246,13 @@ fn a_debt_outlives_a_lock_of_the_kernels() {
     }
 }
 
+/// A preemption that is pending while interrupts are masked comes when they are enabled.
 #[test]
 fn a_debt_outlives_a_masked_section() {
     for in_interrupt in [Unknown, No] {
         sections(in_interrupt, |section| {
             let guard = PreemptGuard::new();
-            // The interrupt may come before the mask, or right behind it.
+            // The interrupt may come before the mask, or right after it.
             drop(PreemptGuard::new());
             masked(|| {
                 drop(guard);
@@ -252,21 +262,22 @@ fn a_debt_outlives_a_masked_section() {
     }
 }
 
+/// A preemption that is pending while `disable` is in effect comes at the last `enable`.
 #[test]
 fn a_debt_outlives_the_raw_pair() {
     sections(No, |section| {
         preempt::disable();
         preempt::disable();
         section();
-        // SAFETY: the pair of the second call.
+        // SAFETY: pairs with the second call of `disable`.
         unsafe { preempt::enable() };
         section();
-        // SAFETY: the pair of the first call.
+        // SAFETY: pairs with the first call of `disable`.
         unsafe { preempt::enable() };
     });
 }
 
-/// An interrupt whose handler takes and drops guards pays nothing itself.
+/// A handler that takes and drops guards does not let a pending preemption come.
 #[test]
 fn a_guard_in_a_handler_pays_nothing() {
     interrupted::<2>(None, No, || {
@@ -280,7 +291,11 @@ fn a_guard_in_a_handler_pays_nothing() {
                 let before = answered.load(Relaxed);
                 drop(PreemptGuard::new());
                 preempt::point();
-                assert_eq!(answered.load(Relaxed), before, "left in the middle of a handler");
+                assert_eq!(
+                    answered.load(Relaxed),
+                    before,
+                    "the core was left in the middle of a handler"
+                );
                 on_interrupt();
             });
             for _ in 0..2 {
@@ -299,7 +314,7 @@ fn a_guard_in_a_handler_pays_nothing() {
     });
 }
 
-/// Polls both, in this order, until both are done.
+/// Polls both futures, in this order, until both are ready.
 async fn both(first: impl Future<Output = ()>, second: impl Future<Output = ()>) {
     let mut both = (Box::pin(first), Box::pin(second));
     let mut done = (false, false);
@@ -311,7 +326,7 @@ async fn both(first: impl Future<Output = ()>, second: impl Future<Output = ()>)
     .await;
 }
 
-/// Sleeps; a core that parks meanwhile has its alarm set for that.
+/// Sleeps. A core that parks meanwhile must have its alarm set for this sleep.
 async fn sleep_in_time(milliseconds: u64) {
     let mut sleep = Box::pin(trapline::time::sleep(Duration::from_millis(milliseconds)));
     let due = clock() + milliseconds * 1_000_000;
@@ -324,8 +339,8 @@ async fn sleep_in_time(milliseconds: u64) {
     .await;
 }
 
-/// A stackful task goes to sleep, the later of two timers first, and alarms and a debt come between any two of its
-/// steps. The timers fire in time, though no slice ends.
+/// A stackful task starts two sleeps, the later one first. Alarms and a pending preemption come
+/// between any two of its steps. The timers fire on time, though no slice ends.
 fn timers_of_a_stackful_task(in_interrupt: InInterrupt) {
     interrupted::<2>(None, in_interrupt, || {
         clock_runs();
@@ -366,8 +381,9 @@ fn alarms_against_timers_of_a_stackful_task() {
     timers_of_a_stackful_task(Unknown);
 }
 
-/// A task computes until others have had the core, which come by an interrupt and by a timer; alarms come when
-/// their time is there and at any step before. It computes with guards, under a lock of the kernel's, and masked.
+/// A task computes until two other tasks have had the core, one that an interrupt wakes and one
+/// that a timer wakes. The alarm comes when its time is there, and at any step before. The task
+/// computes with guards, under a lock of the kernel, or with interrupts masked.
 fn hog<const N: usize>(in_interrupt: InInterrupt, section: fn()) {
     interrupted::<N>(None, in_interrupt, move || {
         clock_runs();
@@ -395,7 +411,7 @@ fn hog<const N: usize>(in_interrupt: InInterrupt, section: fn()) {
             {
                 compute();
                 alarms += 1;
-                assert!(alarms < 20, "alarms come again and again, and the core stays here");
+                assert!(alarms < 20, "20 alarms have come, and the task still has the core");
             }
         });
         runtime
@@ -448,7 +464,7 @@ fn alarms_against_a_hog_that_is_masked() {
     });
 }
 
-/// A task computes until another has run, which comes from another core: that one interrupts this.
+/// A task computes until a task has run that another core spawns: the spawn interrupts this core.
 #[test]
 fn spawn_interrupts_stack() {
     model(No, || {
@@ -474,8 +490,8 @@ fn spawn_interrupts_stack() {
     });
 }
 
-/// What another core wrote before its wake is seen by the poll after a `block_on` that the wake ended for
-/// nothing, and that poll comes.
+/// A wake from another core ends a round of `block_on` and is not meant for it. The task is polled
+/// again after the `block_on`, and that poll sees what the other core wrote before its wake.
 fn block_on_gives_back(in_interrupt: InInterrupt) {
     interrupted::<1>(Some(1), in_interrupt, || {
         let runtime = runtime();
@@ -490,7 +506,8 @@ fn block_on_gives_back(in_interrupt: InInterrupt) {
                     threads.start(set_and_wake(&flag, context));
                     begun.fire();
                     block_on(other.wait(1));
-                    // The part of the task that waits for the flag was polled before, so to say.
+                    // Stands for a task of which another part waits for the flag and was polled
+                    // before the `block_on`, so this poll does not look at the flag.
                     return Poll::Pending;
                 }
                 if flag.load(Relaxed) { Poll::Ready(()) } else { Poll::Pending }
@@ -517,7 +534,8 @@ fn wake_against_suspended_fast_path() {
     block_on_gives_back(No);
 }
 
-/// Whoever waits for a task that is suspended or preempted when its runtime shuts down is told.
+/// A join handle's holder is woken when the runtime shuts down while the task is suspended or
+/// preempted.
 #[test]
 fn join_against_abandon() {
     interrupted::<1>(Some(1), No, || {
@@ -541,7 +559,8 @@ fn join_against_abandon() {
     });
 }
 
-/// One stack for two, and whoever has it keeps it until the other, who waits for it, is gone.
+/// Two tasks have one stack. The task that holds it keeps it until the other one, which waits for
+/// it, is dropped.
 #[test]
 fn abort_against_waiting_for_stack() {
     interrupted::<1>(Some(1), No, || {
@@ -567,7 +586,7 @@ fn abort_against_waiting_for_stack() {
     });
 }
 
-/// One stack for two, and whoever has it waits for another core.
+/// Two tasks have one stack, and the task that holds it waits for another core.
 #[test]
 fn wake_against_waiting_for_stack() {
     interrupted::<1>(Some(1), No, || {
@@ -594,8 +613,8 @@ fn wake_against_waiting_for_stack() {
     });
 }
 
-/// Of two tasks, the one that panics is told so, and the other gives its output, though each may end while the
-/// other is preempted at its end.
+/// Two tasks end, each perhaps while the other is preempted at its end. One panics, and its handle
+/// says so; the other gives its output.
 #[test]
 fn two_ends_of_stackful_tasks() {
     interrupted::<1>(None, No, || {
@@ -616,7 +635,8 @@ fn two_ends_of_stackful_tasks() {
 }
 
 /// Two tasks wake each other on a stack that the loop does not leave, and an interrupt wakes a
-/// plain one at any step of that. It has the core before either goes on, and none is lost.
+/// plain task at any step. The plain task has the core before either of the two goes on, and no
+/// wake is lost.
 #[test]
 fn interrupt_against_turns_on_a_stack() {
     interrupted::<1>(None, No, || {
@@ -624,7 +644,7 @@ fn interrupt_against_turns_on_a_stack() {
         let errand = Errand::default();
         let waiter = runtime.spawn(errand.clone().interrupt());
         let turns = [(); 2].map(|()| Signal::default());
-        let players = [0, 1].map(|me| {
+        let tasks = [0, 1].map(|me| {
             let (turns, errand) = (turns.clone(), errand.clone());
             stackful(async move {
                 for turn in 1..=2 {
@@ -638,12 +658,12 @@ fn interrupt_against_turns_on_a_stack() {
         });
         runtime
             .run_until(async move {
-                // The other is waiting by then.
+                // The plain task is waiting when this task goes on.
                 yield_now().await;
-                let players = players.map(trapline::spawn);
+                let tasks = tasks.map(trapline::spawn);
                 turns[0].fire();
-                for player in players {
-                    player.await.unwrap();
+                for task in tasks {
+                    task.await.unwrap();
                 }
                 waiter.await.unwrap();
             })
@@ -652,8 +672,8 @@ fn interrupt_against_turns_on_a_stack() {
     });
 }
 
-/// A task panics and leaves a guard. What is polled on its stack after it, and what is polled at
-/// home, is preempted and not, as usual.
+/// A task panics and leaves a guard. The next task on the same stack is preempted as usual, and
+/// what is polled at home is not.
 #[test]
 fn interrupt_against_a_guard_that_a_panic_leaves() {
     interrupted::<1>(None, No, || {
@@ -695,7 +715,7 @@ fn shutdown_after_a_preemption() {
             let _part = part;
             std::future::pending::<()>().await;
         })));
-        // It has the core again before this one has had two turns.
+        // The first task has the core again before this one has been polled three times.
         let last = runtime.spawn(stackful(async {
             yield_now().await;
             yield_now().await;
@@ -708,7 +728,7 @@ fn shutdown_after_a_preemption() {
     });
 }
 
-/// A task waits in `block_on` while another is polled, which ends that waiting.
+/// A task waits in `block_on`, while another task is polled that ends this wait.
 #[test]
 fn interrupt_against_a_suspended_task_beside_another() {
     interrupted::<1>(None, No, || {
@@ -737,8 +757,8 @@ fn interrupt_against_a_suspended_task_beside_another() {
     });
 }
 
-/// A task that has yielded is aborted by another, on the stack that both were polled on. It is not
-/// polled again.
+/// A task that has yielded is aborted by another task, on the stack on which both are polled. It is
+/// not polled again.
 #[test]
 fn abort_of_a_task_that_takes_turns() {
     interrupted::<1>(None, No, || {
@@ -771,7 +791,8 @@ fn abort_of_a_task_that_takes_turns() {
     });
 }
 
-/// The join handle of a stackful task goes on another core while the task ends: its output is dropped once.
+/// The join handle of a stackful task is dropped on another core while the task ends. The output is
+/// dropped once.
 #[test]
 fn end_of_a_stackful_task_against_its_handle() {
     interrupted::<1>(Some(1), No, || {
@@ -783,7 +804,7 @@ fn end_of_a_stackful_task_against_its_handle() {
         }));
         let dropper = loom::thread::spawn(move || drop(handle));
         interrupt(Arrival::Unknown, on_timer);
-        // It has the stack when the first has left it.
+        // This task gets the stack when the first one has left it.
         let second = runtime.spawn(stackful(async {}));
         runtime.run_until(second).unwrap().unwrap();
         dropper.join().unwrap();
@@ -792,7 +813,7 @@ fn end_of_a_stackful_task_against_its_handle() {
     });
 }
 
-/// A blocked stackful task that is aborted is not polled again, though it is given a stack.
+/// A BLOCKED stackful task that is aborted is not polled again, though it is given a stack.
 #[test]
 fn abort_of_a_blocked_stackful_task() {
     interrupted::<1>(None, No, || {
@@ -820,7 +841,8 @@ fn abort_of_a_blocked_stackful_task() {
     });
 }
 
-/// An abort from another core takes effect before, in, or right after the one poll of a stackful task.
+/// An abort from another core takes effect before, in, or right after the only poll of a stackful
+/// task.
 #[test]
 fn abort_against_the_end_of_a_stackful_poll() {
     interrupted::<1>(Some(1), No, || {
@@ -846,18 +868,19 @@ fn abort_against_the_end_of_a_stackful_poll() {
     });
 }
 
+/// Returns a flag that loom checks.
 fn flag() -> loom::sync::Arc<loom::sync::atomic::AtomicBool> {
     Default::default()
 }
 
-/// What another core does.
+/// Returns the code of another core: it sets the flag and wakes the task.
 fn set_and_wake(
     flag: &loom::sync::Arc<loom::sync::atomic::AtomicBool>,
     context: &Context<'_>,
 ) -> impl FnOnce() + 'static {
     let (flag, waker) = (flag.clone(), context.waker().clone());
     move || {
-        // Relaxed: the wake alone must order it.
+        // Relaxed: only the wake may order this store.
         flag.store(true, Relaxed);
         waker.wake();
     }

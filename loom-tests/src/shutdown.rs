@@ -1,4 +1,4 @@
-//! Shutting down, against those who do not know yet.
+//! A shutdown, while other cores still use the runtime.
 
 use std::future::poll_fn;
 use std::task::Poll;
@@ -8,7 +8,8 @@ use trapline::{JoinError, SpawnErrorReason};
 
 use crate::harness::{Drops, Signal, Threads, bounded, model, runtime};
 
-/// A future that is spawned meanwhile is dropped by the shutdown, or comes back.
+/// A future that is spawned during the shutdown is dropped by the shutdown, or given back to the
+/// spawner.
 #[test]
 fn spawn_against_shutdown() {
     model(Unknown, || {
@@ -36,15 +37,17 @@ fn spawn_against_shutdown() {
                 assert_eq!(future.dropped(), 1);
             }
         }
-        // The handle was dropped outside of the runtime and may have been the last reference.
+        // The handle is dropped outside of the runtime and may have been the last reference, which
+        // the second shutdown frees.
         runtime.shutdown().unwrap();
     });
 }
 
-/// Two wakers are in flight when the task's runtime shuts down: each finds it BLOCKED, being
-/// dropped, or done, and the last one hands it over for a second shutdown to free.
+/// Two cores hold a waker each when the task's runtime shuts down. Each waker finds the task
+/// BLOCKED, being dropped, or done. The last one hands the task to the runtime, and a second
+/// shutdown frees it.
 fn wake_against(in_interrupt: InInterrupt) {
-    // In full it takes minutes.
+    // Without the bound this takes minutes.
     bounded(4, in_interrupt, || {
         let runtime = runtime();
         let threads = Threads::default();

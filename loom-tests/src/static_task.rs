@@ -1,4 +1,4 @@
-//! One static cell's task after the other.
+//! Spawns in one static cell, one after the other and at the same time.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -12,8 +12,8 @@ use crate::harness::{Drops, keep, model, runtime};
 
 type Future = Pin<Box<dyn std::future::Future<Output = ()> + Send>>;
 
-/// The last waker of a finished task is dropped on another core while this one spawns in its cell: in
-/// the cell as it was left, or not at all.
+/// The last waker of a finished task is dropped on another core, while this core spawns in the
+/// task's cell. Either the spawn finds the cell as the first task left it, or it is refused.
 #[test]
 fn spawn_against_the_last_waker() {
     model(Unknown, || {
@@ -51,7 +51,8 @@ fn spawn_against_the_last_waker() {
     });
 }
 
-/// Two cores spawn in one cell: one of them does, and the other gets its future back.
+/// Two cores spawn in one cell: one of the spawns succeeds, and the other one gives its future
+/// back.
 #[test]
 fn spawn_against_spawn() {
     model(Unknown, || {

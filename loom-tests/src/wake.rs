@@ -1,4 +1,4 @@
-//! Waking, against whatever the owning core does with the task meanwhile.
+//! Wakes, while the owning core polls, finishes, parks or yields.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -11,14 +11,15 @@ use trapline::yield_now;
 
 use crate::harness::{Drops, FireOnDrop, Signal, Threads, bounded, model, runtime};
 
+/// Returns two flags that loom checks.
 fn flags() -> [Arc<AtomicBool>; 2] {
     std::array::from_fn(|_| Arc::new(AtomicBool::new(false)))
 }
 
-/// Two threads each write something and wake; with a wake lost, or what was written before it, the
-/// task would wait for ever. Whichever wake is second finds READY set.
+/// Two threads each write a flag and wake the task. If a wake or the write before it were lost, the
+/// task would wait for ever. The second of the two wakes finds READY set.
 fn against_poll(in_interrupt: InInterrupt) {
-    // In full it takes many minutes.
+    // Without the bound this takes many minutes.
     bounded(2, in_interrupt, || {
         let runtime = runtime();
         let flags = flags();
@@ -29,7 +30,7 @@ fn against_poll(in_interrupt: InInterrupt) {
                 for flag in flags.clone() {
                     let waker = context.waker().clone();
                     threads.start(move || {
-                        // Relaxed: the wake alone must order it.
+                        // Relaxed: only the wake may order this store.
                         flag.store(true, Relaxed);
                         waker.wake();
                     });
@@ -54,10 +55,10 @@ fn wake_against_poll_fast_path() {
     against_poll(No);
 }
 
-/// As above, for a core that is parked in `block_on` outside of any runtime.
+/// The same for a core that is parked in `block_on`, outside of any runtime.
 #[test]
 fn wake_against_block_on() {
-    // In full it takes a minute.
+    // Without the bound this takes a minute.
     bounded(3, Unknown, || {
         let flags = flags();
         let threads = Threads::default();
@@ -79,9 +80,9 @@ fn wake_against_block_on() {
     });
 }
 
-/// Two wakers outlive the poll that made them, in which the task is done: they find it running,
-/// done, or theirs alone, and whoever is last sees to it that it is freed. (Nobody joins it: the
-/// handle's reference would outlive all others.)
+/// Two wakers outlive the only poll of their task. They find the task RUNNING, done, or held by
+/// themselves alone, and the last one sees to it that the task is freed. (The model drops the join
+/// handle first: its reference would outlive the wakers.)
 fn against_completion(in_interrupt: InInterrupt) {
     model(in_interrupt, || {
         let runtime = runtime();
@@ -121,8 +122,8 @@ fn wake_against_completion_fast_path() {
     against_completion(No);
 }
 
-/// The core has nothing to do and parks, for the first time, when a task comes from elsewhere: it is
-/// notified, or it finds the task before it sleeps.
+/// The core has no ready task and parks, for the first time, when another core spawns a task: the
+/// core is notified, or it finds the task before it parks.
 fn against_park(in_interrupt: InInterrupt) {
     model(in_interrupt, || {
         let runtime = runtime();
@@ -149,8 +150,8 @@ fn wake_against_park_fast_path() {
     against_park(No);
 }
 
-/// A task that stays in the queue by a yield is woken meanwhile: the poll after the yield sees what was written
-/// before the wake, or there is one more.
+/// Another core wakes a task that has yielded and is still in the queue. The poll after the yield
+/// sees what was written before the wake, or there is one more poll.
 fn against_yield(in_interrupt: InInterrupt) {
     bounded(3, in_interrupt, || {
         let runtime = runtime();
@@ -193,8 +194,8 @@ fn wake_against_yield_fast_path() {
     against_yield(No);
 }
 
-/// A task is woken by another of its core and by another core: it is queued once, and sees what both
-/// wrote.
+/// Another task of the same core and another core wake a task. The task is queued once, and sees
+/// what both wrote.
 fn from_here_and_elsewhere(in_interrupt: InInterrupt) {
     bounded(3, in_interrupt, || {
         let runtime = runtime();
@@ -234,8 +235,8 @@ fn wake_from_here_and_elsewhere_fast_path() {
     from_here_and_elsewhere(No);
 }
 
-/// In its poll a task lends its waker to another core, without a reference, and lets go of its own handle
-/// meanwhile. No wake and no clone may get lost by that.
+/// In its poll, a task lends its waker to another core without a reference, and drops its own join
+/// handle meanwhile. No wake and no clone is lost by that.
 fn lent(clones: bool) {
     model(No, move || {
         let runtime = runtime();
@@ -246,7 +247,8 @@ fn lent(clones: bool) {
         let mut started = false;
         let task = poll_fn(move |context| {
             if !std::mem::replace(&mut started, true) {
-                // SAFETY: joined below, as a thread of a scope is.
+                // SAFETY: the other thread is joined below, before the poll returns, so the waker
+                // outlives its use.
                 let waker: &'static Waker = unsafe { std::mem::transmute(context.waker()) };
                 let other = loom::thread::spawn(move || {
                     if clones {

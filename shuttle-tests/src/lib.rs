@@ -1,13 +1,13 @@
-//! Many tasks of several cores, in schedules at random: what is too large for loom.
+//! Many tasks on several cores, in random schedules: models that are too large for loom.
 //!
-//! Shuttle lets the threads of a schedule take turns at every access to an atomic, as a generator of random
-//! numbers says; so do the tasks choose what they do. All accesses are sequentially consistent: orderings
-//! are loom's to check. Only with `--cfg shuttle`.
+//! In a schedule, shuttle lets the threads take turns at every access to an atomic, as a generator
+//! of random numbers decides. The tasks choose their operations in the same way. All accesses are
+//! sequentially consistent: loom checks the orderings. These tests exist only with `--cfg shuttle`.
 //!
-//! Unless told otherwise by the environment, the schedules are the same ones each time:
+//! The schedules are the same ones each time, unless the environment says otherwise:
 //!
-//! - `SHUTTLE_ITERATIONS`: how many;
-//! - `SHUTTLE_RANDOM_SEED`: what the first begins with;
+//! - `SHUTTLE_ITERATIONS`: the number of schedules;
+//! - `SHUTTLE_RANDOM_SEED`: the seed of the first one;
 //! - `SHUTTLE_SCHEDULE`: only this one, as a failure prints it.
 
 #![cfg(all(test, shuttle))]
@@ -20,6 +20,7 @@ use shuttle::{Config, Runner};
 
 const SEED: u64 = 1;
 
+/// Returns the number of schedules, and prints it with the seed.
 fn iterations(unless_told: usize) -> usize {
     let told = std::env::var("SHUTTLE_ITERATIONS");
     let iterations = told.map_or(unless_told, |n| n.parse().expect("SHUTTLE_ITERATIONS"));
@@ -27,10 +28,11 @@ fn iterations(unless_told: usize) -> usize {
     iterations
 }
 
+/// Runs the model in the schedules of `scheduler`, or in the one that the environment names.
 fn run(scheduler: impl Scheduler + 'static) {
     let mut config = Config::new();
     config.stack_size = 256 * 1024;
-    // Of what is said above.
+    // The warnings are about the environment variables above.
     config.silence_warnings = true;
     let schedule = || {
         platform::reset();
@@ -42,13 +44,13 @@ fn run(scheduler: impl Scheduler + 'static) {
     };
 }
 
-/// Any thread goes on at any time.
+/// Any thread may go on at any time.
 #[test]
 fn at_random() {
     run(RandomScheduler::new_from_seed(SEED, iterations(10_000)));
 }
 
-/// A thread goes on as long as it can, but for three moments: what goes wrong rarely takes more.
+/// A thread goes on as long as it can, except at three moments: few errors need more preemptions.
 #[test]
 fn with_few_preemptions() {
     run(PctScheduler::new_from_seed(SEED, 3, iterations(10_000)));

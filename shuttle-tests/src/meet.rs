@@ -1,4 +1,4 @@
-//! The tasks, and what they do to each other.
+//! The tasks of a schedule, and their operations on each other.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -12,21 +12,22 @@ use shuttle::sync::Mutex;
 use trapline::{JoinHandle, Runtime, yield_now};
 
 const CORES: usize = 3;
-/// How often each core does something, beside what its tasks do.
+/// How many operations each core does, in addition to those of its tasks.
 const ROUNDS: usize = 16;
 const PLACES: usize = 3;
 
-/// What the cores share.
+/// The state that the cores share.
 struct World {
     runtimes: [&'static Runtime; CORES],
-    /// Wakers that their tasks don't wait for, and may well outlive them.
+    /// Wakers for which no task waits. They may outlive their tasks.
     wakers: [Mutex<Option<Waker>>; PLACES],
     handles: [Mutex<Option<JoinHandle<Payload>>>; PLACES],
     futures: Balance,
     outputs: Balance,
 }
 
-/// What was made and not yet dropped. Shuttle does not see it: it orders nothing.
+/// Counts how many payloads were made and how many were dropped. Shuttle does not see these
+/// accesses, and they order nothing.
 #[derive(Clone, Default)]
 struct Balance(Arc<[AtomicUsize; 2]>);
 
@@ -37,11 +38,15 @@ impl Balance {
     }
 
     fn check(&self, of: &str) {
-        assert_eq!(self.0[0].load(Relaxed), self.0[1].load(Relaxed), "{of} made and dropped");
+        assert_eq!(
+            self.0[0].load(Relaxed),
+            self.0[1].load(Relaxed),
+            "a payload of the {of} was leaked or dropped twice"
+        );
     }
 }
 
-/// To be dropped once.
+/// A value that must be dropped once.
 struct Payload(Balance);
 
 impl Drop for Payload {
@@ -50,9 +55,10 @@ impl Drop for Payload {
     }
 }
 
-/// Something that one task waits for. It happens when the other half is dropped.
+/// An event for which one task waits. It happens when its [`Fires`] is dropped.
 struct Event(Arc<Mutex<(bool, Option<Waker>)>>);
 
+/// The other half of an [`Event`].
 struct Fires(Arc<Mutex<(bool, Option<Waker>)>>);
 
 fn event() -> (Event, Fires) {
@@ -85,17 +91,20 @@ impl Drop for Fires {
     }
 }
 
+/// Returns a random number below `n`.
 fn below(n: usize) -> usize {
     thread_rng().gen_range(0..n)
 }
 
+/// Spawns a task on a random core.
 fn spawn(world: &Arc<World>, depth: usize, fires: Option<Fires>) -> JoinHandle<Payload> {
     let part = world.futures.payload();
     let future = task(Arc::clone(world), depth, fires, part);
     world.runtimes[below(CORES)].spawn(future)
 }
 
-/// Waits only for what will be, whatever becomes of other tasks: so one that waits for ever was not woken.
+/// Returns a task. It waits only for events that happen in any case, whatever becomes of other
+/// tasks, so a task that waits for ever has lost a wake.
 fn task(
     world: Arc<World>,
     depth: usize,
@@ -129,6 +138,7 @@ fn task(
     })
 }
 
+/// Does random operations on all tasks.
 async fn core(world: &Arc<World>) {
     for _ in 0..ROUNDS {
         let place = below(PLACES);
@@ -149,7 +159,7 @@ async fn core(world: &Arc<World>) {
             5 => {
                 let taken = world.handles[place].lock().unwrap().take();
                 if let Some(mut handle) = taken {
-                    // Polled by one task and then perhaps by another.
+                    // The handle is polled by this task and then perhaps by another one.
                     let polled =
                         poll_fn(|context| Poll::Ready(Pin::new(&mut handle).poll(context)));
                     if polled.await.is_pending() {
@@ -172,8 +182,8 @@ async fn core(world: &Arc<World>) {
     }
 }
 
-/// Each core runs its tasks while it does this and that to all tasks, and then shuts its runtime down, while
-/// the others go on.
+/// Runs one schedule. Each core runs its tasks while it does random operations on all tasks. It
+/// then shuts its runtime down, while the other cores go on.
 pub(crate) fn meet() {
     let world = Arc::new(World {
         runtimes: std::array::from_fn(|_| &*Box::leak(Box::new(Runtime::new()))),

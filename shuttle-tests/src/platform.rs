@@ -1,4 +1,4 @@
-//! The schedules' platform: a core is a shuttle thread.
+//! The platform of the schedules: a core is a shuttle thread.
 
 use std::cell::RefCell;
 use std::ptr::NonNull;
@@ -7,15 +7,17 @@ use shuttle::sync::{Condvar, Mutex};
 use trapline::platform::{CoreSlot, InInterrupt, Interrupts, Platform};
 use trapline::stackful::{Context, StackMain, StackfulBackend};
 
+/// A core of the schedule.
 struct Core {
     number: usize,
     slot: CoreSlot,
-    /// Whether it was woken since it last parked.
+    /// Whether the core was woken since it last parked.
     woken: Mutex<bool>,
-    bell: Condvar,
+    notifier: Condvar,
 }
 
-// Shuttle runs all threads of a schedule on the one thread of the test, so these are a schedule's own.
+// Shuttle runs all threads of a schedule on the one thread of the test, so these cores belong to
+// one schedule.
 std::thread_local! {
     static CORES: RefCell<Vec<&'static Core>> = const { RefCell::new(Vec::new()) };
 }
@@ -23,25 +25,28 @@ std::thread_local! {
 shuttle::thread_local! {
     static CORE: &'static Core = {
         CORES.with_borrow_mut(|cores| {
-            let (woken, bell) = (Mutex::new(false), Condvar::new());
-            let core = Core { number: cores.len(), slot: CoreSlot::new(), woken, bell };
-            // A schedule's threads may be gone before the last of them looks for it.
+            let (woken, notifier) = (Mutex::new(false), Condvar::new());
+            let core = Core { number: cores.len(), slot: CoreSlot::new(), woken, notifier };
+            // Leaked, since a thread may have ended when another thread of the schedule still uses
+            // its core.
             cores.push(Box::leak(Box::new(core)));
             cores[cores.len() - 1]
         })
     };
 }
 
-/// Starts a schedule: no cores yet.
+/// Starts a schedule, in which there are no cores yet.
 pub(crate) fn reset() {
     CORES.with_borrow_mut(Vec::clear);
 }
 
+/// The platform.
 struct Schedule;
 
-// SAFETY: `slot` and `core` are a shuttle thread's own. `now` stands still, no alarm ever fires, and there
-// are no interrupts to be masked. `woken` keeps a wake until the next `park`, and its lock orders memory.
-// Code runs on shuttle's threads alone, never in a handler. The stacks are the default's.
+// SAFETY: `slot` and `core` belong to one shuttle thread. `now` stands still, no alarm ever fires,
+// and there are no interrupts to mask. `woken` stores a wake until the next `park`, and its lock
+// orders memory. Code runs only on shuttle's threads and never in a handler. The stacks are those
+// of the default functions.
 unsafe impl Platform for Schedule {
     type Backend = NeverEntered;
 
@@ -63,7 +68,7 @@ unsafe impl Platform for Schedule {
         let core = CORE.with(|core| *core);
         let mut woken = core.woken.lock().unwrap();
         while !*woken {
-            woken = core.bell.wait(woken).unwrap();
+            woken = core.notifier.wait(woken).unwrap();
         }
         *woken = false;
     }
@@ -71,7 +76,7 @@ unsafe impl Platform for Schedule {
     fn wake(&self, core: usize) {
         let core = CORES.with_borrow(|cores| cores[core]);
         *core.woken.lock().unwrap() = true;
-        core.bell.notify_one();
+        core.notifier.notify_one();
     }
 
     fn mask_interrupts(&self) -> usize {
@@ -91,7 +96,8 @@ unsafe impl Platform for Schedule {
     }
 }
 
-/// No schedule is stackful: a stack belongs to one core.
+/// A backend that never enters a stack: no task of a schedule is stackful, since a stack belongs to
+/// one core.
 struct NeverEntered;
 
 // SAFETY: neither function returns.
@@ -99,7 +105,7 @@ unsafe impl StackfulBackend for NeverEntered {
     const MIN_STACK: usize = 1024;
 
     unsafe fn prepare(_top: NonNull<u8>, _main: StackMain, _argument: *mut ()) -> Context {
-        unreachable!("a schedule took a stack")
+        unreachable!("a schedule prepared a stack")
     }
 
     unsafe fn switch(_save: *mut Context, _to: Context) {

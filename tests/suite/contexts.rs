@@ -1,4 +1,4 @@
-//! Hooks around every stretch on the core.
+//! Hooks run around every stretch of a task on the core.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -12,7 +12,7 @@ use trapline::{Config, Hooks, block_on, contexted, spawn, stackful, yield_now};
 
 use crate::support::*;
 
-/// Hooks that note their calls.
+/// Hooks that note each of their calls in a trace.
 struct Noting {
     trace: Trace,
     enter: &'static str,
@@ -39,10 +39,10 @@ impl Hooks for Noting {
     }
 }
 
-/// Which of several contexts the core is in: 0 is none.
+/// The number of the context that the core is in; 0: none.
 static LOADED: AtomicUsize = AtomicUsize::new(0);
 
-/// Hooks that must find the core in no context, and leave it so.
+/// Hooks that check at each call that the core is in no other context.
 struct Exclusive {
     number: usize,
     stretches: AtomicUsize,
@@ -54,18 +54,18 @@ impl Exclusive {
     }
 
     fn check(&self) {
-        assert_eq!(LOADED.load(SeqCst), self.number, "the context of another");
+        assert_eq!(LOADED.load(SeqCst), self.number, "the core is in another task's context");
     }
 }
 
 impl Hooks for Exclusive {
     fn enter(&self) {
-        assert_eq!(LOADED.swap(self.number, SeqCst), 0, "entered without the other having left");
+        assert_eq!(LOADED.swap(self.number, SeqCst), 0, "entered while another context was loaded");
         self.stretches.fetch_add(1, SeqCst);
     }
 
     fn leave(&self) {
-        assert_eq!(LOADED.swap(0, SeqCst), self.number, "left without having entered");
+        assert_eq!(LOADED.swap(0, SeqCst), self.number, "left a context that was not loaded");
     }
 }
 
@@ -88,7 +88,20 @@ pub fn hooks_run_around_every_poll_and_the_drop() {
         };
         spawn(contexted(task, Noting::outer(&trace))).await.unwrap();
     });
-    assert_eq!(trace.events(), ["[", "a", "]", "[", "b", "drop", "]", "[", "]"]);
+    assert_eq!(
+        trace.events(),
+        [
+            "[",    // the first poll begins
+            "a",    // the future is polled
+            "]",    // the poll ends: the task has yielded
+            "[",    // the second poll begins
+            "b",    // the future is polled
+            "drop", // the body is over and drops what it captured
+            "]",    // the poll ends: the task has finished
+            "[",    // the runtime is about to drop the finished future
+            "]",    // the runtime has dropped the future
+        ]
+    );
 }
 
 pub fn hooks_run_around_the_drop_of_an_aborted_future() {
@@ -100,7 +113,17 @@ pub fn hooks_run_around_the_drop_of_an_aborted_future() {
         assert!(task.await.is_err());
         drop(contexted(never(), Noting::inner(&trace)));
     });
-    assert_eq!(trace.events(), ["[", "]", "[", "]", "(", ")"]);
+    assert_eq!(
+        trace.events(),
+        [
+            "[", // the first poll begins
+            "]", // the poll ends with Pending
+            "[", // the runtime is about to drop the aborted future
+            "]", // the runtime has dropped the future
+            "(", // the drop of the future that was never spawned begins
+            ")", // and ends
+        ]
+    );
 }
 
 pub fn hooks_nest() {
@@ -112,7 +135,16 @@ pub fn hooks_nest() {
         contexted(inner, Noting::outer(&trace)).await;
     });
     let events: Vec<_> = trace.events().into_iter().take(5).collect();
-    assert_eq!(events, ["[", "(", "x", ")", "]"]);
+    assert_eq!(
+        events,
+        [
+            "[", // the poll begins
+            "(", // the inner future is polled
+            "x", // the innermost future is polled
+            ")", // the inner poll is over
+            "]", // the outer poll is over
+        ]
+    );
 }
 
 pub fn hooks_run_around_preemption() {
@@ -138,7 +170,7 @@ pub fn hooks_run_around_preemption() {
     run_on(runtime, async {
         while contexts.iter().any(|context| context.stretches.load(SeqCst) < 20) {
             sleep(ms(1)).await;
-            assert_eq!(LOADED.load(SeqCst), 0, "a plain task runs in no context");
+            assert_eq!(LOADED.load(SeqCst), 0, "the plain task runs in a context");
         }
         STOP.store(true, SeqCst);
         for hog in hogs {
@@ -152,10 +184,11 @@ pub fn hooks_run_around_preemption() {
 pub fn hooks_run_around_block_on() {
     let trace = Trace::new();
     let noted = trace.clone();
-    // No preemption comes between.
+    // No slice ends, so no preemption adds hook calls to the trace.
     let runtime = configured(Config { slice: LONG, ..Config::new() });
     run_on(runtime, async {
-        // Contexted inside of stackful, so that nothing is inherited.
+        // The hooks are inside of `stackful`, so the stackful task is not a child and inherits no
+        // hooks.
         let task = contexted(
             async move {
                 noted.note("a");
@@ -166,7 +199,19 @@ pub fn hooks_run_around_block_on() {
         );
         spawn(stackful(task)).await.unwrap();
     });
-    assert_eq!(trace.events(), ["[", "a", "]", "[", "b", "]", "[", "]"]);
+    assert_eq!(
+        trace.events(),
+        [
+            "[", // the poll begins
+            "a", // the task runs
+            "]", // block_on suspends the task
+            "[", // the task is resumed
+            "b", // the task runs
+            "]", // the poll is over
+            "[", // the drop of the finished future begins
+            "]", // and ends
+        ]
+    );
 }
 
 pub fn a_stackful_child_inherits_all_hooks() {
@@ -180,8 +225,18 @@ pub fn a_stackful_child_inherits_all_hooks() {
     });
     let events = trace.events();
     let at = events.iter().position(|&event| event == "x").unwrap();
-    assert_eq!(events[at - 2..at + 3], ["[", "(", "x", ")", "]"], "{events:?}");
-    // Nobody is left inside.
+    assert_eq!(
+        events[at - 2..at + 3],
+        [
+            "[", // the grandchild's poll enters the inherited outer hooks
+            "(", // then the inherited inner hooks
+            "x", // the grandchild's future is polled
+            ")", // the poll leaves the inner hooks
+            "]", // then the outer hooks
+        ],
+        "{events:?}"
+    );
+    // Each call of `enter` has its call of `leave`.
     let count = |wanted| events.iter().filter(|&&event| event == wanted).count();
     assert_eq!((count("["), count("(")), (count("]"), count(")")));
 }
@@ -209,7 +264,8 @@ pub fn a_child_without_memory_does_not_leave_its_parents_hooks() {
             let mut child = Box::pin(stackful(async {}));
             for allowed in 0..4 {
                 hal_shim::heap::fail_after(Some(allowed));
-                // Entered twice, the hooks would panic.
+                // The failed spawn must leave the hooks balanced: `enter` panics if they are
+                // entered twice.
                 let _ = poll_fn(|context| Poll::Ready(child.as_mut().poll(context))).await;
                 hal_shim::heap::fail_after(None);
                 own.check();

@@ -10,7 +10,8 @@ use trapline::{Config, JoinError, block_on, spawn, stackful, yield_now};
 
 use crate::support::*;
 
-/// Its drop computes until a plain task has run, so it is preempted, and then it waits.
+/// A value whose drop computes until a plain task sets `let_on`, so that the drop is preempted, and
+/// then blocks in `block_on`.
 struct Flush {
     begun: Count,
     let_on: Count,
@@ -39,20 +40,20 @@ pub fn drops_of_stackful_tasks_are_preempted_and_may_block() {
             })
         };
         let others = [
-            // In the poll that ends it, as ever.
+            // This task drops the value in its last poll, as any task does.
             spawn(stackful({
                 let flush = flush();
                 async move { drop(flush) }
             })),
-            // A child, of a plain task that gives it up.
+            // A plain task drops its child at a timeout.
             spawn({
                 let child = waits();
                 async move { timeout(ms(1), child).await.unwrap_or(()) }
             }),
         ];
-        // Aborted while it waits.
+        // This task is aborted while it is BLOCKED.
         let aborted = spawn(waits());
-        // Aborted while it computes.
+        // This task is aborted in the middle of its poll.
         let computing = Count::new();
         let in_poll = spawn(stackful({
             let (flush, computing, let_on) = (flush(), computing.clone(), let_on.clone());
@@ -63,7 +64,8 @@ pub fn drops_of_stackful_tasks_are_preempted_and_may_block() {
                 pending::<()>().await
             }
         }));
-        // Not wanted: the output, and the future of one that has not begun.
+        // The handle is dropped at once: the runtime drops the output, or the future if the task
+        // has not begun.
         drop(spawn(stackful({
             let flush = flush();
             async move { flush }
@@ -118,7 +120,13 @@ pub fn an_abort_in_a_stackful_poll_takes_effect_right_after_it() {
     });
     let mut events = trace.events();
     events.retain(|event| *event != "other");
-    assert_eq!(events, ["end of the poll", "drop"]);
+    assert_eq!(
+        events,
+        [
+            "end of the poll", // the poll in which the task was aborted ends
+            "drop",            // the abort takes effect before any further poll
+        ]
+    );
     let all = trace.events();
     let end = all.iter().position(|event| *event == "end of the poll").unwrap();
     assert_eq!(all[end + 1], "drop", "{all:?}");
@@ -128,7 +136,8 @@ pub fn a_finished_task_needs_no_stack_to_be_freed() {
     static SOFT: AtomicUsize = AtomicUsize::new(0);
     let runtime = configured(Config { task_memory: 0, ..Config::new() });
     run_on(runtime, async {
-        // Its waker outlives it, and goes in an interrupt, so the loop is handed the memory.
+        // The task's waker outlives the task and is dropped in an interrupt, so the interrupt hands
+        // the memory to the loop.
         let waker = Arc::new(spin::Mutex::new(None));
         let kept = waker.clone();
         let task = spawn(stackful(core::future::poll_fn(move |context| {
@@ -136,7 +145,7 @@ pub fn a_finished_task_needs_no_stack_to_be_freed() {
             core::task::Poll::Ready(())
         })));
         task.await.unwrap();
-        // The only stack is held.
+        // This task holds the only stack.
         let ends = Event::new();
         let holder = spawn(stackful({
             let ends = ends.clone();

@@ -1,5 +1,5 @@
-//! What code sets for itself (a rounding mode, the right to access users' pages, the direction of copies)
-//! is nobody else's, and is still set when that code goes on.
+//! A task's own settings (the rounding mode, the right to access users' pages, the direction of
+//! copies) do not reach other code, and are still set when the task goes on.
 
 use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 #[cfg(target_os = "none")]
@@ -31,7 +31,7 @@ pub fn what_a_preempted_task_has_set_is_nobody_elses() {
     STOP.store(0, SeqCst);
     let runtime = configured(Config { slice: ms(1), ..Config::new() });
     run_on(runtime, async {
-        // SAFETY: it accesses nothing but STOP, and puts back what it has set.
+        // SAFETY: `hold` accesses only `STOP`, and restores all that it sets.
         let holder = spawn(stackful(async { unsafe { arch::hold(&STOP) } }));
         let other = spawn(stackful(async {
             let mut seen = 0;
@@ -47,9 +47,9 @@ pub fn what_a_preempted_task_has_set_is_nobody_elses() {
             seen |= arch::seen();
         }
         STOP.store(1, SeqCst);
-        assert_eq!(seen, 0, "a plain task sees it");
-        assert_eq!(other.await.unwrap(), 0, "another stackful task sees it");
-        assert_eq!(holder.await.unwrap(), 0, "it was lost");
+        assert_eq!(seen, 0, "a plain task sees the setting");
+        assert_eq!(other.await.unwrap(), 0, "another stackful task sees the setting");
+        assert_eq!(holder.await.unwrap(), 0, "the setting was lost");
         assert_eq!(arch::seen(), 0);
     });
 }
@@ -62,11 +62,11 @@ pub fn what_interrupted_code_has_set_is_not_the_handlers() {
         SEEN.fetch_or(arch::seen(), SeqCst);
         true
     });
-    // SAFETY: the handler above answers its breakpoint.
+    // SAFETY: the handler above answers the breakpoint of `hold_over_breakpoint`.
     let lost = unsafe { arch::hold_over_breakpoint() };
     trap::reset();
-    assert_eq!(SEEN.load(SeqCst), 0, "the handler sees it");
-    assert_eq!(lost, 0, "it was lost");
+    assert_eq!(SEEN.load(SeqCst), 0, "the handler sees the setting");
+    assert_eq!(lost, 0, "the setting was lost");
     assert_eq!(arch::seen(), 0);
 }
 
@@ -94,15 +94,16 @@ pub fn a_right_is_kept_by_the_task_that_leaves() {
                         yield_now().await;
                     }
                 });
-                assert!(arch::has_right(), "block_on lost it");
-                // A slice that ends under a guard is paid when that drops.
+                assert!(arch::has_right(), "block_on lost the right");
+                // A slice that ends under a guard leaves a preemption pending, which comes when the
+                // guard drops.
                 let guard = PreemptGuard::new();
                 let until = now() + ms(3);
                 while now() < until {}
                 let before = runtime.stats().preemptions;
                 drop(guard);
                 assert_ne!(runtime.stats().preemptions, before, "the core was not left");
-                assert!(arch::has_right(), "the guard's drop lost it");
+                assert!(arch::has_right(), "the guard's drop lost the right");
                 arch::clear_right();
             }
         }));
@@ -113,7 +114,7 @@ pub fn a_right_is_kept_by_the_task_that_leaves() {
         }
         holder.await.unwrap();
         STOP.store(1, SeqCst);
-        assert_eq!(seen, 0, "a plain task sees it");
-        assert_eq!(other.await.unwrap(), 0, "another stackful task sees it");
+        assert_eq!(seen, 0, "a plain task sees the right");
+        assert_eq!(other.await.unwrap(), 0, "another stackful task sees the right");
     });
 }

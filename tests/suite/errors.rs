@@ -1,4 +1,5 @@
-//! What a caller can do wrong: a clear error, or defined behaviour, and nothing lost.
+//! Mistakes that a caller can make: each gives a clear error or has defined behaviour, and
+//! loses nothing.
 
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
@@ -22,10 +23,10 @@ pub fn nested_runtimes() {
             spawn(stackful(async { matches!(outer.run_until(async {}), Err(EnterError::Nested)) }));
         assert!(nested.await.unwrap());
     });
-    // The error left the core where it was.
+    // After the errors, the core is in no runtime and can enter one.
     assert_eq!(run_on(inner, async { 1 }), 1);
 }
-
+/// Returns the error with which a runtime refuses `config`.
 fn refused(config: Config) -> ConfigError {
     match configured(config).run_until(async {}) {
         Err(EnterError::Config(error)) => error,
@@ -42,14 +43,14 @@ pub fn zero_slice_or_nearly() {
 pub fn stack_that_holds_no_context() {
     let ConfigError::StackTooSmall { least } = refused(Config { stack_size: 64, ..Config::new() })
     else {
-        panic!("64 bytes are no stack")
+        panic!("a stack of 64 bytes was not refused")
     };
-    // The least that it names is enough to be entered, and one byte less is not.
+    // A stack of the size `least` that the error names is accepted, and one byte less is refused.
     assert_eq!(
         refused(Config { stack_size: least - 1, ..Config::new() }),
         ConfigError::StackTooSmall { least }
     );
-    // And enough to be preempted on.
+    // A stack of that size is also enough for a task that is preempted.
     let runtime = configured(Config { stack_size: least, ..Config::new() });
     run_on(runtime, async {
         let stop = Event::new();
@@ -94,7 +95,7 @@ pub fn memory_out_at_spawn_gives_the_future_back() {
         spawned.expect_err("there was no memory")
     });
     assert_eq!((error.reason, drops.get()), (SpawnErrorReason::OutOfMemory, 0));
-    // It is whole: now it runs.
+    // The error holds the future unchanged, so the future can still be spawned and run.
     assert_eq!(run_on(runtime, runtime.spawn(error.future)).unwrap(), 6);
     assert_eq!((polls.get(), drops.get()), (1, 1));
 }
@@ -104,7 +105,8 @@ pub fn memory_out_for_a_child() {
         let mut child = core::pin::pin!(stackful(async { 8 }));
         let polls = Count::new();
         let output = poll_fn(|context| {
-            // The first polls find no memory for the child's task, and try again.
+            // During the first polls there is no memory for the child's task: the parent is polled
+            // again and tries again.
             heap::fail_after((polls.add() <= 3).then_some(0));
             let poll = child.as_mut().poll(context);
             heap::fail_after(None);
@@ -117,14 +119,14 @@ pub fn memory_out_for_a_child() {
 }
 
 pub fn memory_out_for_a_stack_waits() {
-    // More than there is, so that no platform can give it.
+    // The size exceeds the memory of every platform.
     let runtime = configured(Config { stack_size: isize::MAX as usize & !15, ..Config::new() });
     run_on(runtime, async {
         let stackful = spawn(stackful(async {}));
         sleep(ms(3)).await;
         assert!(!stackful.is_finished());
         stackful.abort();
-        assert_eq!(spawn(async { 4 }).await.unwrap(), 4, "the others run");
+        assert_eq!(spawn(async { 4 }).await.unwrap(), 4, "other tasks run");
         assert!(matches!(stackful.await, Err(JoinError::Aborted)));
     });
 }
@@ -173,7 +175,7 @@ pub fn nothing_runs_after_a_shutdown() {
     assert!(handle.is_finished());
     assert_eq!((polls.get(), drops.get()), (0, 1));
     assert!(matches!(block_on(handle), Err(JoinError::Aborted)));
-    // Again, and again nothing.
+    // A second shutdown has no effect.
     assert_eq!(runtime.shutdown().unwrap().dropped, 0);
 }
 
@@ -185,7 +187,7 @@ pub fn shutdown_inside_of_the_runtime() {
     assert_eq!(run_on(runtime, async { 3 }), 3);
 }
 
-/// The interrupt may have come in the middle of the same.
+/// The interrupt may have arrived in the middle of entering or shutting down the same runtime.
 pub fn a_runtime_is_neither_entered_nor_shut_down_in_an_interrupt() {
     static TRIED: spin::Mutex<Option<&'static Runtime>> = spin::Mutex::new(None);
     static REFUSED: Event = Event::constant();
@@ -256,14 +258,14 @@ pub fn shutdown_with_tasks_in_every_state() {
                     let _dropped = dropped;
                 }))
             };
-            // The hog is preempted for this, and both stacks are held.
+            // The hog is preempted while this task sleeps; then both stacks are held.
             sleep(ms(3)).await;
             assert!(!waiting.is_finished());
             let queued = {
                 let dropped = drops.on_drop();
                 spawn(async move {
                     let _dropped = dropped;
-                    // A drop may do what it likes: here it wakes and spawns.
+                    // This line never runs: the shutdown drops the future before its first poll.
                     let _ = try_spawn(async {});
                 })
             };
@@ -273,7 +275,7 @@ pub fn shutdown_with_tasks_in_every_state() {
     let report = runtime.shutdown().unwrap();
     assert_eq!((report.dropped, report.stacks_with_frames), (4, 2));
     assert_eq!(drops.get(), 4, "queued, blocked, waiting for a stack, sleeping");
-    assert_eq!(held.get(), 0, "frames may point at what they hold");
+    assert_eq!(held.get(), 0, "a future was dropped while a stack holds its frames");
     for handle in [queued, waiting] {
         assert!(handle.is_finished());
         assert!(matches!(block_on(handle), Err(JoinError::Aborted)));

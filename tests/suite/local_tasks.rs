@@ -15,15 +15,16 @@ use trapline::{
 
 use crate::support::*;
 
-/// Has one implementation for all types and one more for those that are `Send`, so that naming it leaves the
-/// compiler a choice for the latter, which is an error.
+/// A trait with one implementation for all types and a second one for types that are `Send`. For a
+/// type that is `Send`, the compiler cannot choose between the two, so naming the implementation is
+/// a compile error.
 trait UnlessSend<Which> {
     fn compiles() {}
 }
 impl<T> UnlessSend<()> for T {}
 impl<T: Send> UnlessSend<u8> for T {}
 
-/// The same of `Sync`.
+/// The same for `Sync`.
 trait UnlessSync<Which> {
     fn compiles() {}
 }
@@ -35,8 +36,9 @@ const _: fn() = <LocalSpawner as UnlessSync<_>>::compiles;
 const _: fn() = <JoinHandle<Rc<()>> as UnlessSend<_>>::compiles;
 const _: fn() = <Scoped<Rc<()>, core::future::Ready<()>> as UnlessSend<_>>::compiles;
 
+/// Returns the spawner of the core's runtime.
 fn spawner() -> LocalSpawner {
-    LocalSpawner::current().expect("in a plain task")
+    LocalSpawner::current().expect("no spawner in a plain task")
 }
 
 pub fn what_is_not_send_is_shared() {
@@ -51,7 +53,7 @@ pub fn what_is_not_send_is_shared() {
                     own.set(before + 1);
                     yield_now().await;
                 }
-                // From a local task, too.
+                // A local task spawns a local task as well.
                 let inner = own.clone();
                 spawner().spawn(async move { inner.set(inner.get() + 1) }).await.unwrap();
             }));
@@ -70,7 +72,7 @@ pub fn output_that_is_not_send() {
         let task = spawner().spawn(async move { output });
         assert_eq!(*task.await.unwrap(), 1);
         assert_eq!(Rc::strong_count(&kept), 1);
-        // Nobody takes it.
+        // The output of a detached task is dropped by the runtime.
         let output = kept.clone();
         drop(spawner().spawn(async move { output }));
         assert_eq!(Rc::strong_count(&kept), 2);
@@ -82,10 +84,10 @@ pub fn output_that_is_not_send() {
 pub fn no_spawner_outside_of_plain_tasks() {
     assert!(LocalSpawner::current().is_none());
     run(async {
-        assert!(LocalSpawner::current().is_some(), "what run_until waits for");
+        assert!(LocalSpawner::current().is_some(), "no spawner in the future of run_until");
         assert!(spawn(async { LocalSpawner::current().is_some() }).await.unwrap());
         assert!(spawn(stackful(async { LocalSpawner::current().is_none() })).await.unwrap());
-        // In an interrupt, if the platform is certain of it.
+        // In an interrupt there is no spawner, if the platform reports the interrupt for certain.
         static FOUND: AtomicUsize = AtomicUsize::new(0);
         FOUND.store(0, SeqCst);
         interrupt::on_soft(|| {
@@ -109,9 +111,9 @@ pub fn a_spawner_that_left_its_runtime_refuses() {
         assert_eq!(Rc::strong_count(&future), 2);
         assert_eq!(spawner().spawn(error.future).await.unwrap(), 1);
     });
-    // Put where a stackful task finds it: a thread-local, say.
+    // Moves a spawner to a stackful task, as a thread-local could.
     struct Smuggled(LocalSpawner);
-    // SAFETY: not sound in general; it stays on its core.
+    // SAFETY: not sound in general; here the value stays on its core.
     unsafe impl Send for Smuggled {}
     run_on(first, async {
         let smuggled = Smuggled(spawner());
@@ -123,13 +125,14 @@ pub fn a_spawner_that_left_its_runtime_refuses() {
     });
 }
 
-/// As large as what is in it, and it may not be preempted.
+/// A wrapper of the same size as the stackful future in it. The wrapper is not `Send`, so it must
+/// not be preempted.
 struct Wrapper<F: Future> {
     inside: Stackful<F>,
     not_send: core::marker::PhantomData<Rc<()>>,
 }
 
-/// Polls of wrappers on stacks.
+/// How many polls of wrappers happened on a stack.
 static ON_STACK: AtomicUsize = AtomicUsize::new(0);
 
 impl<F> Future for Wrapper<F>
@@ -143,7 +146,7 @@ where
         if trapline::current().is_some_and(|current| current.is_stackful()) {
             ON_STACK.fetch_add(1, SeqCst);
         }
-        // SAFETY: `inside` is pinned with `self`.
+        // SAFETY: `inside` is pinned because `self` is.
         unsafe { self.map_unchecked_mut(|this| &mut this.inside) }.poll(context)
     }
 }
@@ -161,7 +164,8 @@ pub fn a_local_wrapper_around_stackful_stays_off_the_stack() {
         let child = task.await.unwrap();
         assert!(child.is_stackful());
         assert_ne!(child.id(), parent);
-        // The same without a wrapper, and with hooks around it.
+        // A bare stackful future that is spawned locally also runs in a child, and so does a
+        // wrapper inside of hooks.
         let task = spawner().spawn(stackful(async { trapline::current().unwrap().id() }));
         let parent = task.id().unwrap();
         assert_ne!(task.await.unwrap(), parent);
@@ -219,7 +223,7 @@ pub fn handle_and_waker_on_another_core() {
     type Sent = (trapline::JoinHandle<()>, core::task::Waker);
     static SENT: spin::Mutex<Option<Sent>> = spin::Mutex::new(None);
     static DONE: AtomicUsize = AtomicUsize::new(0);
-    /// Must be dropped on the core that made it.
+    /// A value that must be dropped on the core that made it.
     struct Here(usize, #[expect(dead_code, reason = "it makes this not Send")] Rc<()>);
     impl Drop for Here {
         fn drop(&mut self) {

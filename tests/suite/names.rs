@@ -45,6 +45,7 @@ pub fn handle_and_task_know_the_name() {
     });
 }
 
+/// A name takes two words in the task's memory and no allocation of its own.
 pub fn a_name_costs_two_words() {
     let runtime = runtime();
     let bytes = |spawn: &dyn Fn()| {

@@ -1,6 +1,6 @@
-//! Every register is filled with a pattern and checked again and again, while the task is preempted a
-//! hundred thousand times by another that does the same with other patterns. And those that a callee preserves,
-//! while it suspends itself.
+//! Registers survive preemption and suspension. Two tasks fill every register with a pattern each
+//! and check it again and again, while they preempt each other a hundred thousand times. Two
+//! further tasks check the registers that a callee preserves, while they suspend themselves.
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -21,19 +21,20 @@ mod arch;
 #[path = "registers/x86_64.rs"]
 mod arch;
 
-/// How often they are preempted; `preemptions=N` says otherwise.
+/// How many preemptions the test waits for; the argument `preemptions=N` sets another number.
 fn preemptions() -> u64 {
     hal_shim::arg("preemptions").and_then(|n| n.parse().ok()).unwrap_or(100_000)
 }
 
-/// What the registers shall hold, and when to stop. Read by the assembly.
+/// The values that the registers must hold, and the flag that ends the check. The assembly reads
+/// this struct.
 #[repr(C, align(16))]
 struct Patterns {
     integer: [u64; 32],
-    /// Two words for each vector register; the second is not used by scalar ones.
+    /// Two words for each vector register. The second is not used for a scalar register.
     float: [[u64; 2]; 32],
     stop: &'static AtomicUsize,
-    /// How often all were found intact.
+    /// How many times all registers were found unchanged.
     rounds: u64,
 }
 
@@ -59,8 +60,8 @@ pub fn survive_a_hundred_thousand_preemptions() {
             .map(|seed| {
                 spawn(stackful(async move {
                     let mut patterns = Patterns::new(seed, &STOP);
-                    // SAFETY: it fills and checks registers, and puts back what its caller wants
-                    // preserved.
+                    // SAFETY: the function fills and checks registers, and restores those that its
+                    // caller wants preserved.
                     let wrong = unsafe { arch::fill_and_check(&mut patterns) };
                     (wrong, patterns.rounds)
                 }))
@@ -76,8 +77,8 @@ pub fn survive_a_hundred_thousand_preemptions() {
         STOP.store(1, SeqCst);
         for task in tasks {
             let (wrong, rounds) = task.await.unwrap();
-            assert_eq!(wrong, 0, "register number + 1 that was changed (from 101: vector)");
-            assert!(rounds > wanted / 4, "{rounds} rounds: it hardly ran");
+            assert_eq!(wrong, 0, "a register was changed: its number + 1 (from 101: vector)");
+            assert!(rounds > wanted / 4, "the task completed only {rounds} rounds");
         }
     });
     assert!(runtime.stats().preemptions >= wanted);
@@ -93,9 +94,10 @@ pub fn survive_a_thousand_suspensions() {
     let task = |seed| async move {
         let patterns = Patterns::new(seed, &STOP);
         for _ in 0..ROUNDS {
-            // SAFETY: it fills registers, calls, checks, and puts back what its caller wants preserved.
+            // SAFETY: the function fills registers, calls `suspend`, checks the registers, and
+            // restores those that its caller wants preserved.
             let wrong = unsafe { arch::fill_and_call(&patterns, suspend) };
-            assert_eq!(wrong, 0, "register number + 1 that was changed (from 101: vector)");
+            assert_eq!(wrong, 0, "a register was changed: its number + 1 (from 101: vector)");
         }
     };
     let runtime = configured(Config { slice: LONG, ..Config::new() });

@@ -1,4 +1,5 @@
-//! Two cores: spawns, wakes, and what must not be shared.
+//! Two cores: spawns and wakes from one to the other, and operations that one of them must
+//! refuse.
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -20,7 +21,8 @@ use trapline::{
 
 use crate::support::*;
 
-/// Starts a core that may have been left just now, and still be on its way out.
+/// Starts a core. A core that has been left just now may still be shutting down, so this tries for
+/// some time.
 fn start(core: usize, program: fn()) {
     let give_up = now() + ms(5_000);
     loop {
@@ -32,10 +34,11 @@ fn start(core: usize, program: fn()) {
     }
 }
 
+/// The closure that the other core is to run.
 static JOB: spin::Mutex<Option<Box<dyn FnOnce() + Send>>> = spin::Mutex::new(None);
 
-/// Runs `theirs` on another core beside `ours` on this one, and waits for both. With one core in the
-/// machine, says so and does nothing.
+/// Runs `theirs` on another core and `ours` on this one at the same time, and waits for both. On a
+/// machine with one core it prints that the test is skipped, and runs neither.
 fn beside<T>(theirs: impl FnOnce() + Send + 'static, ours: impl FnOnce() -> T) -> Option<T> {
     static DONE: Event = Event::constant();
     if hal_shim::cores() < 2 {
@@ -52,12 +55,13 @@ fn beside<T>(theirs: impl FnOnce() + Send + 'static, ours: impl FnOnce() -> T) -
         DONE.set();
     });
     let output = ours();
-    // Parked: a core that spins keeps the other from running where QEMU counts instructions.
+    // This core parks: where QEMU counts instructions, a core that spins keeps the other from
+    // running.
     block_on(DONE.wait());
     Some(output)
 }
 
-/// A runtime for the other core.
+/// Makes a runtime that the other core enters.
 fn shared(config: Config) -> &'static Runtime {
     configured(config)
 }
@@ -88,6 +92,7 @@ pub fn spawn_from_another_core() {
     );
 }
 
+/// Two tasks on two cores wake each other in turns.
 pub fn wakes_back_and_forth() {
     const ROUNDS: usize = 300;
     static BALL: AtomicUsize = AtomicUsize::new(0);
@@ -131,7 +136,7 @@ pub fn wake_from_another_core_preempts_at_once() {
                     woken.add();
                 });
                 turns(2).await;
-                // Its slice never ends: only the other core's wake lets the waiter run.
+                // The slice never ends, so only the other core's wake lets the waiter run.
                 spawn(stackful(async move {
                     runs.add();
                     sees.spin_until(1);
@@ -201,10 +206,12 @@ pub fn sleep_moved_to_another_core() {
     beside(
         move || {
             goes.spin_until(1);
-            // SAFETY: `here` made it by `Box::into_raw` and forgot it; it was pinned and still is.
+            // SAFETY: the task in `here` made the pointer with `Box::into_raw` and does not use it
+            // any more. The sleep was pinned and has not moved.
             let mut sleep = unsafe { Pin::new_unchecked(Box::from_raw(MOVED.load(SeqCst))) };
             run_on(there, async {
-                // It was among the first core's timers, and is among this one's from now on.
+                // The sleep's timer was in the first core's queue, and is now in the queue of this
+                // one.
                 sleep.as_mut().await;
             });
             drop(sleep);
@@ -217,7 +224,8 @@ pub fn sleep_moved_to_another_core() {
                     core::task::Poll::Ready(())
                 })
                 .await;
-                // SAFETY: it stays where it is: the other core makes a pinned box of it again.
+                // SAFETY: the sleep is not moved: the other core makes a pinned box of the same
+                // memory.
                 let moved = Box::into_raw(unsafe { Pin::into_inner_unchecked(moved) });
                 MOVED.store(moved, SeqCst);
                 go.add();
@@ -227,7 +235,7 @@ pub fn sleep_moved_to_another_core() {
     );
 }
 
-/// The first core is not even in its runtime any more.
+/// Here the first core has left its runtime before the sleep is polled on the second core.
 pub fn sleep_moved_to_another_core_needs_the_first_no_more() {
     let (here, there) = (runtime(), shared(Config::new()));
     let mut moved = Box::pin(sleep(ms(10)));
@@ -248,7 +256,7 @@ pub fn sleep_moved_to_another_core_needs_the_first_no_more() {
     );
 }
 
-/// The core that has them fires them while the other takes them over or drops them.
+/// The first core fires the timers while the second core takes them over or drops them.
 pub fn sleeps_are_moved_and_dropped_while_they_are_due() {
     const ROUNDS: usize = 200;
     type Moved = spin::Mutex<Option<Pin<Box<trapline::time::Sleep>>>>;
@@ -267,7 +275,7 @@ pub fn sleeps_are_moved_and_dropped_while_they_are_due() {
                         yield_now().await;
                     };
                     let deadline = sleep.deadline();
-                    // From long before it is due to a little after that.
+                    // The delays range from long before the deadline to a little after it.
                     let wait = core::time::Duration::from_nanos(round as u64 % 20 * 10_000);
                     let until = now() + wait;
                     while now() < until {}
@@ -295,7 +303,7 @@ pub fn sleeps_are_moved_and_dropped_while_they_are_due() {
                         poll_fn(|context| Poll::Ready(begun.as_mut().poll(context).is_pending()))
                             .await;
                     if !pending {
-                        // Something else took the core for so long.
+                        // Something else took the core for so long that this sleep was already due.
                         begun = Box::pin(sleep(core::time::Duration::from_micros(150)));
                     }
                     *MOVED.lock() = Some(begun);
@@ -306,22 +314,24 @@ pub fn sleeps_are_moved_and_dropped_while_they_are_due() {
     );
 }
 
+/// The wakers that the tasks of both cores leave in places.
 static WAKERS: [spin::Mutex<Option<Waker>>; 8] = [const { spin::Mutex::new(None) }; 8];
 static HANDLES: [spin::Mutex<Option<JoinHandle<OnDrop>>>; 8] =
     [const { spin::Mutex::new(None) }; 8];
 
-/// What is counted of the tasks that meet.
+/// The counters of [`tasks_of_two_cores_meet`].
 #[derive(Clone, Default)]
 struct Met {
     spawned: Count,
     futures_dropped: Count,
     outputs_made: Count,
     outputs_dropped: Count,
-    /// Cores that spawn no more.
+    /// How many cores have stopped spawning.
     finished: Count,
 }
 
-/// Leaves its waker in a place, is polled for wakes of its own, and waits until somebody takes the waker.
+/// Puts its waker into a place, wakes the waker that was in that place before, and yields `yields`
+/// times. Then it waits until its waker is no longer in the place.
 async fn meets(place: usize, yields: usize, _part: OnDrop, met: Met) -> OnDrop {
     let before =
         poll_fn(|context| Poll::Ready(WAKERS[place].lock().replace(context.waker().clone())));
@@ -339,7 +349,7 @@ async fn meets(place: usize, yields: usize, _part: OnDrop, met: Met) -> OnDrop {
     met.outputs_dropped.on_drop()
 }
 
-/// What one core does to the tasks of both.
+/// Does random operations on the tasks of both cores.
 async fn meet(runtimes: [&'static Runtime; 2], mut random: u64, met: Met) {
     let mut below = |n: usize| {
         random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
@@ -352,7 +362,8 @@ async fn meet(runtimes: [&'static Runtime; 2], mut random: u64, met: Met) {
                 met.spawned.add();
                 let part = met.futures_dropped.on_drop();
                 let handle = runtimes[below(2)].spawn(meets(place, below(3), part, met.clone()));
-                // The task of one that was there before runs on by itself.
+                // The handle that was in that place is dropped, so its task is detached and runs
+                // on.
                 let _detached = HANDLES[below(HANDLES.len())].lock().replace(handle);
             }
             2 => {
@@ -385,8 +396,8 @@ async fn meet(runtimes: [&'static Runtime; 2], mut random: u64, met: Met) {
     }
 }
 
-/// Both cores spawn, wake, abort and let go of each other's tasks, as it comes. No wake is lost, and
-/// futures and outputs are dropped once.
+/// Both cores spawn, wake, abort and detach each other's tasks at random. No wake is lost, and each
+/// future and each output is dropped once.
 pub fn tasks_of_two_cores_meet() {
     let met = Met::default();
     let (here, there) = (runtime(), shared(Config::new()));
@@ -409,7 +420,7 @@ pub fn tasks_of_two_cores_meet() {
     }
 }
 
-/// Numbers that look random, the same from the same seed.
+/// A generator of pseudo-random numbers: the same seed gives the same numbers.
 struct Random(u64);
 
 impl Random {
@@ -427,7 +438,8 @@ impl Random {
     }
 }
 
-/// A part of a future, an output, or what a panic carries. It must be dropped once, and be whole then.
+/// A value in a future, in an output, or in a panic's payload. It must be dropped once, and be
+/// intact at that time.
 struct Part {
     whole: [u64; 4],
     dropped: Count,
@@ -445,7 +457,8 @@ impl Drop for Part {
     }
 }
 
-/// Hooks that must be called in turn. They may not panic.
+/// Hooks that count in `wrong` each call of `enter` or `leave` that is out of order. They do not
+/// panic, since hooks must not.
 #[derive(Default)]
 struct InTurn {
     is_inside: AtomicUsize,
@@ -466,37 +479,40 @@ impl Hooks for InTurn {
     }
 }
 
+/// A future that does random operations.
 type Acts = Pin<Box<dyn Future<Output = Part> + Send>>;
 
-/// What the tasks of a storm share.
+/// The state that the tasks of one storm share.
 struct Storm {
     runtimes: Vec<&'static Runtime>,
     handles: [spin::Mutex<Option<JoinHandle<Part>>>; 16],
     wakers: [spin::Mutex<Option<Waker>>; 8],
-    /// How many tasks may still be made.
+    /// How many more tasks may be made.
     tasks: AtomicUsize,
     made: Count,
     dropped: Count,
     wrong: Count,
-    /// Cores that do nothing more by themselves.
+    /// How many cores have done all of their own operations.
     finished: Count,
 }
 
 static STORM: spin::Mutex<Option<Arc<Storm>>> = spin::Mutex::new(None);
 static STORMS_CELLS: [StaticTask<Acts>; 4] = [const { StaticTask::new() }; 4];
-/// Set by interrupts.
+/// The event that the software interrupt sets.
 static SOFT: Event = Event::constant();
 
 task_local! {
     static DEPTH: Cell<u64>;
 }
 
-/// A lock that stackful tasks share, which may not be preempted where they hold it.
+/// Takes a lock that stackful tasks share. A guard forbids preemption while it is held: a preempted
+/// holder would make the core's other tasks spin for ever.
 fn locked<T, R>(place: &spin::Mutex<T>, f: impl FnOnce(&mut T) -> R) -> R {
     let _guard = PreemptGuard::new();
     f(&mut place.lock())
 }
 
+/// Computes for a random time, and checks that the values on its stack have not changed.
 fn compute(random: &mut Random) {
     let mut values = [0_u64; 16];
     values.fill_with(|| random.next());
@@ -517,7 +533,8 @@ impl Storm {
         Arc::new(InTurn { wrong: self.wrong.clone(), ..InTurn::default() })
     }
 
-    /// A future that acts at random; none if there were enough.
+    /// Returns a future that does random operations; `None` if enough tasks have been made or
+    /// `depth` is too large.
     fn acts(self: &Arc<Self>, random: &mut Random, depth: usize, panics: bool) -> Option<Acts> {
         let one_less = |tasks: usize| tasks.checked_sub(1);
         if depth > 2 || self.tasks.fetch_update(SeqCst, SeqCst, one_less).is_err() {
@@ -525,8 +542,8 @@ impl Storm {
         }
         let (storm, mut random, part) = (self.clone(), Random(random.next()), self.part());
         Some(Box::pin(async move {
-            // All of it: of a field that is `Copy` alone, the future would have a copy, and no part
-            // to be dropped.
+            // Captures the whole `part`. If the block used only a field that is `Copy`, the future
+            // would hold a copy of that field and no `Part` to drop.
             let part = part;
             for _ in 0..=random.below(6) {
                 storm.act(&mut random, depth + 1, panics).await;
@@ -536,22 +553,24 @@ impl Storm {
         }))
     }
 
-    /// Leaves a handle to others. The task of the one that was there before runs on by itself.
+    /// Puts a handle into a place for other tasks. The handle that was there is dropped, so its
+    /// task runs on detached.
     fn leave(&self, random: &mut Random, handle: JoinHandle<Part>) {
         let place = &self.handles[random.below(self.handles.len())];
         let _detached = locked(place, |place| place.replace(handle));
     }
 
+    /// Takes the handle out of a random place.
     fn take(&self, random: &mut Random) -> Option<JoinHandle<Part>> {
         locked(&self.handles[random.below(self.handles.len())], Option::take)
     }
 
-    /// Does one of the things that a program can do. All that it waits for comes, or is given up.
+    /// Does one random operation. Every wait in it ends by itself or has a timeout.
     async fn act(self: &Arc<Self>, random: &mut Random, depth: usize, panics: bool) {
         let there = self.runtimes[random.below(self.runtimes.len())];
         let what = random.below(26);
         match what {
-            // Tasks of their own.
+            // Operations that spawn a task.
             0..=7 => {
                 let Some(acts) = self.acts(random, depth, true) else { return };
                 let handle = match what {
@@ -582,9 +601,10 @@ impl Storm {
                 };
                 self.leave(random, handle);
             }
-            // Parts of this one.
+            // Operations that make a part of this task.
             8..=12 => {
-                // A child's panic would be one of this task as well, which says something.
+                // A child's panic is a panic of this task too, and the panic handler would report
+                // it.
                 let Some(acts) = self.acts(random, depth, panics && what == 11) else { return };
                 match what {
                     8 => drop(stackful(acts).await),
@@ -656,14 +676,15 @@ impl Storm {
                 let guard = PreemptGuard::new();
                 preempt::disable();
                 compute(random);
-                // SAFETY: the pair of the one above.
+                // SAFETY: pairs with the call of `disable` above.
                 unsafe { preempt::enable() };
                 drop(guard);
                 preempt::point();
             }
             23 => drop(there.trim()),
             24 if panics && random.below(4) == 0 => {
-                // Not where a panic ends the machine. It is no failure, and says nothing.
+                // Only where a panic does not end the machine. The panic is deliberate, so the
+                // panic hook must not report it.
                 #[cfg(not(target_os = "none"))]
                 std::panic::resume_unwind(Box::new(self.part()));
             }
@@ -675,14 +696,16 @@ impl Storm {
         }
     }
 
-    /// What one core does.
+    /// Runs one core's share of the operations, and then waits until all parts of all cores are
+    /// dropped.
     async fn core(self: &Arc<Self>, mut random: Random) {
         for _ in 0..100 {
             self.act(&mut random, 0, false).await;
         }
         self.finished.add();
         let give_up = now() + ms(20_000);
-        // In this order: what is made after the look at the one is seen by that at the other.
+        // The counters are read in this order, so that a part that is made after `dropped` is read
+        // counts in `made`.
         while self.finished.get() < self.runtimes.len() || {
             let dropped = self.dropped.get();
             dropped < self.made.get()
@@ -691,7 +714,12 @@ impl Storm {
                 drop(locked(place, Option::take));
             }
             sleep(Duration::from_micros(100)).await;
-            assert!(now() < give_up, "{} of {}", self.dropped.get(), self.made.get());
+            assert!(
+                now() < give_up,
+                "{} of {} parts were dropped",
+                self.dropped.get(),
+                self.made.get()
+            );
         }
     }
 }
@@ -699,9 +727,9 @@ impl Storm {
 static STORMS_SEED: AtomicUsize = AtomicUsize::new(0);
 static STORMS_CORES: AtomicUsize = AtomicUsize::new(0);
 
-/// What one core does in a storm, from its beginning to its runtime's end.
+/// Runs one core's share of a storm, from entering the runtime to its shutdown.
 fn storm_here() {
-    let storm = locked(&STORM, |storm| storm.clone()).expect("it has begun");
+    let storm = locked(&STORM, |storm| storm.clone()).expect("no storm has begun");
     let core = hal_shim::this_core();
     let here = storm.runtimes[core];
     run_on(here, storm.core(Random((STORMS_SEED.load(SeqCst) << 8 | core) as u64)));
@@ -714,15 +742,15 @@ fn storm_here() {
     STORMS_CORES.fetch_sub(1, SeqCst);
 }
 
-/// All that a program can do, as it comes, on as many cores as there are. Futures and outputs are dropped
-/// once, nothing waits for ever, and nothing of a task is overwritten.
+/// All operations of a program, at random, on all cores. Each future and each output is dropped
+/// once, no task waits for ever, and no memory of a task is overwritten.
 pub fn a_storm_of_all_operations() {
     let given = hal_shim::arg("seed").and_then(|seed| seed.parse().ok());
     let seeds = given.map_or(1..4, |seed| seed..seed + 1);
     let cores = hal_shim::cores().min(4);
     hal_shim::interrupt::on_soft(|| SOFT.set());
     for seed in seeds {
-        // Told before: a panic of a task may end the machine.
+        // The seed is printed first, since a panic of a task may end the machine.
         hal_shim::print!("(seed {seed}) ");
         let config = Config {
             slice: Duration::from_micros(100),

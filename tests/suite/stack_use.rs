@@ -1,8 +1,9 @@
-//! How much stack futures and outputs take on their way, optimized or not: they are large, and stacks are
-//! small.
+//! How much stack the library takes to move futures and outputs, optimized or not: they can be
+//! large, and stacks are small.
 //!
-//! A stretch of the stack is painted, the code runs, and what it has painted over is what it took. (Below a
-//! plain task nothing else comes there: the alarm isn't set, and there is no other core.)
+//! A part of the stack is filled with a pattern, then the code runs, and the bytes that no longer
+//! hold the pattern are those that it took. (Nothing else runs on the stack of a plain task: the
+//! alarm is not set, and there is no other core.)
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -19,35 +20,37 @@ use trapline::{
 
 use crate::support::*;
 
-/// Of a future or an output.
+/// The size of a future or an output in these tests.
 const SIZE: usize = 4 * 1024;
-/// What a function may take in addition to its argument that returns a future in an error: that, and one copy.
+/// How many copies a function may take that returns the future in an error, in addition to its
+/// argument: the result, and one copy.
 const RESULT: usize = 2;
-/// And when it does so.
+/// How many copies such a function may take when it does return the future.
 const REFUSED: usize = 4;
-/// What all else may take.
+/// How many bytes of stack may be taken for everything else.
 const REST: usize = 3 * 512;
-/// How much stack is looked at.
+/// How many bytes of stack are filled with the pattern.
 const PAINTED: usize = 40 * 1024;
-/// Above it: what painting itself may take.
+/// How many bytes above them are left out, since the code that fills them uses stack as well.
 const GAP: usize = 1024;
 const COLOUR: u8 = 0xa5;
 
-/// How many bytes of stack `code` takes. At least [`GAP`].
+/// Returns how many bytes of stack `code` takes, and at least [`GAP`].
 #[inline(never)]
 fn taken(code: impl FnOnce()) -> usize {
     let here = 0_u8;
     let top = black_box(&raw const here).expose_provenance() - GAP;
     let bottom = core::ptr::with_exposed_provenance_mut::<u8>(black_box(top - PAINTED));
-    // SAFETY: the stack is larger, and nothing of it that is in use lies lower than this frame and that of
-    // the function that paints, which are smaller than the gap.
+    // SAFETY: the stack is larger than the gap and the painted bytes. The lowest frames in use are
+    // this one and that of the function that paints. Together they are smaller than the gap, so no
+    // painted byte is in use.
     unsafe { bottom.write_bytes(COLOUR, PAINTED) };
     black_box(bottom);
     apart(code);
-    // SAFETY: as above. It was written, and is only read.
+    // SAFETY: as above. The bytes were written, and are only read.
     let painted = unsafe { core::slice::from_raw_parts(bottom.cast_const(), PAINTED) };
     let untouched = painted.iter().position(|&byte| black_box(byte) != COLOUR).unwrap_or(PAINTED);
-    assert!(untouched > 0, "it took more than was painted");
+    assert!(untouched > 0, "the code took more stack than was painted");
     GAP + PAINTED - untouched
 }
 
@@ -56,11 +59,11 @@ fn apart(code: impl FnOnce()) {
     code();
 }
 
-/// Checks that `code` takes no more stack than `usual` does and so many futures or outputs.
+/// Checks that `code` takes no more stack than `usual` and `copies` futures or outputs.
 #[track_caller]
 fn check(what: &str, usual: impl FnOnce(), copies: usize, code: impl FnOnce()) {
     if cfg!(address_sanitizer) {
-        // Stacks lie elsewhere.
+        // The sanitizer keeps stack variables elsewhere.
         return;
     }
     let (usual, code) = (taken(usual), taken(code));
@@ -102,6 +105,7 @@ impl Future for Blocked {
     }
 }
 
+/// Takes a value and drops it.
 #[inline(never)]
 fn nothing_of<T>(value: T) {
     black_box(&raw const value);
@@ -114,7 +118,7 @@ impl Hooks for Nothing {
     fn leave(&self) {}
 }
 
-/// With the argument itself: two futures.
+/// A spawn takes two futures on the stack: its argument and one copy.
 pub fn a_spawn_copies_its_future_once() {
     static CELL: StaticTask<Blocked> = StaticTask::new();
     static LOCAL: StaticTask<Blocked> = StaticTask::new();
@@ -152,7 +156,8 @@ pub fn a_spawn_copies_its_future_once() {
             assert!(LOCAL.spawn_local(spawner, blocked()).is_ok())
         });
         refused("a StaticTask that is full", || assert!(FULL.spawn(blocked()).is_err()));
-        // `stackful` and `contexted` return what they are given, so there are two to begin with.
+        // `stackful` and `contexted` return the future that they are given, so `usual` already has
+        // two.
         let usual = || nothing_of(stackful(blocked()));
         check("spawn(stackful)", usual, 1, || drop(spawn(stackful(blocked()))));
         check("StaticTask::spawn(stackful)", usual, RESULT, || {
@@ -182,7 +187,7 @@ pub fn wrapping_copies_once() {
         static KEY: u8;
     }
     let usual = || nothing_of(blocked());
-    // What is returned, and one copy.
+    // Each wrapper takes what it returns, and one copy.
     check("stackful", usual, 2, || nothing_of(stackful(blocked())));
     check("contexted", usual, 2, || nothing_of(contexted(blocked(), Arc::new(Nothing))));
     check("a task-local scope", usual, 2, || nothing_of(KEY.scope(1, blocked())));
@@ -248,7 +253,7 @@ pub fn a_join_copies_the_output_twice_at_most() {
     });
 }
 
-/// Notes where on the stack it is polled, and gives an output of that size.
+/// A future that notes at which stack address it is polled, and gives an output of `OUTPUT` bytes.
 struct Where<const OUTPUT: usize>(Count);
 
 impl<const OUTPUT: usize> Future for Where<OUTPUT> {
@@ -262,7 +267,7 @@ impl<const OUTPUT: usize> Future for Where<OUTPUT> {
     }
 }
 
-/// How much deeper on the stack the poll of a large output is than that of a small one.
+/// Returns how much deeper on the stack the poll of a large output is than that of a small one.
 fn deeper(poll: impl Fn(Where<8>), poll_large: impl Fn(Where<SIZE>)) -> usize {
     let (small, large) = (Count::new(), Count::new());
     poll(Where(small.clone()));
@@ -273,7 +278,7 @@ fn deeper(poll: impl Fn(Where<8>), poll_large: impl Fn(Where<SIZE>)) -> usize {
 #[track_caller]
 fn check_output(what: &str, deeper: usize) {
     if !cfg!(address_sanitizer) {
-        // One is on the stack in the poll itself.
+        // One output is on the stack in the poll itself.
         let limit = 3 * SIZE + REST;
         assert!(deeper <= limit, "{what} is {deeper} bytes deeper for a large output");
     }
@@ -290,7 +295,7 @@ pub fn a_poll_copies_the_output_twice_at_most() {
     fn waited<const OUTPUT: usize>(polled: Where<OUTPUT>) {
         assert_eq!(block_on(polled).len(), OUTPUT);
     }
-    // The result is returned to `waited`.
+    // `waited` gets the output as a returned value, which is one more copy.
     let outside = deeper(waited, waited);
     check_output("block_on outside of a runtime", outside.saturating_sub(SIZE));
     fn run_until<const OUTPUT: usize>(runtime: &'static trapline::Runtime, polled: Where<OUTPUT>) {
@@ -302,7 +307,7 @@ pub fn a_poll_copies_the_output_twice_at_most() {
 
 pub fn run_until_and_block_on_copy_their_future_once() {
     let runtime = runtime();
-    // What a small future takes, and the argument.
+    // The bound is the stack that a small future takes, the argument, and one copy.
     check(
         "run_until",
         || assert!(runtime.run_until(async {}).is_ok()),

@@ -24,7 +24,7 @@ pub fn hog_is_preempted() {
     let count = Count::new();
     let seen = count.clone();
     run_on(runtime, async {
-        // The hog ends only if the other task runs, and that is on the same core.
+        // The hog ends only if the other task of the same core runs.
         let started = Count::new();
         let starts = started.clone();
         let hog = spawn(stackful(async move {
@@ -55,7 +55,7 @@ pub fn hogs_take_turns() {
             let stop = stop.clone();
             spawn(stackful(async move {
                 while !stop.is_set() {
-                    // Another was on the core since it last looked.
+                    // Another hog had the core since this one last looked.
                     if RUNNING.swap(me, SeqCst) != me {
                         stretches.fetch_add(1, SeqCst);
                     }
@@ -68,7 +68,8 @@ pub fn hogs_take_turns() {
         }
         stop.set();
     });
-    // Counted in turns, of which a busy host may take some away, and not in work, of which it takes more.
+    // The test counts turns and not work: a busy host takes away some turns, but much more of the
+    // work.
     let stretches: Vec<usize> = STRETCHES.iter().map(|stretches| stretches.load(SeqCst)).collect();
     assert!(stretches.iter().all(|stretches| *stretches <= 50), "{stretches:?}");
 }
@@ -108,7 +109,7 @@ pub fn interrupts_wake_preempts_at_once() {
             counts.add();
         });
         turns(2).await;
-        // The hog's slice never ends, so only the interrupt can let the other one run.
+        // The hog's slice never ends, so only the interrupt can let the urgent task run.
         let hog = spawn(stackful(async move {
             interrupt::raise();
             count.spin_until(1);
@@ -133,7 +134,7 @@ pub fn timer_preempts_at_once() {
                 counts.add();
             }
         });
-        // The hog's slice never ends, so only the timers can let the other one run.
+        // The hog's slice never ends, so only the timers can let the sleeper run.
         spawn(stackful(async move {
             starts.add();
             count.spin_until(3);
@@ -165,7 +166,13 @@ pub fn own_wake_preempts_nobody() {
         .unwrap();
         woken.await.unwrap();
     });
-    assert_eq!(trace.events(), ["waker goes on", "woken"]);
+    assert_eq!(
+        trace.events(),
+        [
+            "waker goes on", // the task that wakes keeps the core
+            "woken",         // that task has finished, so the woken task runs
+        ]
+    );
     assert_eq!(runtime.stats().preemptions, 0);
 }
 
@@ -181,7 +188,7 @@ pub fn wake_while_preempted_is_kept() {
             if counts.add() == 1 {
                 waker.send(context.waker().clone());
                 sends.add();
-                // Preempted in here, until the wake has happened.
+                // The task is preempted here, until the wake has happened.
                 seen.spin_until(1);
                 Poll::Pending
             } else {
@@ -211,7 +218,7 @@ pub fn timeout_around_a_hog() {
         });
         assert_eq!(timeout(ms(5), hog).await, Err(Elapsed));
         assert!(now().saturating_since(started) >= ms(5));
-        assert_eq!(drops.get(), 0, "a hog runs on to the end of its poll");
+        assert_eq!(drops.get(), 0, "the hog was dropped in the middle of its poll");
         stop.set();
         drops.reaches(1).await;
     });
@@ -240,7 +247,7 @@ pub fn select_beside_block_on_loses_nothing() {
             })
             .await
         }));
-        // It waits in `block_on`.
+        // The task waits in `block_on`.
         polled.reaches(1).await;
         // This wake is for the left arm, but `block_on` gets it.
         first.set();
@@ -255,7 +262,7 @@ pub fn abort_in_mid_poll_ends_with_the_poll() {
     let runtime = runtime();
     let (drops, stop) = (Count::new(), Event::new());
     run_on(runtime, async {
-        // Preempted.
+        // This task is preempted when the abort comes.
         let (dropped, sees) = (drops.on_drop(), stop.clone());
         let started = Count::new();
         let starts = started.clone();
@@ -266,7 +273,7 @@ pub fn abort_in_mid_poll_ends_with_the_poll() {
             yield_now().await;
             unreachable!("the abort comes at the end of the poll");
         }));
-        // Suspended.
+        // This task is suspended when the abort comes.
         let (dropped, sees) = (drops.on_drop(), stop.clone());
         let starts = started.clone();
         let waiting = spawn(stackful(async move {
@@ -325,6 +332,7 @@ pub fn ten_thousand_blocked_tasks_hold_no_stack() {
     assert!(runtime.stats().stacks <= 8);
 }
 
+/// The holders of stacks that each report of a stall named.
 static STALLS: spin::Mutex<Vec<Vec<TaskId>>> = spin::Mutex::new(Vec::new());
 
 pub fn exhausted_pool_makes_tasks_wait_and_reports() {
@@ -350,7 +358,8 @@ pub fn exhausted_pool_makes_tasks_wait_and_reports() {
                 }))
             })
             .collect();
-        // Only one of the two gets the event, so the other's stack stays held.
+        // Both holders wait for the same event, which wakes only one of them: the other goes on
+        // holding its stack.
         let waiting: Vec<_> = ["first", "second"]
             .map(|name| {
                 let trace = trace.clone();
@@ -361,22 +370,28 @@ pub fn exhausted_pool_makes_tasks_wait_and_reports() {
         while STALLS.lock().is_empty() {
             sleep(ms(1)).await;
         }
-        assert!(trace.events().is_empty(), "they need a stack");
+        assert!(trace.events().is_empty(), "a task ran without a stack");
         event.set();
         for handle in waiting {
             handle.await.unwrap();
         }
         holders.iter().map(|holder| holder.id().unwrap()).collect::<Vec<_>>()
     });
-    assert_eq!(trace.events(), ["first", "second"]);
+    assert_eq!(
+        trace.events(),
+        [
+            "first",  // one holder was woken and gave its stack back
+            "second", // the first task gave the same stack back
+        ]
+    );
     assert_eq!(runtime.stats().stacks, 2);
-    let mut reported = STALLS.lock().first().expect("nobody reported the stall").clone();
+    let mut reported = STALLS.lock().first().expect("the stall was not reported").clone();
     reported.sort();
     ids.sort();
     assert_eq!(reported, ids);
 }
 
-/// What a stall's report said.
+/// The contents of a report of a stall.
 #[derive(Clone, Debug, PartialEq)]
 struct Report {
     holders: Vec<(Option<&'static str>, Holds)>,
@@ -391,7 +406,7 @@ impl Report {
         stall.each_holder(|task, holds| report.holders.push((task.name(), holds)));
         stall.each_waiter(|task| report.waiters.push(task.name()));
         assert_eq!(report.waiters.len(), stall.waiting());
-        // The stacks are in no order.
+        // The stacks are reported in no particular order.
         report.holders.sort_by_key(|(name, _)| *name);
         report
     }
@@ -433,7 +448,7 @@ pub fn tasks_that_compute_stall_others_and_it_is_told() {
                 named(name).spawn(hog).unwrap()
             })
             .collect();
-        // All three hold their stacks.
+        // Waits until all three tasks hold their stacks.
         while runtime.stats().preemptions < 4 || held.get() < 2 {
             sleep(ms(1)).await;
         }
@@ -445,12 +460,19 @@ pub fn tasks_that_compute_stall_others_and_it_is_told() {
                 named(name).spawn(stackful(async move { trace.note(name) })).unwrap()
             })
             .collect();
-        // The core never parks, and the two run nevertheless, since the report ends the others.
+        // The core never parks. The two late tasks run nevertheless, since the report ends the
+        // tasks that hold the stacks.
         for task in late.into_iter().chain(computing).chain([waiting]) {
             task.await.unwrap();
         }
     });
-    assert_eq!(trace.events(), ["d", "e"]);
+    assert_eq!(
+        trace.events(),
+        [
+            "d", // the report has ended the holders, and a stack is free
+            "e", // the first late task gave its stack back
+        ]
+    );
     let holders = vec![
         (Some("a"), Holds::Suspended),
         (Some("b"), Holds::Preempted),
@@ -466,7 +488,8 @@ pub fn a_stall_is_told_again_and_not_too_often() {
     static ENOUGH: Event = Event::constant();
     const SLICE: core::time::Duration = core::time::Duration::from_micros(200);
     const REPORTS: usize = 5;
-    // The holder computes, so that the core turns all the time; or waits, so that it parks.
+    // In the first round the holder computes, so the core never parks; in the second it waits in
+    // `block_on`, so the core parks.
     for computes in [true, false] {
         TOLD.store(0, SeqCst);
         ENOUGH.clear();
@@ -495,7 +518,8 @@ pub fn a_stall_is_told_again_and_not_too_often() {
             started.reaches(1).await;
             let began = now();
             let waiter = spawn(stackful(async {}));
-            // Without a timer: nothing but the stall turns the loop of a core that would be parked.
+            // No timer is set: only the stall makes the core run its loop, which would park
+            // otherwise.
             ENOUGH.wait().await;
             let took = now().saturating_since(began);
             assert!(took >= SLICE * STALL_SLICES * (REPORTS as u32 - 1), "{computes} {took:?}");
@@ -503,7 +527,7 @@ pub fn a_stall_is_told_again_and_not_too_often() {
             stop.set();
             waiter.await.unwrap();
             holder.await.unwrap();
-            // No task waits, so nothing is told.
+            // No task waits for a stack any more, so no further report is made.
             let told = TOLD.load(SeqCst);
             sleep(SLICE * STALL_SLICES * 2).await;
             assert_eq!((TOLD.load(SeqCst), runtime.stats().waiting), (told, 0));
@@ -534,7 +558,7 @@ pub fn a_waiter_that_is_aborted_is_counted_no_more() {
     });
 }
 
-/// Has `tasks` of them hold a stack each at the same time, and then give it back.
+/// Lets `tasks` tasks hold a stack each at the same time, and then give it back.
 async fn burst(runtime: &'static Runtime, tasks: usize) {
     let (started, events) = (Count::new(), (0..tasks).map(|_| Event::new()).collect::<Vec<_>>());
     let handles: Vec<_> = events
@@ -563,12 +587,13 @@ pub fn idle_stacks_beyond_the_limit_are_freed() {
         run_on(runtime, async {
             for tasks in [40, 3, 25] {
                 burst(runtime, tasks).await;
-                // What is held last comes back last.
+                // The stack that is held last comes back to the pool last.
                 assert!(runtime.stats().stacks <= kept, "{limit} {:?}", runtime.stats());
             }
-            // Of those that are kept, as many as may be: none was freed that a burst had room for.
+            // The pool keeps as many stacks as it may: no stack was freed while there was room in
+            // the pool.
             assert_eq!(runtime.stats().stacks, kept);
-            // One after the other, they use one.
+            // Tasks that run one after another use one stack.
             for n in 0..10 {
                 assert_eq!(spawn(stackful(async move { n })).await.unwrap(), n);
             }
@@ -592,34 +617,34 @@ pub fn trim_frees_what_is_idle() {
             block_on(waits.wait())
         }));
         started.reaches(1).await;
-        // Not where others have the loop's queues in their hands.
+        // On a stack, `trim` frees nothing: the task could be preempted in the middle of it.
         assert_eq!(spawn(stackful(async { runtime.trim() })).await.unwrap(), 0);
         let live = heap::counts().bytes_live;
         assert_eq!((runtime.trim(), runtime.stats().stacks), (9, 1));
         let kept = !cfg!(address_sanitizer);
-        assert!(!kept || heap::counts().bytes_live < live, "the tasks' memory");
+        assert!(!kept || heap::counts().bytes_live < live, "trim did not free the tasks' memory");
         assert_eq!(runtime.trim(), 0);
-        // The one that is held has all that it needs, and the others come anew.
+        // The task that holds a stack is not affected, and new stacks are made for the others.
         event.set();
         holder.await.unwrap();
         burst(runtime, 4).await;
         assert_eq!(runtime.stats().stacks, 4);
     });
-    assert_eq!((runtime.trim(), runtime.stats().stacks), (4, 0), "outside");
+    assert_eq!((runtime.trim(), runtime.stats().stacks), (4, 0), "trim outside of the runtime");
     run_on(runtime, burst(runtime, 2));
     runtime.shutdown().unwrap();
     assert_eq!((runtime.trim(), runtime.stats().stacks), (0, 0));
 }
 
-/// A stackful task of another runtime could be preempted halfway through it, and an interrupt come in the middle of
-/// what the platform does with stacks.
+/// A stackful task of another runtime could be preempted in the middle of `trim`, and an interrupt
+/// could arrive while the platform makes or frees a stack.
 pub fn trim_does_nothing_on_another_runtimes_stack_or_in_an_interrupt() {
     static IN_INTERRUPT: AtomicUsize = AtomicUsize::new(0);
     static TRIMMED: spin::Mutex<Option<&'static Runtime>> = spin::Mutex::new(None);
     let (one, other) = (runtime(), runtime());
     run_on(one, burst(one, 4));
     run_on(other, async {
-        assert_eq!(spawn(stackful(async { one.trim() })).await.unwrap(), 0, "on a stack");
+        assert_eq!(spawn(stackful(async { one.trim() })).await.unwrap(), 0, "trim on a stack");
         burst(other, 3).await;
         *TRIMMED.lock() = Some(other);
         hal_shim::interrupt::on_soft(|| {
@@ -630,12 +655,13 @@ pub fn trim_does_nothing_on_another_runtimes_stack_or_in_an_interrupt() {
         while IN_INTERRUPT.load(SeqCst) == 0 {
             yield_now().await;
         }
-        assert_eq!(IN_INTERRUPT.load(SeqCst), 1, "in an interrupt");
-        assert_eq!((one.trim(), other.trim()), (4, 3), "in a plain task");
+        assert_eq!(IN_INTERRUPT.load(SeqCst), 1, "trim in an interrupt");
+        assert_eq!((one.trim(), other.trim()), (4, 3), "trim in a plain task");
     });
 }
 
-/// In builds without optimization too. A stack that is too small ends its task, or the program.
+/// Holds for builds without optimization too. A stack that is too small would end its task or the
+/// program.
 pub fn the_min_stack_is_enough() {
     let too_small = configured(Config { stack_size: 16, ..Config::new() }).run_until(async {});
     let Err(EnterError::Config(ConfigError::StackTooSmall { least })) = too_small else {
@@ -662,7 +688,7 @@ pub fn the_min_stack_is_enough() {
     assert_eq!(runtime.stats().ended, 0);
 }
 
-/// What a hog had of the core and how long it waited for it, in nanoseconds.
+/// How long a hog had the core and how long it waited for the core, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default)]
 struct Had {
     had: u64,
@@ -677,14 +703,16 @@ impl Had {
     }
 }
 
-/// Computes until it has waited so often for others. It has where they have `polls` more.
+/// Computes until it has waited for the core `waits` times. The hog has waited where the other
+/// tasks have counted further polls in `polls`.
 fn compute_beside(polls: &Count, waits: u64) -> Had {
     let mut had = Had::default();
-    // Until it has waited for the first time there may be no others.
+    // Until the hog has waited for the first time, the other tasks may not have started.
     let (mut begun, mut is_waiting) = (false, false);
     let (mut seen, mut last) = (polls.get(), now());
     while had.waits < waits {
-        // It may have been preempted on either side of the look at the clock.
+        // The hog may be preempted before or after it reads the clock, so the polls are read on
+        // both sides.
         let (before, now, after) = (polls.get(), now(), polls.get());
         let time = now.saturating_since(last).as_nanos() as u64;
         let was_waiting = core::mem::replace(&mut is_waiting, after != seen);
@@ -701,7 +729,8 @@ fn compute_beside(polls: &Count, waits: u64) -> Had {
     had
 }
 
-/// What a hog has beside `tasks` that are polled again and again, after what `again` makes.
+/// Measures a hog's time beside `tasks` other tasks, which are polled again and again: each awaits
+/// a new future of `again` in a loop.
 fn had_beside<F: Future<Output = ()> + Send + 'static>(
     tasks: usize,
     on_stacks: bool,
@@ -731,15 +760,16 @@ fn had_beside<F: Future<Output = ()> + Send + 'static>(
     })
 }
 
-/// A twelfth, and it comes often: not in whole slices, nor after so many polls.
+/// The hog gets about a twelfth of the core's time, and gets it often: not in whole slices, and not
+/// after a fixed number of polls.
 pub fn a_hog_has_a_share_among_busy_plain_tasks() {
     let check = |what: &str, had: Had| {
         let (share, mean) = (had.permille(), had.waited / had.waits);
-        // A busy host takes what it takes from one or the other.
+        // A busy host may take time from the hog or from the other tasks.
         let (shares, most) =
             if time_is_counted() { (40..=150, 1_000_000) } else { (5..=900, 100_000_000) };
         assert!(shares.contains(&share), "{what}: {share} permille, {had:?}");
-        assert!(mean < most, "{what}: it waits for {mean} ns, {had:?}");
+        assert!(mean < most, "{what}: the hog waits for {mean} ns, {had:?}");
     };
     check("3 that yield", had_beside(3, false, 100, yield_now));
     check("300 that yield", had_beside(300, false, 100, yield_now));
@@ -747,11 +777,12 @@ pub fn a_hog_has_a_share_among_busy_plain_tasks() {
     check("that sleep for no time", had_beside(100, false, 100, || sleep(ms(0))));
 }
 
-/// What is stackful shares the core with what is stackful: whatever leaves before its slice is over, and is ready
-/// at once, comes after the others.
+/// Stackful tasks share the core evenly: a task that leaves the core before its slice is over and
+/// is READY at once goes behind the other tasks.
 pub fn a_hog_has_its_share_among_stackful_tasks() {
-    /// How often the hog came back to the core, and how often the others together left it, after being busy for
-    /// most of a slice, by what `again` makes. In turns, of which a busy host takes from all alike.
+    /// Returns how often the hog came back to the core, and how often the `busy` other tasks
+    /// together left it. Each of them computes for most of a slice before it awaits a future of
+    /// `again`. The unit is turns, of which a busy host takes away the same share from all tasks.
     fn turns_of<F: Future<Output = ()> + Send + 'static>(
         busy: usize,
         again: fn() -> F,
@@ -791,8 +822,8 @@ pub fn a_hog_has_its_share_among_stackful_tasks() {
     }
     let check = |what: &str, busy: usize, (turns, left): (usize, usize)| {
         let rounds = left / busy;
-        // One a round. Where a host that is busy ends slices early, the others leave less often than they
-        // have turns.
+        // The hog has one turn in each round. A busy host may end slices early; then the other
+        // tasks have more turns than they count.
         assert!(turns * 2 >= rounds, "{what}: {turns} turns in {rounds} rounds");
     };
     check("4 that yield", 4, turns_of(4, yield_now));
@@ -801,7 +832,8 @@ pub fn a_hog_has_its_share_among_stackful_tasks() {
     check("1 that yields", 1, turns_of(1, yield_now));
 }
 
-/// Something comes all the time, sooner than one is on a stack: a hog gets on nevertheless.
+/// Sleeps end all the time, each sooner than the hog gets to a stack: the hog makes progress
+/// nevertheless.
 pub fn a_hog_gets_on_beside_short_sleeps() {
     for micros in [1, 3, 5] {
         run(async {
@@ -822,12 +854,13 @@ pub fn a_hog_gets_on_beside_short_sleeps() {
             }
             stop.set();
             hog.await.unwrap();
-            assert!(most > 0, "it did nothing while another slept for {micros} µs at a time");
+            assert!(most > 0, "the hog made no progress beside sleeps of {micros} µs");
         });
     }
 }
 
-/// What was woken, by whatever it was, goes before what yields or wakes itself.
+/// A task that was woken, by a timer or by an interrupt, is polled before a task that yields or
+/// wakes itself.
 pub fn what_was_woken_goes_before_what_yields() {
     static SOFT: Event = Event::constant();
     interrupt::on_soft(|| SOFT.set());
@@ -848,7 +881,8 @@ pub fn what_was_woken_goes_before_what_yields() {
             let notes = trace.clone();
             turns(2).await;
             let busy = spawn(async move {
-                // The timer is due, and its interrupt comes, in the middle of the poll. So does the other.
+                // In the middle of this poll the timer comes due and its interrupt arrives, and so
+                // does the software interrupt.
                 while now() < due + ms(5) {}
                 interrupt::raise();
                 if own_yield {
@@ -873,7 +907,7 @@ pub fn what_was_woken_goes_before_what_yields() {
     }
 }
 
-/// A hundred that are due at once aren't kept waiting by hogs: they all run before one of those does.
+/// When a hundred tasks are due at once, they all run before one of the hogs does.
 pub fn what_is_due_at_once_runs_before_a_hog() {
     const TASKS: usize = 100;
     let runtime = runtime();
@@ -883,7 +917,7 @@ pub fn what_is_due_at_once_runs_before_a_hog() {
             .map(|_| {
                 let (sees, done) = (stop.clone(), done.clone());
                 spawn(stackful(async move {
-                    // In how many different states it sees the others.
+                    // Counts how many different values of `done` the hog sees.
                     let (mut seen, mut changes) = (0, 0);
                     while !sees.is_set() {
                         let done = done.get();
@@ -915,7 +949,7 @@ pub fn what_is_due_at_once_runs_before_a_hog() {
         }
         had
     });
-    // Each sees them once when they are done; a busy host may let one in between.
+    // Each hog sees one change, when all tasks are done. A busy host may let a hog run in between.
     let most = if time_is_counted() { 2 } else { 20 };
     assert!((1..=most).contains(&had), "the hogs ran {had} times while {TASKS} tasks were due");
 }
@@ -925,7 +959,7 @@ pub fn preempted_task_gets_its_turn_among_stackful_ones() {
     let gap = run_on(runtime, async {
         let (stop, polls) = (Event::new(), Count::new());
         let (yields, counts) = (stop.clone(), polls.clone());
-        // Always ready, and gone before a slice is over.
+        // This task is always READY again, and leaves the core before its slice is over.
         let busy = spawn(stackful(async move {
             while !yields.is_set() {
                 counts.add();
@@ -933,7 +967,7 @@ pub fn preempted_task_gets_its_turn_among_stackful_ones() {
             }
         }));
         let hog = spawn(stackful(async move {
-            // On a busy host the first preemption may take its time.
+            // On a busy host it may take some time until the first preemption.
             let (until, mut seen, mut gap) = (now() + ms(20), polls.get(), 0);
             while now() < until || gap == 0 {
                 let polls = polls.get();
@@ -946,8 +980,8 @@ pub fn preempted_task_gets_its_turn_among_stackful_ones() {
         busy.await.unwrap();
         gap
     });
-    // Polls of the other while it was preempted: 32, and as many again each time that the next alarm came
-    // before the hog was back.
+    // While the hog is preempted, the other task is polled 32 times, and as many times again each
+    // time that the next alarm comes before the hog has the core back.
     assert!((1..=320).contains(&gap), "{gap}");
 }
 
@@ -955,7 +989,7 @@ pub fn sleep_in_a_stackful_task_is_its_only_alarm() {
     run(async {
         let started = now();
         spawn(stackful(async {
-            // Polled on the stack, awaited, and suspended on.
+            // The task sleeps once by an await and once in `block_on`.
             sleep(ms(3)).await;
             block_on(sleep(ms(3)));
         }))
@@ -965,6 +999,7 @@ pub fn sleep_in_a_stackful_task_is_its_only_alarm() {
     });
 }
 
+/// A slice that ends under a guard leaves a preemption pending, until the last guard drops.
 pub fn guard_owes_the_slice() {
     static SOFT: Event = Event::constant();
     SOFT.clear();
@@ -980,21 +1015,28 @@ pub fn guard_owes_the_slice() {
         spawn(stackful(async move {
             let outer = PreemptGuard::new();
             let inner = PreemptGuard::new();
-            // Something urgent comes, and the slice ends.
+            // A task is woken by an interrupt, and the slice ends.
             interrupt::raise();
             let until = now() + ms(3);
             while now() < until {}
             drop(outer);
             notes.note("inner guard lives");
             drop(inner);
-            // What was owed has been paid.
+            // The pending preemption has come.
             notes.note("no guard");
         }))
         .await
         .unwrap();
         woken.await.unwrap();
     });
-    assert_eq!(trace.events(), ["inner guard lives", "woken", "no guard"]);
+    assert_eq!(
+        trace.events(),
+        [
+            "inner guard lives", // one guard has dropped, and the preempt count is still raised
+            "woken",             // the last guard has dropped: the pending preemption comes
+            "no guard",          // the stackful task goes on
+        ]
+    );
 }
 
 pub fn stackful_inside_of_stackful() {
@@ -1047,8 +1089,8 @@ pub fn dropped_parent_aborts_its_child() {
 }
 
 pub fn wakes_from_stacks_arrive() {
-    // Pairs that wake each other from their stacks, under slices so short that many are preempted in
-    // the middle of a wake.
+    // Pairs of tasks wake each other from their stacks. Slices are so short that many tasks are
+    // preempted in the middle of a wake.
     const PAIRS: usize = 4;
     const ROUNDS: usize = 2000;
     let runtime =
@@ -1068,7 +1110,8 @@ pub fn wakes_from_stacks_arrive() {
                             }
                             let mut wait = pin!(events[me].wait());
                             let _ = wait.as_mut().poll(context);
-                            // Again, since it may have been set before we waited.
+                            // Looks again, since the turn may have come before the waker was
+                            // registered.
                             if turn.load(SeqCst) % 2 == me {
                                 Poll::Ready(())
                             } else {
@@ -1096,7 +1139,7 @@ pub fn wakes_from_stacks_arrive() {
 pub fn block_on_outside_of_tasks_parks() {
     static SOFT: Event = Event::constant();
     SOFT.clear();
-    // No runtime on this core: the wake is the interrupt's.
+    // The core is in no runtime: the wake comes from the interrupt.
     interrupt::on_soft(|| SOFT.set());
     let mut raised = false;
     block_on(poll_fn(|context| {
@@ -1111,7 +1154,7 @@ pub fn block_on_outside_of_tasks_parks() {
 }
 
 pub fn hog_that_is_full_of_guards_is_preempted() {
-    // The alarm falls into every step of a guard's making and dropping, sooner or later.
+    // Sooner or later the alarm fires at each instruction of a guard's making and dropping.
     let runtime =
         configured(Config { slice: core::time::Duration::from_micros(30), ..Config::new() });
     run_on(runtime, async {
@@ -1155,7 +1198,7 @@ pub fn nested_block_on_outside_of_tasks_gives_wakes_back() {
     LEFT.clear();
     RIGHT.clear();
     interrupt::on_soft(|| {
-        // The first for the outer's arm, the second for the inner `block_on`.
+        // The first interrupt wakes the outer arm, the second the inner `block_on`.
         if LEFT.is_set() { RIGHT.set() } else { LEFT.set() }
     });
     let mut left = pin!(LEFT.wait());
@@ -1209,21 +1252,25 @@ pub fn an_aborted_waiter_does_not_keep_the_next_from_its_stack() {
         sleep(ms(1)).await;
         assert!(!aborted.is_finished() && !next.is_finished(), "the stack is held");
         aborted.abort();
-        assert!(matches!(aborted.await, Err(JoinError::Aborted)), "before there is a stack");
+        assert!(
+            matches!(aborted.await, Err(JoinError::Aborted)),
+            "the waiter was not aborted while it waited for a stack"
+        );
         event.set();
         assert_eq!(next.await.unwrap(), 6);
         holder.await.unwrap();
     });
 }
 
-/// Whoever is READY has its turn after a bounded number of polls of others, or on a stack a bounded time,
-/// however they came to be READY.
+/// A READY task is polled after a bounded number of polls of other tasks, or, if it is stackful,
+/// after a bounded time, in whatever way it became READY.
 pub fn a_bounded_number_of_polls_is_between_a_task_and_its_turn() {
     const TASKS: usize = 20;
     const STACKFUL: usize = TASKS / 5;
-    /// Each of the others once, with a child for those that spawn, and the root.
+    /// Each other task is polled once, with one child for those that spawn, and so is the root.
     const PLAIN_BOUND: usize = 2 * TASKS + 2;
-    // Those on stacks have patience for 250 µs, and go one at a time; a host may keep them longer.
+    // The tasks on stacks take precedence after they have waited for 250 µs, and then one of them
+    // is polled. A host may take longer.
     let stackful_bound = STACKFUL * if time_is_counted() { 400_000 } else { 50_000_000 };
     static SOFT: Event = Event::constant();
     SOFT.clear();
@@ -1239,7 +1286,8 @@ pub fn a_bounded_number_of_polls_is_between_a_task_and_its_turn() {
                 let task = async move {
                     while !stop.is_set() {
                         let (before, since) = (all.add(), now());
-                        // Some wake themselves, some yield, some wait for what has its own turns.
+                        // Some tasks wake themselves, some yield, and some spawn a child that is
+                        // polled in turn.
                         match me % 3 {
                             0 => wake_oneself().await,
                             1 => yield_now().await,
@@ -1260,7 +1308,8 @@ pub fn a_bounded_number_of_polls_is_between_a_task_and_its_turn() {
             })
             .collect();
         turns(100).await;
-        // A flood through the inbox, which is looked at in each turn, keeps nobody waiting, nor do they it.
+        // Many wakes come through the inbox, which is looked at in each turn: neither do they delay
+        // the tasks, nor the tasks them.
         let flood = Count::new();
         let counts = flood.clone();
         let waits = spawn(async move {
@@ -1290,10 +1339,14 @@ pub fn a_bounded_number_of_polls_is_between_a_task_and_its_turn() {
             (TASKS / 2..=PLAIN_BOUND).contains(&plain),
             "a plain task waited for {plain} polls"
         );
-        assert!((1..=stackful_bound).contains(&stackful), "on a stack: {stackful} ns");
+        assert!(
+            (1..=stackful_bound).contains(&stackful),
+            "a task on a stack waited for {stackful} ns"
+        );
     });
 }
 
+/// Wakes its own task and is ready at the next poll.
 async fn wake_oneself() {
     let mut woken = false;
     poll_fn(|context| {

@@ -14,7 +14,8 @@ use trapline::{
 
 use crate::support::*;
 
-/// A future that has a name, and tells when it is dropped.
+/// A future that has a type name, as a static cell needs. It counts its polls and its drop, and is
+/// ready at the third poll.
 struct Named {
     polls: usize,
     _dropped: Option<OnDrop>,
@@ -60,7 +61,7 @@ pub fn spawned_twice_gives_the_future_back() {
         assert_eq!(error.reason, SpawnErrorReason::InUse);
         assert_eq!((error.future.polls, drops.get()), (2, 0));
         assert_eq!(task.await.unwrap(), 3);
-        // It is whole: now it runs.
+        // The error holds the future unchanged, so the future can still be spawned and run.
         assert_eq!(CELL.spawn(error.future).unwrap().await.unwrap(), 3);
     });
     assert_eq!(drops.get(), 1);
@@ -84,13 +85,13 @@ pub fn in_use_until_the_last_reference_is_gone() {
             let again = CELL.spawn(tells(sender.clone()));
             assert_eq!(again.expect_err(why).reason, SpawnErrorReason::InUse);
         };
-        in_use("there is a handle");
+        in_use("the handle is alive");
         task.await.unwrap();
-        in_use("there is a waker");
+        in_use("the waker is alive");
         let waker = receiver.take();
         let clone = waker.clone();
         waker.wake();
-        in_use("there is a clone of it");
+        in_use("the waker's clone is alive");
         drop(clone);
         CELL.spawn(tells(sender.clone())).unwrap().await.unwrap();
         drop(receiver.take());
@@ -148,7 +149,7 @@ async fn add(one: u8, two: &'static str, three: alloc::boxed::Box<u64>) -> u64 {
 }
 
 static_task!(
-    /// Has documentation.
+    /// A static may have documentation.
     static ADD: add
 );
 
@@ -195,9 +196,9 @@ pub fn after_a_shutdown_the_future_comes_back() {
     let error = CELL.spawn_on(runtime, future).expect_err("shut down");
     assert_eq!(error.reason, SpawnErrorReason::ShutDown);
     assert_eq!((error.future.polls, drops.get()), (1, 0));
-    let error = CELL.spawn(error.future).expect_err("outside of a runtime");
+    let error = CELL.spawn(error.future).expect_err("spawned outside of a runtime");
     assert_eq!(error.reason, SpawnErrorReason::NoRuntime);
-    // The cell is free, and another runtime takes it.
+    // The cell is free, so another runtime can take it.
     let task = CELL.spawn_on(crate::support::runtime(), error.future).unwrap();
     drop(task);
     assert_eq!(drops.get(), 0);
@@ -216,7 +217,7 @@ pub fn a_shutdown_gives_the_cell_back() {
     assert_eq!(first.shutdown().unwrap().dropped, 1);
     assert_eq!(drops.get(), 1);
     assert!(matches!(block_on(handle), Err(JoinError::Aborted)));
-    // Nobody has entered this one yet.
+    // No core has entered this runtime yet.
     let handle = CELL.spawn_on(second, waits(drops.on_drop())).unwrap();
     assert_eq!(second.shutdown().unwrap().dropped, 1);
     drop(handle);
@@ -243,20 +244,20 @@ pub fn an_abandoned_task_keeps_its_cell() {
     });
     assert_eq!(runtime.shutdown().unwrap().stacks_with_frames, 1);
     assert!(matches!(block_on(handle), Err(JoinError::Abandoned)));
-    // Frames on its stack may point into it.
+    // The frames on the task's stack may point into the cell.
     assert_eq!(spawn().expect_err("abandoned").reason, SpawnErrorReason::InUse);
 }
 
 pub fn stackful_in_a_cell_is_one_task() {
     static CELL: StaticTask<Stackful<Named>> = StaticTask::new();
     run_on(configured(Config { task_memory: 0, ..Config::new() }), async {
-        // There is a stack, and nothing kept that a child could be made of.
+        // One stack exists now, and the runtime keeps no memory from which a child could be made.
         spawn(stackful(async {})).await.unwrap();
         let task = CELL.spawn(stackful(named())).unwrap();
         let before = heap::counts();
         let id = task.id();
         assert_eq!(task.await.unwrap(), 3);
-        assert_eq!(heap::counts().allocations, before.allocations, "no child");
+        assert_eq!(heap::counts().allocations, before.allocations, "a child was allocated");
         let task = CELL.spawn(stackful(named())).unwrap();
         assert_eq!(task.id(), id);
         assert_eq!(task.await.unwrap(), 3);
@@ -296,7 +297,7 @@ pub fn from_another_core() {
     const ROUNDS: usize = 100;
     hal_shim::start_core(1, || {
         for _ in 0..ROUNDS {
-            // The runtime may not have let go of the last one when the handle is ready.
+            // The runtime may still hold a reference to the previous task when its handle is ready.
             let task = loop {
                 match CELL.spawn_on(&RUNTIME, count()) {
                     Ok(task) => break task,

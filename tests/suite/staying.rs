@@ -1,5 +1,5 @@
-//! The loop stays on a stack: tasks that are not preempted follow one another there, and the rest
-//! is home's.
+//! The loop stays on a stack: tasks that are not preempted follow one another on it, and all other
+//! tasks are polled at home.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -18,12 +18,12 @@ use trapline::{
 
 use crate::support::*;
 
-/// A runtime in which no slice ends.
+/// Returns a runtime in which no slice ends.
 fn unhurried(stacks: usize) -> &'static Runtime {
     configured(Config { slice: LONG, max_stacks: stacks, ..Config::new() })
 }
 
-/// Where the stack begins that the caller is on; 0: at home.
+/// Returns the start address of the stack that the caller is on; 0: the caller is at home.
 fn stack_start() -> usize {
     current_stack().map_or(0, |stack| stack.start)
 }
@@ -33,7 +33,7 @@ pub fn tasks_that_wake_each_other_share_a_stack() {
     let runtime = unhurried(100);
     run_on(runtime, async {
         let steps = Arc::new([Event::new(), Event::new()]);
-        let players = [0, 1].map(|me: usize| {
+        let tasks = [0, 1].map(|me: usize| {
             let steps = steps.clone();
             spawn(stackful(async move {
                 let mut stacks = Vec::new();
@@ -48,8 +48,8 @@ pub fn tasks_that_wake_each_other_share_a_stack() {
         });
         turns(2).await;
         steps[0].set();
-        for player in players {
-            let stacks = player.await.unwrap();
+        for task in tasks {
+            let stacks = task.await.unwrap();
             assert_eq!(stacks.len(), TURNS);
             assert!(stacks[0] != 0 && stacks.iter().all(|stack| *stack == stacks[0]));
         }
@@ -92,12 +92,11 @@ pub fn what_a_stackful_task_wakes_comes_in_the_usual_order() {
     assert_eq!(
         trace.events(),
         [
-            "first wakes the plain one",
-            // Plain tasks go first.
-            "plain",
-            "second begins",
-            "first, after its yield",
-            "second, after its yield",
+            "first wakes the plain one", // it was queued first, and its event is set
+            "plain",                     // plain tasks are polled before stackful ones
+            "second begins",             // it was spawned before the first one yielded
+            "first, after its yield",    // it yielded before the second one did
+            "second, after its yield",   // it yielded after the first one did
         ]
     );
 }
@@ -154,11 +153,21 @@ pub fn held_and_free_tasks_alternate() {
         holds.await.unwrap();
         free.await.unwrap();
     });
-    assert_eq!(trace.events(), ["free", "held", "free", "held", "free", "held"]);
+    assert_eq!(
+        trace.events(),
+        [
+            "free", // it wakes the task that holds a stack, and yields
+            "held", // it is resumed on its stack, and blocks again
+            "free", // its yield is over
+            "held", // it was woken again
+            "free", // its yield is over
+            "held", // it was woken for the last time
+        ]
+    );
     assert_eq!(runtime.stats().stacks, 2);
 }
 
-/// A waker of the user's own, which is called where the loop is.
+/// A waker that is not Trapline's. It notes whether it was called on a stack.
 struct Foreign {
     was_woken: AtomicBool,
     was_on_stack: AtomicBool,
@@ -189,19 +198,20 @@ impl Foreign {
 
 pub fn user_code_of_the_loop_runs_at_home() {
     run_on(unhurried(100), async {
-        // A join waker.
+        // The waker of a join handle.
         let foreign = Foreign::new();
         let mut task = spawn(stackful(async { yield_now().await }));
         let waker = foreign.clone().into();
         assert!(Pin::new(&mut task).poll(&mut Context::from_waker(&waker)).is_pending());
-        // So that the loop is on a stack when the task ends, and would stay there.
+        // A second stackful task, so that the loop is on a stack when the first one ends, and would
+        // stay there.
         let other = spawn(stackful(async { turns(20).await }));
         foreign.task.wait().await;
         foreign.was_woken_at_home();
         assert!(Pin::new(&mut task).poll(&mut Context::from_waker(&waker)).is_ready());
         other.await.unwrap();
 
-        // A timer's.
+        // The waker of a timer.
         let foreign = Foreign::new();
         let waker = foreign.clone().into();
         let mut sleeper = core::pin::pin!(sleep(ms(2)));
@@ -240,8 +250,8 @@ pub fn plain_tasks_are_polled_at_home() {
     });
 }
 
-/// The task has woken another one by itself, which is no reason to preempt it; then an interrupt
-/// wakes the same one, and finds it woken.
+/// The task itself wakes another task, which does not preempt it. Then an interrupt wakes the same
+/// task and finds it woken already.
 pub fn an_interrupt_for_what_the_task_has_woken_preempts_it() {
     static SOFT: Event = Event::constant();
     SOFT.clear();
@@ -278,7 +288,8 @@ pub fn an_interrupt_for_what_the_task_has_woken_preempts_it() {
     assert_eq!(runtime.stats().preemptions, 2);
 }
 
-/// A task that wakes itself yields, wherever it does so: the others have their turns.
+/// A task that wakes itself yields, under a guard as well as without: the other tasks have their
+/// turns.
 pub fn a_wake_of_ones_own_is_a_yield() {
     static BESIDE: AtomicUsize = AtomicUsize::new(0);
     BESIDE.store(0, SeqCst);
@@ -305,8 +316,8 @@ pub fn a_wake_of_ones_own_is_a_yield() {
     });
 }
 
-/// An abort of a task that is queued for the loop on a stack: its future is dropped there, and it
-/// is not polled.
+/// Aborts a task that is queued for the loop on a stack: its future is dropped on the stack and is
+/// not polled again.
 pub fn what_is_aborted_in_the_queue_is_dropped_on_a_stack() {
     let runtime = unhurried(100);
     let (polls, drops) = (Count::new(), Count::new());
@@ -335,7 +346,7 @@ pub fn what_is_aborted_in_the_queue_is_dropped_on_a_stack() {
             while sees.get() < 3 {
                 yield_now().await;
             }
-            // It has yielded, so it waits for its turn behind this one.
+            // The victim has yielded, so it is queued behind this task.
             victim.abort();
             let before = sees.get();
             let ended = victim.await;
@@ -348,8 +359,8 @@ pub fn what_is_aborted_in_the_queue_is_dropped_on_a_stack() {
     assert_eq!(runtime.stats().stacks, 1);
 }
 
-/// Home brings one task after another to the stack, to have its future dropped there: the stack
-/// does not grow by it.
+/// Home enters the stack for one aborted task after another, to drop its future there: the stack
+/// does not grow by that.
 pub fn aborts_in_a_row_need_one_stack_and_no_more_of_it() {
     const TASKS: usize = 2000;
     let runtime = unhurried(1);
@@ -364,7 +375,7 @@ pub fn aborts_in_a_row_need_one_stack_and_no_more_of_it() {
                 }))
             })
             .collect();
-        // They all wait.
+        // Waits until all tasks are BLOCKED.
         spawn(stackful(turns(3))).await.unwrap();
         for task in &tasks {
             task.abort();

@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Helpers that all tests of the suite use.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -13,20 +13,22 @@ use atomic_waker::AtomicWaker;
 use trapline::preempt::PreemptGuard;
 use trapline::{Config, Runtime};
 
-/// A runtime of this test's own.
+/// Makes a runtime that only the calling test uses.
 pub fn runtime() -> &'static Runtime {
     configured(Config::new())
 }
 
+/// Like [`runtime`], with this configuration.
 pub fn configured(config: Config) -> &'static Runtime {
     hal_shim::test::keep(Runtime::with_config(config))
 }
 
-/// Runs `future` in a runtime of its own.
+/// Runs `future` in a new runtime.
 pub fn run<T>(future: impl Future<Output = T>) -> T {
     run_on(runtime(), future)
 }
 
+/// Runs `future` in `runtime`, and panics if the runtime cannot be entered.
 pub fn run_on<T>(runtime: &'static Runtime, future: impl Future<Output = T>) -> T {
     match runtime.run_until(future) {
         Ok(output) => output,
@@ -38,16 +40,16 @@ pub const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-/// Whether the clock counts this core's instructions, so that nothing outside of the test takes time: QEMU's
-/// machines with one core run so.
+/// Returns whether the clock counts this core's instructions, so that nothing outside of the test
+/// takes time. QEMU's machines with one core run in this mode.
 pub fn time_is_counted() -> bool {
     cfg!(target_os = "none") && hal_shim::cores() == 1
 }
 
-/// A slice that is not over while a test lasts.
+/// A slice that does not end while a test runs.
 pub const LONG: Duration = Duration::from_secs(3600);
 
-/// A number that tasks and interrupts share.
+/// A counter that tasks and interrupts share.
 #[derive(Clone, Default)]
 pub struct Count(Arc<AtomicUsize>);
 
@@ -56,6 +58,7 @@ impl Count {
         Self::default()
     }
 
+    /// Increments the counter and returns the new value.
     pub fn add(&self) -> usize {
         self.0.fetch_add(1, SeqCst) + 1
     }
@@ -68,26 +71,27 @@ impl Count {
         self.0.load(SeqCst)
     }
 
-    /// Computes until the number is `n`.
+    /// Spins until the counter is at least `n`.
     pub fn spin_until(&self, n: usize) {
         while self.get() < n {
             core::hint::spin_loop();
         }
     }
 
-    /// Waits until the number is `n`, and lets the others run.
+    /// Waits until the counter is at least `n`. Other tasks run meanwhile.
     pub async fn reaches(&self, n: usize) {
         while self.get() < n {
             trapline::time::sleep(Duration::from_micros(100)).await;
         }
     }
 
-    /// Something that counts when it is dropped.
+    /// Returns a value that increments the counter when it is dropped.
     pub fn on_drop(&self) -> OnDrop {
         OnDrop(self.clone())
     }
 }
 
+/// A value whose drop increments a counter.
 pub struct OnDrop(Count);
 
 impl Drop for OnDrop {
@@ -96,7 +100,7 @@ impl Drop for OnDrop {
     }
 }
 
-/// Events in the order in which they came.
+/// A list of events, in the order in which they were noted.
 #[derive(Clone)]
 pub struct Trace(Arc<spin::Mutex<Vec<&'static str>>>);
 
@@ -116,7 +120,7 @@ impl Trace {
     }
 }
 
-/// Something that happens once, for one who waits. May be set in an interrupt.
+/// A flag that is set once, with a waker for one waiting task. An interrupt may set it.
 #[derive(Default)]
 pub struct Event {
     set: AtomicBool,
@@ -128,6 +132,7 @@ impl Event {
         Arc::default()
     }
 
+    /// Makes an event for a `static`.
     pub const fn constant() -> Self {
         Self { set: AtomicBool::new(false), waker: AtomicWaker::new() }
     }
@@ -153,7 +158,7 @@ impl Event {
     }
 }
 
-/// A future of which polls and drops are counted.
+/// A future that counts its polls and its drop.
 pub struct Counted<F> {
     future: Pin<Box<F>>,
     polls: Count,
@@ -175,12 +180,12 @@ impl<F: Future> Future for Counted<F> {
     }
 }
 
-/// Never ready.
+/// Returns a future that is never ready.
 pub fn never() -> impl Future<Output = ()> + Send {
     core::future::pending()
 }
 
-/// Lets all others have `n` turns.
+/// Yields `n` times: all other ready tasks are polled `n` times.
 pub async fn turns(n: usize) {
     for _ in 0..n {
         trapline::yield_now().await;

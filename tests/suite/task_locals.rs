@@ -1,4 +1,4 @@
-//! Values that belong to a part of a task.
+//! Values that belong to a scope within a task.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -17,16 +17,17 @@ use crate::support::*;
 
 task_local! {
     static NUMBER: Cell<usize>;
-    /// Of another type.
+    /// A value of another type.
     static NAMES: RefCell<Vec<&'static str>>;
 }
 
+/// Returns the current value of `NUMBER`.
 fn number() -> Result<usize, NoValue> {
     NUMBER.try_with(Cell::get)
 }
 
 pub fn a_value_is_found_in_its_scope_alone() {
-    assert_eq!(number(), Err(NoValue), "outside of a runtime");
+    assert_eq!(number(), Err(NoValue), "a value outside of a runtime");
     run(async {
         assert_eq!(number(), Err(NoValue));
         let task = spawn(NUMBER.scope(Cell::new(1), async {
@@ -35,7 +36,7 @@ pub fn a_value_is_found_in_its_scope_alone() {
             number()
         }));
         yield_now().await;
-        assert_eq!(number(), Err(NoValue), "that of another task");
+        assert_eq!(number(), Err(NoValue), "another task's value is visible");
         assert_eq!(task.await.unwrap(), Ok(2));
         let mut scoped = core::pin::pin!(NUMBER.scope(Cell::new(3), async {
             yield_now().await;
@@ -43,7 +44,7 @@ pub fn a_value_is_found_in_its_scope_alone() {
         }));
         poll_fn(|context| {
             assert!(scoped.as_mut().poll(context).is_pending());
-            assert_eq!(number(), Err(NoValue), "beside its scope");
+            assert_eq!(number(), Err(NoValue), "the value is visible outside of its scope");
             Poll::Ready(())
         })
         .await;
@@ -55,7 +56,7 @@ pub fn a_value_is_found_in_its_scope_alone() {
 pub fn scopes_nest() {
     run(NUMBER.scope(Cell::new(1), async {
         let inner = NAMES.scope(RefCell::default(), async {
-            assert_eq!(number(), Ok(1), "through a scope of another key");
+            assert_eq!(number(), Ok(1), "the scope of another key hides the value");
             NAMES.with(|names| names.borrow_mut().push("inner"));
             let hidden = NUMBER.scope(Cell::new(2), async {
                 NAMES.with(|names| names.borrow_mut().push("innermost"));
@@ -71,7 +72,7 @@ pub fn scopes_nest() {
     }));
 }
 
-/// Notes what it finds when it is dropped.
+/// A value whose drop counts up by the number that it finds; by 100 if there is none.
 struct Looks(Count);
 
 impl Drop for Looks {
@@ -129,7 +130,7 @@ pub fn each_hog_keeps_its_own_over_preemption() {
                 spawn(stackful(NUMBER.scope(Cell::new(own), async move {
                     let mut rounds = 0;
                     while STOP.load(SeqCst) == 0 {
-                        // In the middle of a use, too.
+                        // The hog may also be preempted in the middle of a use of the value.
                         NUMBER.with(|number| {
                             number.set(number.get() + 10);
                             assert_eq!(number.get(), own + 10);
@@ -181,7 +182,7 @@ pub fn children_inherit_hooks_and_no_values() {
         }
         fn leave(&self) {}
     }
-    // Without an end of a slice, after which the child would be inside once more.
+    // No slice ends: after a preemption the child would enter the hooks once more.
     run_on(configured(Config { slice: LONG, ..Config::new() }), async {
         let hooks = Arc::new(Counting(AtomicUsize::new(0)));
         let inside = hooks.clone();
@@ -192,7 +193,8 @@ pub fn children_inherit_hooks_and_no_values() {
                     assert_eq!(number(), Ok(1));
                     let entered = inside.0.load(SeqCst);
                     let child = stackful(async move {
-                        // Its parent has left since, and this is its own time inside.
+                        // The parent has left the hooks since. The child has entered them once
+                        // itself.
                         (number(), inside.0.load(SeqCst) - entered)
                     });
                     assert_eq!(child.await, (Err(NoValue), 1));
@@ -205,6 +207,7 @@ pub fn children_inherit_hooks_and_no_values() {
     });
 }
 
+/// An interrupt finds no value, if the platform reports for certain that it is an interrupt.
 pub fn an_interrupt_finds_none_if_it_is_known_to_be_one() {
     static FOUND: AtomicUsize = AtomicUsize::new(0);
     FOUND.store(0, SeqCst);

@@ -1,4 +1,4 @@
-//! Stackless tasks: spawn, wake, join, abort, free.
+//! Plain tasks: spawn, wake, join, abort, free.
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -22,20 +22,20 @@ pub fn spawned_task_is_polled_dropped_and_freed_once() {
     assert_eq!((polls.get(), drops.get()), (1, 1));
     runtime.shutdown().unwrap();
     let after = heap::counts();
-    // The task itself and the box inside of `Counted`.
+    // The two frees are those of the task and of the box inside of `Counted`.
     assert_eq!(after.frees, before.frees + 2);
 }
 
 pub fn memory_of_finished_tasks_is_kept_for_new_ones() {
     if cfg!(address_sanitizer) {
-        // Which shall see each task's memory freed.
+        // The sanitizer must see the memory of each task being freed, so the runtime keeps none.
         return;
     }
     let task_memory = 4096;
     let runtime = configured(Config { task_memory, ..Config::new() });
     let before = heap::counts();
     let spawned = run_on(runtime, async {
-        // Two sizes, and one that is too large to be kept.
+        // Spawns futures of two sizes that are kept, and of one that is too large to be kept.
         for bytes in [[0_u8; 8].as_slice(), &[0; 200], &[0; 2000]] {
             let spawn_one = || match bytes.len() {
                 8 => spawn(holding([0; 8])),
@@ -50,14 +50,14 @@ pub fn memory_of_finished_tasks_is_kept_for_new_ones() {
             let allocations = heap::counts().allocations - before.allocations;
             assert_eq!(allocations, if bytes.len() > 512 { 10 } else { 0 }, "{}", bytes.len());
         }
-        // More at once than may be kept.
+        // Finishes more tasks than `task_memory` can keep.
         for _ in 0..100 {
             drop(spawn(holding([0; 200])));
         }
         turns(2).await;
         let kept = heap::counts().bytes_live - before.bytes_live;
         assert!((3800..=task_memory).contains(&kept), "{kept} bytes are kept");
-        // A task with an alignment of its own is left to the allocator.
+        // The memory of a task with a larger alignment goes back to the allocator.
         spawn(Aligned(async { 1 })).await.unwrap()
     });
     assert_eq!(spawned, 1);
@@ -65,6 +65,7 @@ pub fn memory_of_finished_tasks_is_kept_for_new_ones() {
     assert_eq!(heap::counts().bytes_live, before.bytes_live);
 }
 
+/// A future that holds `bytes` across an await.
 async fn holding<const N: usize>(bytes: [u8; N]) {
     core::hint::black_box(&bytes);
     yield_now().await;
@@ -83,9 +84,9 @@ impl<F: Future> Future for Aligned<F> {
     ) -> Poll<F::Output> {
         assert!(
             (&raw const *self).addr().is_multiple_of(64),
-            "the task is not aligned as its future"
+            "the future lies at an unaligned address"
         );
-        // SAFETY: the only field, pinned with `self`.
+        // SAFETY: the field is pinned because `self` is, and it is the only one.
         unsafe { self.map_unchecked_mut(|aligned| &mut aligned.0) }.poll(context)
     }
 }
@@ -108,7 +109,18 @@ pub fn tasks_run_in_the_order_of_their_wakes() {
             handle.await.unwrap();
         }
     });
-    assert_eq!(trace.events(), ["root", "a1", "b1", "c1", "a2", "b2", "c2"]);
+    assert_eq!(
+        trace.events(),
+        [
+            "root", // the root has spawned the tasks and goes on
+            "a1",   // the tasks run in the order in which they were spawned
+            "b1",   // a has yielded
+            "c1",   // b has yielded
+            "a2",   // c has yielded; the yields queued the tasks in the same order
+            "b2",   // a has yielded again
+            "c2",   // b has yielded again
+        ]
+    );
 }
 
 pub fn wake_during_the_poll_polls_again() {
@@ -143,7 +155,7 @@ pub fn many_wakes_make_one_poll() {
         turns(3).await;
         assert_eq!(polls.get(), 1);
         let waker = receiver.take();
-        // Every wake but the first finds it READY.
+        // The first wake makes the task READY and queues it; the others find it READY.
         for _ in 0..100 {
             waker.wake_by_ref();
         }
@@ -176,7 +188,7 @@ pub fn wake_after_completion_does_nothing() {
     assert_eq!((polls.get(), drops.get()), (1, 1));
 }
 
-/// Hands a waker from a task to the test.
+/// A place through which a task hands its waker to the test.
 #[derive(Clone, Default)]
 pub struct WakerCell(alloc::sync::Arc<spin::Mutex<Option<Waker>>>);
 
@@ -218,9 +230,13 @@ pub fn waker_may_outlive_task_and_runtime() {
     let clone = waker.clone();
     drop(waker);
     clone.wake();
-    assert_eq!(heap::counts().bytes_live, live, "a waker frees nothing");
+    assert_eq!(heap::counts().bytes_live, live, "a waker has freed memory");
     runtime.shutdown().unwrap();
-    assert_eq!(heap::counts().bytes_live, before.bytes_live, "the runtime frees what came back");
+    assert_eq!(
+        heap::counts().bytes_live,
+        before.bytes_live,
+        "the runtime did not free the task that the waker handed to it"
+    );
 }
 
 static HELD: spin::Mutex<Option<Waker>> = spin::Mutex::new(None);
@@ -233,7 +249,7 @@ pub fn last_waker_dropped_in_an_interrupt_frees_nothing_there() {
         drop(HELD.lock().take());
         FREES.store(heap::counts().frees - before, SeqCst);
     });
-    // The allocator shall see what the loop frees.
+    // The runtime keeps no memory, so the allocator counts all that the loop frees.
     let runtime = configured(Config { task_memory: 0, ..Config::new() });
     let live = run_on(runtime, async {
         spawn(poll_fn(|context| {
@@ -254,7 +270,7 @@ pub fn last_waker_dropped_in_an_interrupt_frees_nothing_there() {
 
 pub fn join_gives_the_output() {
     run(async {
-        // Finished before it is awaited, and awaited before it is finished.
+        // One task finishes before it is awaited, and one is awaited before it finishes.
         let early = spawn(async { Box::new(1) });
         turns(2).await;
         assert!(early.is_finished());
@@ -282,7 +298,7 @@ pub fn output_of_a_detached_task_is_dropped() {
             output
         }));
         turns(1).await;
-        assert_eq!(drops.get(), 0, "it runs on");
+        assert_eq!(drops.get(), 0, "the detached task did not go on");
         turns(3).await;
     });
     assert_eq!(drops.get(), 1);
@@ -295,7 +311,7 @@ pub fn output_nobody_took_is_dropped_with_the_handle() {
         let handle = spawn(async move { output });
         turns(2).await;
         assert!(handle.is_finished());
-        assert_eq!(drops.get(), 0, "it belongs to the handle");
+        assert_eq!(drops.get(), 0, "the output was dropped before the handle");
         drop(handle);
         assert_eq!(drops.get(), 1);
     });
@@ -307,7 +323,7 @@ pub fn abort_of_a_queued_task() {
         let handle = spawn(Counted::new(never(), &polls, &drops));
         handle.abort();
         handle.abort();
-        assert_eq!(drops.get(), 0, "its runtime drops it, not the caller");
+        assert_eq!(drops.get(), 0, "the caller of abort dropped the future");
         assert!(matches!(handle.await, Err(JoinError::Aborted)));
     });
     assert_eq!((polls.get(), drops.get()), (0, 1));
@@ -358,7 +374,7 @@ pub fn abort_of_a_finished_task() {
         turns(2).await;
         handle.abort();
         turns(2).await;
-        assert_eq!(handle.await.unwrap(), 5, "the output came first");
+        assert_eq!(handle.await.unwrap(), 5, "the abort took the output away");
     });
 }
 
@@ -370,7 +386,7 @@ pub fn join_handle_polled_by_one_task_after_another() {
             waits.wait().await;
             9
         });
-        // First this task leaves its waker, then another does.
+        // This task leaves its waker in the handle first, then another task does.
         poll_fn(|context| {
             assert!(core::pin::Pin::new(&mut handle).poll(context).is_pending());
             Poll::Ready(())
@@ -386,7 +402,8 @@ pub fn join_handle_polled_by_one_task_after_another() {
 pub fn join_handle_polled_by_two_tasks_in_turn() {
     use alloc::sync::Arc;
     type Shared = Arc<spin::Mutex<Option<trapline::JoinHandle<u32>>>>;
-    /// Polls the handle when it is told to; counts, and takes the output.
+    /// Polls the handle once for each event of `told`, counts the polls, and returns the output if
+    /// a poll gives it.
     async fn poller(shared: Shared, told: [Arc<Event>; 3], polls: Count) -> Option<u32> {
         for event in told {
             event.wait().await;
@@ -425,13 +442,14 @@ pub fn join_handle_polled_by_two_tasks_in_turn() {
         assert_eq!((polls[0].get(), polls[1].get()), (2, 2));
         finish.set();
         turns(4).await;
-        // Whoever comes now takes it; the other finds nothing.
+        // The first task to poll the handle takes the output; the second finds no handle.
         told[0][2].set();
         assert_eq!(first.await.unwrap(), Some(9));
         told[1][2].set();
         assert_eq!(second.await.unwrap(), None);
     });
-    // The latest waker counts, and the earlier one isn't kept: it wakes nobody, nor holds a task.
+    // A handle keeps only the latest waker: the earlier one is dropped, and neither wakes its task
+    // nor keeps it alive.
     run(async {
         let mut task = spawn(async { yield_now().await });
         let polls = [Count::new(), Count::new()];
@@ -447,7 +465,7 @@ pub fn join_handle_polled_by_two_tasks_in_turn() {
     });
 }
 
-/// A waker that counts.
+/// Returns a waker that counts its wakes.
 fn counting_waker(count: Count) -> Waker {
     struct Counting(Count);
     impl alloc::task::Wake for Counting {
@@ -480,7 +498,7 @@ pub fn a_task_that_wakes_itself_starves_nobody() {
         });
         turns(10).await;
         let before = polls.get();
-        // The wake goes through the inbox, beside a queue that never runs empty.
+        // The wake goes through the inbox, while the queue never becomes empty.
         interrupt::raise();
         waits.await.unwrap();
         assert!(polls.get() - before <= 4, "the inbox waited for {} polls", polls.get() - before);
@@ -514,7 +532,7 @@ pub fn run_until_leaves_the_others_where_they_are() {
     let handle = runtime.spawn(Counted::new(async move { waits.wait().await }, &polls, &drops));
     run_on(runtime, turns(2));
     event.set();
-    assert_eq!(polls.get(), 1, "woken, but nobody is inside to poll it");
+    assert_eq!(polls.get(), 1, "the task was polled outside of the runtime");
     run_on(runtime, handle).unwrap();
     assert_eq!((polls.get(), drops.get()), (2, 1));
 }
@@ -553,7 +571,7 @@ pub fn a_task_spawned_after_an_interrupts_wake_runs() {
     run(async {
         let first = spawn(async {
             SOFT.wait().await;
-            // The interrupt's wake brought us here; a handler itself must not allocate.
+            // The task spawns, since the interrupt handler itself must not allocate.
             spawn(async { 11 }).await.unwrap()
         });
         turns(2).await;
@@ -586,7 +604,7 @@ pub fn a_yield_lets_those_go_first_that_an_interrupt_woke() {
         interrupt::raise();
         assert_eq!(woken.get(), 0);
         turns(1).await;
-        assert_eq!(woken.get(), 1, "it was ready before this task yielded");
+        assert_eq!(woken.get(), 1, "the woken task was READY before this task yielded");
         waits.await.unwrap();
     });
 }

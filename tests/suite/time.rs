@@ -1,4 +1,4 @@
-//! Sleeping and giving up.
+//! Sleeps and timeouts.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -18,7 +18,7 @@ pub fn sleepers_wake_in_the_order_of_their_deadlines() {
     let trace = Trace::new();
     run(async {
         let start = now() + ms(50);
-        // Equal deadlines in the order in which they were set.
+        // Timers with equal deadlines fire in the order in which they were set.
         let sleepers: Vec<_> = [("c", 3), ("a", 1), ("b", 2), ("b again", 2), ("past", 0)]
             .map(|(name, after)| {
                 let trace = trace.clone();
@@ -33,23 +33,33 @@ pub fn sleepers_wake_in_the_order_of_their_deadlines() {
             sleeper.await.unwrap();
         }
     });
-    assert_eq!(trace.events(), ["past", "a", "b", "b again", "c"]);
+    assert_eq!(
+        trace.events(),
+        [
+            "past",    // due at 0 ms
+            "a",       // due at 1 ms
+            "b",       // due at 2 ms, set first
+            "b again", // due at 2 ms, set second
+            "c",       // due at 3 ms
+        ]
+    );
 }
 
-/// The core never parks and has nothing on a stack, so nobody but the loop sets the alarm.
+/// The core never parks and has no task on a stack, so only the loop can set the alarm.
 pub fn a_sleeper_wakes_beside_a_task_that_only_yields() {
     run(async {
         let woken = Count::new();
         let counts = woken.clone();
         let sleeper = spawn(async move {
-            // Each sets the alarm anew: the first from scratch, the second when it has fired.
+            // Each sleep sets the alarm anew: the first when no alarm is set, the second after the
+            // alarm has fired.
             sleep(ms(1)).await;
             sleep(ms(1)).await;
             counts.add();
         });
         let give_up = now() + ms(10_000);
         while woken.get() == 0 {
-            assert!(now() < give_up, "nobody has set the alarm");
+            assert!(now() < give_up, "the alarm was not set");
             yield_now().await;
         }
         sleeper.await.unwrap();
@@ -64,12 +74,13 @@ pub fn sleep_never_ends_early() {
             sleep(duration).await;
             assert!(now() >= deadline);
         }
-        // Long past.
+        // The deadline is long past.
         sleep_until(Instant::from_nanos(0)).await;
     });
 }
 
-/// A loop around it would keep the core for itself. Not so in `timeout`, which is over at once.
+/// A `sleep` that is already over yields once: a loop around it would keep the core otherwise. A
+/// `timeout` that is already over does not yield.
 pub fn a_sleep_that_is_over_lets_others_run() {
     run(async {
         let others = Count::new();
@@ -115,7 +126,7 @@ pub fn dropped_sleep_wakes_nobody() {
         let counts = polls.clone();
         let task = spawn(Counted::new(
             async {
-                // Leaves its waker with a timer that is dropped.
+                // The timeout leaves the task's waker in a timer that is dropped.
                 let _ = timeout(ms(1), never()).await;
                 let short = sleep(ms(20));
                 drop(timeout(ms(1), short));
@@ -135,7 +146,7 @@ pub fn timer_that_comes_due_outside_fires_inside() {
     let runtime = runtime();
     let sleeper = run_on(runtime, async {
         let sleeper = spawn(async { sleep(ms(3)).await });
-        // Polled once, so that its timer is set.
+        // The task is polled once, so its timer is set.
         turns(2).await;
         [sleeper]
     });
@@ -161,7 +172,7 @@ pub fn many_sleepers() {
                 yield_now().await;
             }));
         }
-        // Every third gives up before its time.
+        // Every third task is aborted before its deadline.
         for sleeper in sleepers.iter().step_by(3) {
             sleeper.abort();
         }
@@ -171,7 +182,7 @@ pub fn many_sleepers() {
     });
 }
 
-/// A sleep that was polled in `runtime`, once, before it was due.
+/// Returns a sleep that was polled in `runtime` once, before it was due.
 fn begun_in(runtime: &'static Runtime, milliseconds: u64) -> Pin<Box<Sleep>> {
     loop {
         let mut begun = Box::pin(sleep(ms(milliseconds)));
@@ -188,7 +199,8 @@ pub fn a_sleep_goes_on_in_another_runtime() {
     let deadline = begun.deadline();
     run_on(second, begun);
     assert!(now() >= deadline);
-    // In a task, beside another that stays; and from there to a third.
+    // The moved sleep is polled by hand in a second runtime, then awaited by a task in a third.
+    // Another sleep stays in the first runtime.
     let third = runtime();
     let (moved, stays) = (begun_in(first, 5), begun_in(first, 1));
     let mut moved = Some(moved);
@@ -219,7 +231,7 @@ pub fn a_sleep_outlives_the_runtime_that_it_began_in() {
     assert!(now() >= deadline);
 }
 
-/// A waker of nobody's task.
+/// A waker that counts its wakes and belongs to no task.
 struct Counting(Count);
 
 impl Wake for Counting {
@@ -237,7 +249,7 @@ pub fn a_shutdown_wakes_what_sleeps() {
         for sleep in &mut sleeps {
             assert!(sleep.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
         }
-        // It goes with the shutdown, and its timer with it.
+        // The shutdown drops this task, and its timer with it.
         spawn(sleep(ms(1500)));
         yield_now().await;
     });
@@ -246,14 +258,14 @@ pub fn a_shutdown_wakes_what_sleeps() {
     assert_eq!(woken.get(), 3);
     first.shutdown().unwrap();
     assert_eq!(woken.get(), 3);
-    // It isn't over for that.
+    // The shutdown wakes the sleep's waker, but the sleep is not over before its deadline.
     let short = sleeps.remove(1);
     let deadline = short.deadline();
     run_on(second, short);
     assert!(now() >= deadline);
 }
 
-/// The drop of a task's future polls one by hand while the runtime is shut down.
+/// While the runtime is shut down, the drop of a task's future polls a sleep by hand.
 pub fn a_sleep_that_begins_in_a_shutdown() {
     struct Begins(Option<Pin<Box<Sleep>>>, Waker, Arc<spin::Mutex<Option<Pin<Box<Sleep>>>>>);
     impl Drop for Begins {

@@ -1,4 +1,4 @@
-//! Traps as values: user programs and what they do wrong, traps in traps, overflowed stacks.
+//! Traps as values: user programs and their faults, traps in traps, overflowed stacks.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -37,7 +37,7 @@ pub use arch::{
     an_nmi_finds_the_core_where_gs_is_a_programs, nmis_meet_system_calls,
 };
 
-/// A place in the programs' code.
+/// An address in the programs' code.
 #[repr(C)]
 pub struct Label {
     byte: u8,
@@ -45,7 +45,7 @@ pub struct Label {
 
 macro_rules! labels {
     ($($name:ident = $symbol:literal,)*) => {
-        // SAFETY: the architecture's assembly defines them. Only addresses are taken.
+        // SAFETY: the architecture's assembly defines the symbols. Only their addresses are taken.
         unsafe extern "C" {
             $(#[link_name = $symbol] safe static $name: Label;)*
         }
@@ -77,14 +77,14 @@ fn address(label: &Label) -> usize {
     core::ptr::from_ref(label).addr()
 }
 
-/// Where the programs' code, stack and data lie.
+/// The addresses of the programs' code, stack and data.
 const CODE_AT: usize = 0x10_0000_0000;
 const STACK_AT: usize = 0x20_0000_0000;
 const DATA_AT: usize = 0x3f_0000_0000;
-/// Where nothing lies.
+/// An address at which nothing is mapped.
 const NOWHERE: usize = 0x30_0000_0000;
 
-/// An address space with all programs in it.
+/// An address space that maps all programs.
 struct Process {
     space: Space,
 }
@@ -92,7 +92,7 @@ struct Process {
 impl Process {
     fn new() -> Arc<Self> {
         let size = address(&CODE_END) - address(&CODE);
-        // SAFETY: the assembly's bytes from one label to the other.
+        // SAFETY: the assembly defines all bytes from the first label to the second.
         let code = unsafe { core::slice::from_raw_parts((&raw const CODE).cast::<u8>(), size) };
         let mut space = Space::new().unwrap();
         let executable = Rights { write: false, execute: true };
@@ -104,7 +104,7 @@ impl Process {
         Arc::new(Self { space })
     }
 
-    /// Writes a word of the program's data. It may be running.
+    /// Writes the first word of the program's data. The program may be running.
     fn set_data(&self, value: u64) {
         self.space.write(DATA_AT, &value.to_le_bytes()).unwrap();
     }
@@ -112,7 +112,7 @@ impl Process {
 
 impl Hooks for Process {
     fn enter(&self) {
-        // SAFETY: the hooks' owner keeps it until `leave`.
+        // SAFETY: the owner of the hooks keeps the space alive until `leave`.
         unsafe { self.space.load() };
     }
 
@@ -121,7 +121,7 @@ impl Hooks for Process {
     }
 }
 
-/// A program that begins at `label`.
+/// Returns the context of a program that begins at `label`.
 fn program(label: &Label, arguments: [usize; 6]) -> TrapContext {
     let entry = CODE_AT + address(label) - address(&CODE);
     TrapContext::user(entry, STACK_AT + Space::PAGE).with_arguments(arguments)
@@ -129,11 +129,13 @@ fn program(label: &Label, arguments: [usize; 6]) -> TrapContext {
 
 /// Runs a program until its next trap.
 fn run_user(context: &mut TrapContext) -> Trap {
-    // SAFETY: `hal-shim` has installed the entry; this is task context; a process's space is loaded.
+    // SAFETY: `hal-shim` has installed the trap entry, this is task context, and a process's space
+    // is loaded.
     unsafe { context.run() }
 }
 
-/// Runs `label` in a space of its own, outside of a runtime, until a trap that is no interrupt.
+/// Runs `label` in a new space, outside of a runtime, until the first trap that is not an
+/// interrupt.
 fn first_trap(label: &Label, argument: usize) -> (Trap, TrapContext) {
     let process = Process::new();
     let mut context = program(label, [argument, 0, 0, 0, 0, 0]);
@@ -143,6 +145,7 @@ fn first_trap(label: &Label, argument: usize) -> (Trap, TrapContext) {
     (trap, context)
 }
 
+/// Runs a program until its next trap that is not an interrupt.
 fn next_trap(context: &mut TrapContext) -> Trap {
     loop {
         match run_user(context) {
@@ -160,7 +163,8 @@ pub fn first_entry_passes_arguments() {
     let call = context.syscall();
     assert_eq!((call.number, call.arguments), (0, [11, 12, 13, 14, 15, 16]));
     assert_eq!(context.sp(), STACK_AT + Space::PAGE);
-    // What it was given is the number of its next call; the other registers are as they were.
+    // The result of the first call is the number of the next one; the other registers are
+    // unchanged.
     context.set_result(usize::MAX);
     assert_eq!(next_trap(&mut context), Trap::Syscall);
     process.leave();
@@ -174,10 +178,18 @@ pub fn faults_are_values() {
     assert_eq!(first_trap(&LOAD, NOWHERE).0, fault(NOWHERE, Access::Read));
     assert_eq!(first_trap(&STORE, NOWHERE + 8).0, fault(NOWHERE + 8, Access::Write));
     assert_eq!(first_trap(&JUMP, NOWHERE + 16).0, fault(NOWHERE + 16, Access::Execute));
-    assert_eq!(first_trap(&STORE, CODE_AT).0, fault(CODE_AT, Access::Write), "read-only");
+    assert_eq!(
+        first_trap(&STORE, CODE_AT).0,
+        fault(CODE_AT, Access::Write),
+        "a write to read-only memory"
+    );
     if arch::HAS_NO_EXECUTE {
         let trap = first_trap(&JUMP, DATA_AT).0;
-        assert_eq!(trap, fault(DATA_AT, Access::Execute), "not executable");
+        assert_eq!(
+            trap,
+            fault(DATA_AT, Access::Execute),
+            "a jump to memory that is not executable"
+        );
     }
     assert_eq!(first_trap(&LOAD, DATA_AT).0, Trap::Syscall);
     assert_eq!(first_trap(&ILLEGAL, 0).0, Trap::IllegalInstruction);
@@ -208,7 +220,7 @@ pub fn a_bad_entry_or_stack_is_the_programs_fault() {
         let trap = next_trap(&mut context);
         assert!(matches!(trap, Trap::PageFault { .. } | Trap::Other(_)), "{stack:x}: {trap:x?}");
     }
-    // Not aligned, but there.
+    // This stack pointer is not aligned, but its memory is mapped.
     let mut context = program(&PUSH, [0; 6]);
     context.set_sp(STACK_AT + 24);
     assert_eq!(next_trap(&mut context), Trap::Syscall);
@@ -244,6 +256,7 @@ pub fn after_a_breakpoint_the_program_goes_on_behind_it() {
     process.leave();
 }
 
+/// The kernel's per-core register and pointers survive a program that overwrites them.
 pub fn what_is_the_kernels_survives_a_program_that_overwrites_it() {
     let process = Process::new();
     let core = hal_shim::this_core();
@@ -276,7 +289,7 @@ pub fn spaces_give_their_pages_back() {
     assert_eq!(hal_shim::heap::counts().bytes_live, before);
 }
 
-/// Sleeps at least 50 times beside `hog`, until it is `enough`.
+/// Runs `hog`, and sleeps beside it at least 50 times and until `enough` returns true.
 fn beside(
     runtime: &'static Runtime,
     hog: impl Future<Output = ()> + Send + 'static,
@@ -307,7 +320,7 @@ pub fn a_stackful_tasks_endless_program_starves_nobody() {
             };
         }
     });
-    // It is preempted inside of `run`, each time that it is given the timer.
+    // The task is preempted inside of `run`, each time that `run` returns the timer's trap.
     beside(runtime, contexted(hog, process), || {
         TIMERS.load(SeqCst) >= 45 && runtime.stats().preemptions >= 45
     });
@@ -329,7 +342,7 @@ pub fn a_plain_tasks_endless_program_starves_nobody() {
     beside(runtime, contexted(hog, process), || own.get() >= 45);
     assert_eq!(runtime.stats().preemptions, 0);
 
-    // Nobody sleeps: it's the slice that brings it back.
+    // No task sleeps here: the end of the slice takes the core back from the program.
     let process = Process::new();
     let other = Count::new();
     let yields = other.clone();
@@ -353,13 +366,14 @@ pub fn a_plain_tasks_endless_program_starves_nobody() {
     assert!(other.get() >= 4, "{}", other.get());
 }
 
-/// In one poll, a plain task waits for a timer and runs a program: the timer is not later than on a
-/// stack, though the alarm was set for a slice when the poll began.
+/// In one poll, a plain task starts a timer and runs a program. The timer fires on time, as it does
+/// on a stack, though the alarm was set for a whole slice when the poll began.
 pub fn a_plain_tasks_own_timer_ends_its_stay() {
     let runtime = configured(Config { slice: ms(1000), ..Config::new() });
     let process = Process::new();
     run_on(runtime, async {
-        // It leaves early, and the alarm of its slice stays set.
+        // The stackful task leaves the core before its slice is over, and the alarm of that slice
+        // stays set.
         spawn(stackful(turns(3))).await.unwrap();
         let user = async {
             let mut context = program(&SPIN, [0; 6]);
@@ -383,7 +397,8 @@ pub fn a_plain_task_whose_time_is_up_is_told_once() {
     run_on(runtime, async {
         let user = async {
             let mut context = program(&CALL, [0; 6]);
-            // In the kernel until the alarm has found it there. (On a busy host it is late, or finds the program.)
+            // Stays in the kernel until the alarm has fired there. (On a busy host the alarm may
+            // come later, or may come while the program runs.)
             loop {
                 assert_eq!(next_trap(&mut context), Trap::Syscall);
                 let before = context.pc();
@@ -393,7 +408,7 @@ pub fn a_plain_task_whose_time_is_up_is_told_once() {
                     break;
                 }
             }
-            // Now it is entered, unless the host takes a slice for that as well.
+            // Now the program is entered, unless the host takes a whole slice for that as well.
             assert!((0..10).any(|_| run_user(&mut context) == Trap::Syscall));
         };
         contexted(user, process).await;
@@ -416,6 +431,7 @@ pub fn calls_do_not_keep_the_timer_away() {
     beside(runtime, contexted(hog, process), || runtime.stats().preemptions >= 45);
 }
 
+/// A stackful task is preempted while it serves its program's system call.
 pub fn the_kernel_part_is_preempted() {
     static KERNEL_TURNS: AtomicUsize = AtomicUsize::new(0);
     let runtime = configured(Config { slice: ms(1), ..Config::new() });
@@ -427,7 +443,7 @@ pub fn the_kernel_part_is_preempted() {
                 Trap::Syscall => {
                     let until = trapline::time::now() + ms(2);
                     while trapline::time::now() < until {}
-                    // The program is as it was, and in its own space.
+                    // The program's context is unchanged, and its own space is loaded.
                     assert_eq!(context.syscall().arguments[1..], [21, 22, 23, 24, 25]);
                     KERNEL_TURNS.fetch_add(1, SeqCst);
                 }
@@ -447,7 +463,7 @@ pub fn a_program_without_interrupts_is_not_interrupted() {
         runtime,
         contexted(
             async {
-                // Far longer than a slice.
+                // This takes far longer than a slice.
                 let mut context = program(&SPIN_A_WHILE, [3_000_000, 0, 0, 0, 0, 0]);
                 context = context.with_interrupts(false);
                 assert_eq!(run_user(&mut context), Trap::Syscall);
@@ -473,18 +489,19 @@ pub fn an_interrupt_in_user_mode_is_a_value() {
     process.enter();
     let mut context = program(&SPIN, [0; 6]);
     for round in 1..=100 {
-        // Pending when the program is entered.
+        // The interrupt is pending when the program is entered.
         let trap = interrupt::masked(|| {
             interrupt::raise();
             run_user(&mut context)
         });
         assert!(matches!(trap, Trap::Interrupt(_)), "{trap:x?}");
-        assert_eq!(HANDLED.load(SeqCst), round, "the kernel's handler is called, once");
+        assert_eq!(HANDLED.load(SeqCst), round, "the kernel's handler was not called exactly once");
     }
     process.leave();
     interrupt::on_soft(|| ());
 }
 
+/// A nested interrupt does not preempt the interrupt handler that it interrupted.
 pub fn an_interrupted_handler_is_not_left() {
     static LEFT: AtomicUsize = AtomicUsize::new(0);
     static RUNTIME: spin::Once<&'static Runtime> = spin::Once::new();
@@ -495,7 +512,7 @@ pub fn an_interrupted_handler_is_not_left() {
     interrupt::on_soft(|| {
         let before = preemptions();
         interrupt::nested(|| {
-            // The alarm fires in here, unless the host is busy.
+            // The alarm fires here, unless the host is busy.
             let until = trapline::time::now() + ms(3);
             while trapline::time::now() < until {}
         });
@@ -503,12 +520,13 @@ pub fn an_interrupted_handler_is_not_left() {
     });
     run_on(runtime, async {
         spawn(stackful(async {
-            // The handler's end pays what it owes, so the task is preempted right after it.
-            let mut paid = 0;
-            while paid < 20 {
+            // The preemption that became pending in the handler comes at the handler's end, so the
+            // task is preempted right after it.
+            let mut preempted = 0;
+            while preempted < 20 {
                 let before = preemptions();
                 interrupt::raise();
-                paid += preemptions() - before;
+                preempted += preemptions() - before;
             }
         }))
         .await
@@ -526,7 +544,7 @@ pub fn runs_nest() {
         let mut first = program(&CALL, [0, 31, 32, 33, 34, 35]);
         for _ in 0..100 {
             assert_eq!(next_trap(&mut first), Trap::Syscall);
-            // In the middle of serving it, another program in another space.
+            // While the first program's call is served, another program runs in another space.
             let other = async {
                 let mut second = program(&CALL, [0, 41, 42, 43, 44, 45]);
                 for _ in 0..3 {
@@ -537,7 +555,8 @@ pub fn runs_nest() {
                 assert_eq!(run_user(&mut spins), Trap::Timer);
             };
             trapline::block_on(contexted(other, inner.clone()));
-            // It has left its space, which is none of ours: that is the kernel's matter.
+            // The inner hooks have unloaded the inner space. To load the outer one again is the
+            // kernel's task.
             outer.enter();
             assert_eq!(first.syscall().arguments[1..], [31, 32, 33, 34, 35]);
         }
@@ -545,11 +564,13 @@ pub fn runs_nest() {
     run_on(runtime, contexted(task, hooks));
 }
 
-/// What the handlers of nested traps saw, outermost first.
+/// The faulting addresses that the handlers of nested traps saw, the outermost first.
 static ADDRESSES: [AtomicUsize; 3] = [const { AtomicUsize::new(0) }; 3];
+/// How many handlers are running.
 static DEPTH: AtomicUsize = AtomicUsize::new(0);
 
-/// Answers probes, and on the way down provokes the next deeper trap.
+/// Answers probes. The handlers of the first two traps provoke the next deeper trap, and the third
+/// runs a program.
 fn nest(context: &mut TrapContext) -> bool {
     let core = hal_shim::this_core();
     let depth = DEPTH.fetch_add(1, SeqCst);
@@ -557,7 +578,7 @@ fn nest(context: &mut TrapContext) -> bool {
     match depth {
         0 => {
             assert_eq!(before, Trap::Breakpoint);
-            // SAFETY: this handler answers its fault.
+            // SAFETY: this handler answers the fault of the probe.
             assert_eq!(unsafe { arch::probe(NOWHERE + 1) }, 1);
         }
         1 => {
@@ -565,13 +586,13 @@ fn nest(context: &mut TrapContext) -> bool {
             assert_eq!(unsafe { arch::probe(NOWHERE + 2) }, 2);
         }
         _ => {
-            // And a program, while the outer one's context is loaded, and its trap.
+            // Runs a program, and takes its trap, while the outer program's context is loaded.
             let mut user = program(&LOAD, [NOWHERE + 3, 0, 0, 0, 0, 0]);
             let expected = Trap::PageFault { addr: NOWHERE + 3, access: Access::Read };
             assert_eq!(next_trap(&mut user), expected);
         }
     }
-    // What the deeper ones did has changed nothing here.
+    // The deeper traps have changed nothing in this context.
     assert_eq!(context.trap(), before);
     if let Trap::PageFault { addr, .. } = before {
         ADDRESSES[depth].store(addr, SeqCst);
@@ -608,7 +629,8 @@ pub fn traps_nest_three_deep_while_a_program_is_loaded() {
 }
 
 pub fn preemptions_meet_programs_and_kernel_parts() {
-    // Shortest slices: they end in user mode, on the way there and back, and in the kernel part.
+    // With the shortest slices, they end in user mode, on the way to it and back, and in the kernel
+    // part.
     let runtime = configured(Config { slice: Duration::from_micros(13), ..Config::new() });
     static STOP: AtomicUsize = AtomicUsize::new(0);
     STOP.store(0, SeqCst);
@@ -657,17 +679,17 @@ pub fn floating_point_of_one_program_is_not_anothers() {
         assert_eq!(next_trap(&mut writer), Trap::Syscall);
         assert_eq!(writer.syscall().arguments[2], value);
         assert_eq!(next_trap(&mut reader), Trap::Syscall);
-        assert_eq!(reader.syscall().arguments[2], 0, "it sees another's");
+        assert_eq!(reader.syscall().arguments[2], 0, "the program sees another program's register");
     }
     assert!(arch::has_computed(&writer) && arch::has_computed(&reader));
-    // A copy of a context is a program of its own.
+    // A copy of a context is a separate program.
     let mut copy = writer.clone();
     assert_eq!(next_trap(&mut copy), Trap::Syscall);
     assert_eq!(copy.syscall().arguments[2], value);
     process.leave();
 }
 
-/// How often two programs that compute are preempted by each other; `preemptions=N` says otherwise.
+/// How many preemptions the test waits for; the argument `preemptions=N` sets another number.
 fn preemptions() -> u64 {
     hal_shim::arg("preemptions").and_then(|n| n.parse().ok()).unwrap_or(20_000)
 }
@@ -704,7 +726,7 @@ pub fn programs_have_their_own_thread_pointers() {
     let process = Process::new();
     let words = [DATA_AT, DATA_AT + 8];
     for word in words {
-        // Where it leads is where it points to.
+        // Each word holds its own address.
         process.space.write(word, &word.to_le_bytes()).unwrap();
     }
     process.enter();
@@ -722,15 +744,17 @@ pub fn programs_have_their_own_thread_pointers() {
     process.leave();
 }
 
+/// How many faults have ended a task.
 static FAULTS: AtomicUsize = AtomicUsize::new(0);
 
-/// Ends the task that caused it.
+/// Ends the task that caused the fault.
 fn end(context: &mut TrapContext) -> bool {
     FAULTS.fetch_add(1, SeqCst);
     assert!(context.is_overflow());
     assert!(!context.is_user());
-    assert!(arch::had_interrupts(context), "the context tells how it was");
-    // SAFETY: the handler of a fault, which holds nothing.
+    assert!(arch::had_interrupts(context), "the context does not say that interrupts were enabled");
+    // SAFETY: this is the handler of a fault, called with interrupts masked in task context, and it
+    // holds no lock and no guard.
     unsafe { preempt::end_task() };
     false
 }
@@ -764,13 +788,13 @@ pub fn an_overflowed_stack_ends_its_task_only() {
             let dropped = drops.on_drop();
             let task = stackful(async move {
                 let _dropped = dropped;
-                // SAFETY: it doesn't return, and the handler ends this task.
+                // SAFETY: the function does not return, since the fault handler ends this task.
                 unsafe { arch::overflow() };
             });
             let task = spawn(contexted(task, Arc::new(Loads)));
             assert!(matches!(task.await, Err(JoinError::Abandoned)));
             let dropped = drops.on_drop();
-            // It has a parent, which is aborted: that has nothing to go on with.
+            // This task is a child. Its parent is aborted, since it gets no output.
             let child = stackful(async move {
                 let _dropped = dropped;
                 // SAFETY: as above.
@@ -785,17 +809,17 @@ pub fn an_overflowed_stack_ends_its_task_only() {
         }
         let before = count.get();
         sleep(ms(5)).await;
-        assert!(count.get() > before, "the others go on");
+        assert!(count.get() > before, "the other task did not go on");
         other.abort();
     });
     trap::reset();
     assert_eq!(FAULTS.load(SeqCst), 6);
     assert_eq!(runtime.stats().ended, 6);
-    assert_eq!(LOADED.load(SeqCst), 0, "hooks were left");
-    assert_eq!(drops.get(), 0, "what the frames may point at is leaked");
+    assert_eq!(LOADED.load(SeqCst), 0, "a hook was not left");
+    assert_eq!(drops.get(), 0, "a value was dropped to which leaked frames may point");
 }
 
-/// Finds the end of the stack by its guard, or ends the task that caused a fault.
+/// Answers the fault of a probe; ends the task for an overflow.
 fn find_or_end(context: &mut TrapContext) -> bool {
     if !context.is_overflow() {
         arch::skip_probe(context, NO_STACK);
@@ -804,20 +828,22 @@ fn find_or_end(context: &mut TrapContext) -> bool {
     end(context)
 }
 
-/// What a probe of the guard gives: no byte.
+/// The result of a probe that reaches the guard: no byte has this value.
 const NO_STACK: usize = 256;
 
-/// Where the stack of the caller ends.
+/// Returns the lowest address of the caller's stack.
 fn end_of_stack() -> usize {
     let mut page = arch::stack_pointer() & !4095;
-    // SAFETY: `find_or_end` answers a fault.
+    // SAFETY: `find_or_end` answers the fault.
     while unsafe { arch::probe(page - 4096) } != NO_STACK {
         page -= 4096;
     }
     page
 }
 
+/// Ends the loops of [`arch::spin_at`].
 static STOP: AtomicUsize = AtomicUsize::new(0);
+/// Is 1 while the software interrupt's handler runs: a task must not be ended then.
 static LOCKED: AtomicUsize = AtomicUsize::new(0);
 
 pub fn an_interrupt_that_finds_little_stack_ends_its_task_only() {
@@ -833,19 +859,21 @@ pub fn an_interrupt_that_finds_little_stack_ends_its_task_only() {
     let runtime = configured(Config { slice: ms(1), ..Config::new() });
     let (mut ended, mut preempted) = (0, 0);
     run_on(runtime, async {
-        // The last one has enough.
+        // The last task has enough stack.
         for room in (16..3100).step_by(112).chain([8000]) {
             for soft in [false, true] {
                 STOP.store(0, SeqCst);
                 let task = spawn(stackful(async move {
                     let sp = end_of_stack() + room;
                     if !soft {
-                        // SAFETY: it computes with little stack, and comes back on all of it.
+                        // SAFETY: the code needs little stack, and returns with the stack pointer
+                        // that it was called with.
                         return unsafe { arch::spin_at(sp, &STOP) };
                     }
                     interrupt::masked(|| {
                         interrupt::raise();
-                        // SAFETY: as above. The interrupt comes when it enables them.
+                        // SAFETY: as above. The interrupt arrives when the function enables
+                        // interrupts.
                         unsafe { arch::spin_at(sp, &STOP) }
                     });
                 }));
@@ -876,18 +904,19 @@ pub fn a_leave_that_finds_little_stack_ends_its_task_only() {
     extern "C" fn leave() {
         trapline::block_on(yield_now());
     }
-    // No interrupt comes between.
+    // No slice ends, so no interrupt arrives.
     let runtime = configured(Config { slice: LONG, ..Config::new() });
     let mut ended = 0;
     run_on(runtime, async {
         for room in (0..3100).step_by(112).chain([8000]) {
             let task = spawn(stackful(async move {
                 let sp = end_of_stack() + room;
-                // SAFETY: the stack may be too small for it, and then its task is ended.
+                // SAFETY: the stack may be too small for the call; then the fault handler ends the
+                // task.
                 unsafe { arch::call_at(sp, leave) };
             }));
             match task.await {
-                Ok(()) => assert!(room > 500, "the least stack must be larger"),
+                Ok(()) => assert!(room > 500, "a task left the core with too little stack"),
                 Err(JoinError::Abandoned) => ended += 1,
                 Err(error) => panic!("{error}"),
             }
@@ -901,21 +930,21 @@ pub fn a_leave_that_finds_little_stack_ends_its_task_only() {
 pub fn who_waits_for_a_task_that_a_fault_ended_is_ended() {
     FAULTS.store(0, SeqCst);
     trap::on_fault(end);
-    // SAFETY: it doesn't return, and the handler ends the task.
+    // SAFETY: the function does not return, since the fault handler ends the task.
     let faults = || stackful(async { unsafe { arch::overflow() } });
     let runtime = runtime();
     run_on(runtime, async {
-        // It blocks, so its frames cannot be left otherwise.
+        // The parent waits in `block_on`, so the only way out of its frames is to end it too.
         let blocks = spawn(stackful(async move { trapline::block_on(faults()) }));
         assert!(matches!(blocks.await, Err(JoinError::Abandoned)));
-        // It polls again before its poll returns.
+        // The parent polls the child again before its own poll returns.
         let mut child = alloc::boxed::Box::pin(faults());
         let polls_again = spawn(core::future::poll_fn(move |context| {
             let _ = child.as_mut().poll(context);
             child.as_mut().poll(context)
         }));
         assert!(matches!(polls_again.await, Err(JoinError::Aborted)));
-        // The same on a stack, where it awaits: its future is dropped.
+        // The parent is stackful and awaits: its future is dropped.
         let drops = Count::new();
         let dropped = drops.on_drop();
         let awaits = spawn(stackful(async move {
@@ -927,7 +956,7 @@ pub fn who_waits_for_a_task_that_a_fault_ended_is_ended() {
     });
     trap::reset();
     assert_eq!(FAULTS.load(SeqCst), 3);
-    // The three that overflowed and the one that blocked.
+    // The three tasks that overflowed and the one that waited in `block_on` were ended.
     assert_eq!(runtime.stats().ended, 4);
 }
 
@@ -952,7 +981,7 @@ pub fn cores_have_left_their_boot_stacks() {
     assert_eq!(OUTSIDE.load(SeqCst), hal_shim::cores());
 }
 
-/// Has values on its stack over a wait, and returns how many of them are others then.
+/// Keeps values on its stack over a sleep, and returns how many of them have changed.
 #[inline(never)]
 fn keeps_values() -> usize {
     let mut values = [7_u64; 1024];
@@ -962,7 +991,7 @@ fn keeps_values() -> usize {
     values.iter().filter(|&&value| value != 7).count()
 }
 
-/// Has a frame of `N` bytes, of which the lowest are written first.
+/// Has a frame of `N` bytes, and writes the lowest ones first.
 #[inline(never)]
 fn has_a_large_frame<const N: usize>() -> u8 {
     let mut buffer = [0_u8; N];
@@ -978,7 +1007,7 @@ pub fn a_large_frame_ends_its_task_only() {
         let neighbours: [_; 8] =
             core::array::from_fn(|_| spawn(stackful(async { keeps_values() })));
         sleep(ms(3)).await;
-        // The frames are larger than the stack, and end somewhere in the guard.
+        // The frames are larger than the stack, and end within the guard.
         let large = [
             spawn(stackful(async { has_a_large_frame::<17_000>() })),
             spawn(stackful(async { has_a_large_frame::<20_000>() })),
@@ -997,10 +1026,10 @@ pub fn a_large_frame_ends_its_task_only() {
     assert_eq!((FAULTS.load(SeqCst), runtime.stats().ended), (5, 5));
 }
 
-/// What `probe` returns where nothing is mapped: no byte.
+/// The result of a probe of an unmapped address: no byte has this value.
 const UNMAPPED: usize = 1 << 8;
 
-/// How many bytes below the caller's stack are mapped nowhere, as far as there may be a guard.
+/// Returns how many bytes below the caller's stack are unmapped, up to the size of a guard.
 fn guard_below() -> usize {
     fn answer(context: &mut TrapContext) -> bool {
         arch::skip_probe(context, UNMAPPED);
@@ -1020,8 +1049,8 @@ fn guard_below() -> usize {
 }
 
 pub fn a_wide_guard_is_below_each_stack() {
-    assert_eq!(guard_below(), 64 * 1024, "the core's own");
-    // Many side by side in memory, of several sizes.
+    assert_eq!(guard_below(), 64 * 1024, "the guard below the core's own stack");
+    // Makes many stacks of several sizes, which lie side by side in memory.
     for stack_size in [12 * 1024, 16 * 1024, 40 * 1024] {
         let runtime = configured(Config { stack_size, ..Config::new() });
         run_on(runtime, async {
@@ -1030,7 +1059,7 @@ pub fn a_wide_guard_is_below_each_stack() {
                 .map(|_| {
                     let all = event.clone();
                     spawn(stackful(async move {
-                        // All of them hold a stack at the same time.
+                        // Waits until all tasks hold a stack at the same time.
                         all.fetch_add(1, SeqCst);
                         while all.load(SeqCst) < 50 {
                             block_on(sleep(ms(1)));
@@ -1047,6 +1076,7 @@ pub fn a_wide_guard_is_below_each_stack() {
     }
 }
 
+/// A stall for want of memory ends when there is memory again.
 pub fn memory_that_comes_back_ends_a_stall() {
     static TOLD: AtomicUsize = AtomicUsize::new(0);
     TOLD.store(0, SeqCst);
@@ -1063,7 +1093,7 @@ pub fn memory_that_comes_back_ends_a_stall() {
     run_on(runtime, async {
         let task = spawn(stackful(async { 9 }));
         heap::fail_after(Some(0));
-        // Nothing else happens on the core.
+        // No other task runs on the core.
         assert_eq!(task.await.unwrap(), 9);
     });
     assert_eq!((TOLD.load(SeqCst), runtime.stats().failed_growths), (3, 1));

@@ -1,5 +1,5 @@
-//! What is around a stackful future stays off the stack: only the future itself, perhaps with hooks around
-//! it, is a task that is polled on one.
+//! A wrapper around a stackful future stays off the stack: only the stackful future itself, perhaps
+//! with hooks around it, is a task that is polled on a stack.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -17,10 +17,10 @@ use trapline::{
 
 use crate::support::*;
 
-/// As large as what is in it, and in the same place.
+/// A wrapper of the same size as the future in it, which begins at the same address.
 struct Wrapper<F>(F);
 
-/// Polls of wrappers on stacks.
+/// How many polls of wrappers happened on a stack.
 static ON_STACK: AtomicUsize = AtomicUsize::new(0);
 
 fn count_if_on_stack() {
@@ -34,7 +34,7 @@ impl<F: Future> Future for Wrapper<F> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         count_if_on_stack();
-        // SAFETY: it is pinned with `self`.
+        // SAFETY: the field is pinned because `self` is.
         let poll = unsafe { self.map_unchecked_mut(|this| &mut this.0) }.poll(context);
         count_if_on_stack();
         poll
@@ -57,7 +57,7 @@ async fn who() -> Current {
     current().unwrap()
 }
 
-/// The task's code that is stackful is, in a child.
+/// Checks that the stackful part of the task ran in a child, and the wrapper off the stack.
 async fn is_a_parent(task: JoinHandle<Current>) {
     let parent = task.id().unwrap();
     let child = task.await.unwrap();
@@ -66,6 +66,7 @@ async fn is_a_parent(task: JoinHandle<Current>) {
     assert_eq!(ON_STACK.load(SeqCst), 0, "the wrapper was polled on a stack");
 }
 
+/// Checks that the stackful future is the task itself.
 async fn is_one_task(task: JoinHandle<Current>) {
     let id = task.id().unwrap();
     let current = task.await.unwrap();
@@ -91,7 +92,7 @@ pub fn a_wrapper_is_polled_off_the_stack() {
     });
 }
 
-/// Room for a future of 256 bytes.
+/// A placeholder type that gives a static cell 256 bytes for a future.
 struct Room(#[expect(dead_code)] [usize; 32]);
 
 impl Future for Room {
@@ -118,13 +119,14 @@ pub fn a_wrapper_among_hooks_is_polled_off_the_stack() {
         let wrapped = Wrapper(stackful(who()));
         is_a_parent(spawn(contexted(contexted(wrapped, hooks()), hooks()))).await;
         is_a_parent(spawn(contexted(KEY.scope(1, stackful(who())), hooks()))).await;
-        // What has hooks around it may borrow.
+        // A future with hooks around it may borrow.
         let number = 7;
         assert_eq!(contexted(async { number }, hooks()).await, 7);
     });
 }
 
-/// One type in another of the same type: only the outer one is the task.
+/// A stackful future inside of another one of the same type: only the outer one is the spawned
+/// task.
 pub fn of_two_of_one_type_one_is_the_task() {
     type Any = Pin<Box<dyn Future<Output = Current> + Send>>;
     run(async {
@@ -141,14 +143,14 @@ pub fn of_two_of_one_type_one_is_the_task() {
     });
 }
 
-/// First of the two to be ready.
+/// A future that is ready as soon as one of the two is.
 struct Race<A, B>(A, B);
 
 impl<A: Future<Output = ()>, B: Future<Output = ()>> Future for Race<A, B> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        // SAFETY: both are pinned with `self`.
+        // SAFETY: both fields are pinned because `self` is.
         let (a, b) = unsafe {
             let Race(a, b) = self.get_unchecked_mut();
             (Pin::new_unchecked(a), Pin::new_unchecked(b))
@@ -160,7 +162,7 @@ impl<A: Future<Output = ()>, B: Future<Output = ()>> Future for Race<A, B> {
     }
 }
 
-/// The other arm takes no room, so the race is as large as the stackful future.
+/// The other arm has size zero, so the race is as large as the stackful future in it.
 pub fn a_race_with_what_takes_no_room_is_decided() {
     static CANCELLED: AtomicBool = AtomicBool::new(false);
     static CANCEL: AtomicWaker = AtomicWaker::new();
@@ -176,9 +178,9 @@ pub fn a_race_with_what_takes_no_room_is_decided() {
             let give_up = now() + ms(20_000);
             let computing = stackful(async move {
                 counts.add();
-                // The abort takes effect at the end of a poll.
+                // An abort takes effect only at the end of a poll.
                 while !CANCELLED.load(SeqCst) {
-                    assert!(now() < give_up, "the core was not shared");
+                    assert!(now() < give_up, "the other arm was not polled");
                 }
                 never().await
             });
@@ -192,11 +194,12 @@ pub fn a_race_with_what_takes_no_room_is_decided() {
     }
 }
 
-/// A stackful future that may be moved is polled in one place and then in another.
+/// A stackful future that is `Unpin` is polled in one task, and then moved to another task and
+/// polled there.
 pub fn one_that_is_moved_between_polls_stays_stackful() {
     type Any = Pin<Box<dyn Future<Output = Current> + Send>>;
 
-    /// Polls it once, then gives it on.
+    /// A future that polls the stackful future once and then returns it.
     struct Once(Option<Stackful<Any>>);
 
     impl Future for Once {

@@ -5,16 +5,16 @@ use core::sync::atomic::AtomicUsize;
 
 use hal_shim::interrupt;
 
-/// Rounding up, in `fcsr0`.
+/// The rounding mode "up" of `fcsr0`.
 #[cfg(target_feature = "d")]
 const UP: usize = 2 << 8;
 
-/// The rounding mode.
+/// Returns the rounding mode; 0 where the ABI has no floating point.
 pub fn seen() -> usize {
     #[cfg(target_feature = "d")]
     {
         let control: usize;
-        // SAFETY: only reads.
+        // SAFETY: it only reads.
         unsafe { asm!("movfcsr2gr {}, $fcsr0", out(reg) control) };
         control & 0b11 << 8
     }
@@ -22,7 +22,7 @@ pub fn seen() -> usize {
     0
 }
 
-/// Rounds up until `stop` isn't 0. Returns what was found changed meanwhile.
+/// Rounds up until `stop` is not 0. Returns the bits that were found changed meanwhile.
 #[unsafe(naked)]
 pub unsafe extern "C" fn hold(stop: &AtomicUsize) -> usize {
     naked_asm!(
@@ -46,7 +46,7 @@ pub unsafe extern "C" fn hold(stop: &AtomicUsize) -> usize {
     )
 }
 
-/// Rounds up over a breakpoint. Returns what was changed by that.
+/// Rounds up while it executes a breakpoint. Returns the bits that the breakpoint changed.
 #[unsafe(naked)]
 pub unsafe extern "C" fn hold_over_breakpoint() -> usize {
     naked_asm!(
@@ -65,14 +65,14 @@ pub unsafe extern "C" fn hold_over_breakpoint() -> usize {
     )
 }
 
-/// Does what the processor does for an interrupt, but without one, as if that had been withdrawn before the
-/// entry could read which it was.
+/// Jumps to the trap entry as the processor does for an interrupt, but with no interrupt pending:
+/// as if the interrupt had been withdrawn before the entry could read its number.
 pub fn a_withdrawn_interrupt_is_nothing() {
-    // The latest trap, whose exception ESTAT still tells, was an interrupt.
+    // Makes an interrupt the latest trap: ESTAT goes on reporting its exception code.
     interrupt::raise();
     interrupt::masked(|| {
-        // SAFETY: the entry comes back to where ERA says, with interrupts masked as PRMD says, and with
-        // all registers. No line is enabled meanwhile.
+        // SAFETY: the entry returns to the address in ERA, with interrupts masked as PRMD says, and
+        // with all registers restored. No interrupt line is enabled meanwhile.
         unsafe {
             asm!(
                 "csrwr {lines}, 0x4",

@@ -1,21 +1,23 @@
-//! SUM and MXR, and the rounding mode.
+//! SUM and MXR of `sstatus`, and the rounding mode.
 
 use core::arch::{asm, naked_asm};
 use core::sync::atomic::AtomicUsize;
 
-/// `sstatus`: users' pages may be accessed; what can only be executed may be read.
+/// SUM of `sstatus`: supervisor code may access users' pages. MXR, beside it: loads may read pages
+/// that are only executable.
 const SUM: usize = 1 << 18;
 const SUM_MXR: usize = 0b11 << 18;
 
-/// Which are set, and the rounding mode.
+/// Returns SUM and MXR as they are set, and the rounding mode.
 pub fn seen() -> usize {
     let (status, rounding): (usize, usize);
-    // SAFETY: only reads.
+    // SAFETY: it only reads.
     unsafe { asm!("csrr {}, sstatus", "frrm {}", out(reg) status, out(reg) rounding) };
     status & SUM_MXR | rounding
 }
 
-/// Sets all until `stop` isn't 0, rounding up. Returns what was found changed meanwhile.
+/// Sets SUM and MXR and rounds up until `stop` is not 0. Returns the bits that were found changed
+/// meanwhile.
 #[unsafe(naked)]
 pub unsafe extern "C" fn hold(stop: &AtomicUsize) -> usize {
     naked_asm!(
@@ -44,7 +46,8 @@ pub unsafe extern "C" fn hold(stop: &AtomicUsize) -> usize {
     )
 }
 
-/// Sets all over a breakpoint. Returns what was changed by that.
+/// Sets SUM and MXR and rounds up while it executes a breakpoint. Returns the bits that the
+/// breakpoint changed.
 #[unsafe(naked)]
 pub unsafe extern "C" fn hold_over_breakpoint() -> usize {
     naked_asm!(
@@ -67,7 +70,7 @@ pub unsafe extern "C" fn hold_over_breakpoint() -> usize {
 }
 
 pub fn set_right() {
-    // SAFETY: kernel code may be anywhere.
+    // SAFETY: kernel code may access all memory, with and without SUM.
     unsafe { asm!("csrs sstatus, {}", in(reg) SUM) };
 }
 
@@ -76,6 +79,6 @@ pub fn has_right() -> bool {
 }
 
 pub fn clear_right() {
-    // SAFETY: as before it was set.
+    // SAFETY: SUM is as it was before `set_right`.
     unsafe { asm!("csrc sstatus, {}", in(reg) SUM) };
 }

@@ -1,4 +1,4 @@
-//! DF and AC.
+//! The flags DF (the direction of copies) and AC (the right to access users' pages).
 
 use core::arch::{asm, naked_asm};
 use core::sync::atomic::AtomicUsize;
@@ -10,20 +10,20 @@ use hal_shim::{interrupt, trap};
 #[cfg(target_os = "none")]
 use trapline::trap::Trap;
 
-/// What `stac` sets: the right to access users' pages.
+/// AC, which `stac` sets: the right to access users' pages.
 #[cfg(target_os = "none")]
 const AC: usize = 1 << 18;
 const DF_AC: usize = 1 << 10 | 1 << 18;
 
-/// Which are set.
+/// Returns which of the two flags are set.
 pub fn seen() -> usize {
     let flags: usize;
-    // SAFETY: reads the flags.
+    // SAFETY: it only reads the flags.
     unsafe { asm!("pushfq", "pop {}", out(reg) flags) };
     flags & DF_AC
 }
 
-/// Sets both until `stop` isn't 0. Returns those that were found cleared meanwhile.
+/// Sets both flags until `stop` is not 0. Returns the flags that were found cleared meanwhile.
 #[unsafe(naked)]
 pub unsafe extern "C" fn hold(stop: &AtomicUsize) -> usize {
     naked_asm!(
@@ -48,14 +48,16 @@ pub unsafe extern "C" fn hold(stop: &AtomicUsize) -> usize {
     )
 }
 
-/// Sets each alone and both over a breakpoint: the entry must not look for one of them only. Returns those that
-/// were cleared by that.
+/// Executes a breakpoint with DF set, with AC set, and with both: the trap entry must not test for
+/// one flag only. Returns the flags that the breakpoint cleared.
 #[cfg(target_os = "none")]
 pub unsafe fn hold_over_breakpoint() -> usize {
-    // SAFETY: passed on.
+    // SAFETY: `hold_these` demands the same as this function: a handler answers the breakpoint.
     [DF_AC & !AC, AC, DF_AC].iter().fold(0, |lost, &flags| lost | unsafe { hold_these(flags) })
 }
 
+/// Sets `flags`, executes a breakpoint and clears both flags. Returns those of `flags` that the
+/// breakpoint cleared.
 #[cfg(target_os = "none")]
 #[unsafe(naked)]
 unsafe extern "C" fn hold_these(flags: usize) -> usize {
@@ -77,7 +79,8 @@ unsafe extern "C" fn hold_these(flags: usize) -> usize {
 
 #[cfg(target_os = "none")]
 pub fn set_right() {
-    // SAFETY: no page is a user's here, and kernel code may be anywhere.
+    // SAFETY: no user page is mapped, so AC permits no additional access, and kernel code may run
+    // with AC set.
     unsafe { asm!("pushfq", "or dword ptr [rsp], {}", "popfq", const AC) };
 }
 
@@ -88,7 +91,7 @@ pub fn has_right() -> bool {
 
 #[cfg(target_os = "none")]
 pub fn clear_right() {
-    // SAFETY: as before it was set.
+    // SAFETY: the flags are as they were before `set_right`.
     unsafe { asm!("pushfq", "and dword ptr [rsp], {}", "popfq", const !(AC as i32)) };
 }
 
@@ -101,14 +104,15 @@ pub fn an_nmi_starts_clean_and_leaves_the_faulting_address() {
             return false;
         }
         SEEN.store(seen(), SeqCst);
-        // SAFETY: as a page fault in the handler would.
+        // SAFETY: a page fault in the handler would write `cr2` in the same way.
         unsafe { asm!("mov cr2, {}", in(reg) BEFORE + 1, options(nostack)) };
         true
     });
     let (lost, address) = interrupt::masked(|| {
         let (flags, address): (usize, usize);
-        // An NMI after a page fault, before the entry has read the address.
-        // SAFETY: nothing else is pushed meanwhile, and the flags are put back.
+        // The situation: a page fault wrote `cr2`, and an NMI arrives before the entry has read
+        // `cr2`.
+        // SAFETY: no other code pushes to the stack within the block, and the flags are restored.
         unsafe {
             asm!(
                 "mov cr2, {before}",
@@ -130,7 +134,7 @@ pub fn an_nmi_starts_clean_and_leaves_the_faulting_address() {
         (!flags & DF_AC, address)
     });
     trap::reset();
-    assert_eq!(SEEN.load(SeqCst), 0, "the handler sees flags of the interrupted code's");
-    assert_eq!(lost, 0, "the flags did not come back");
+    assert_eq!(SEEN.load(SeqCst), 0, "the handler sees flags of the interrupted code");
+    assert_eq!(lost, 0, "the flags were lost");
     assert_eq!(address, BEFORE, "the address of a page fault is lost");
 }

@@ -1,25 +1,25 @@
-//! The registers of loongarch64: all integer ones but sp, $tp and $r21, and where the ABI has them, f0 to
-//! f31, fcc0 to fcc7 and fcsr.
+//! Checks the registers of loongarch64: all integer registers but sp, $tp and $r21. Where the ABI
+//! has them, also f0 to f31, fcc0 to fcc7 and fcsr.
 
 use core::arch::naked_asm;
 use core::mem::offset_of;
 
 use super::Patterns;
 
-/// Room for ra, $r22 to $r31, fs0 to fs7, and the pointer to the patterns.
+/// The size of the frame: ra, $r22 to $r31, fs0 to fs7, and the pointer to the patterns.
 const FRAME: usize = 8 * (1 + 10 + 8 + 1);
-/// Where in the frame the pointer to the patterns lies.
+/// The offset of the pointer to the patterns in the frame.
 const POINTER: usize = 8 * 19;
-/// Round towards plus infinity, which is not how code is started.
+/// The rounding mode "towards plus infinity", which is not the one that code starts with.
 #[cfg(target_feature = "d")]
 const ROUNDING: usize = 2 << 8;
 
-/// Returns 0, or one more than the number of a register that was changed (from 101: f; from 151: fcc; 200:
-/// fcsr).
+/// Fills the registers and checks them again and again until the patterns' `stop` is set. Returns
+/// 0, or the number of a changed register + 1 (from 101: f; from 151: fcc; 200: fcsr).
 ///
 /// # Safety
 ///
-/// `patterns` is writable.
+/// `patterns` must be writable.
 #[unsafe(naked)]
 pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
     naked_asm!(
@@ -29,7 +29,8 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
         r"  st.d $r\n, $sp, 8 + 8*(\n - 22)",
         r".endr",
         "st.d $a0, $sp, {pointer}",
-        // a0: the patterns, until the last integer register is filled. t0 ($r12) and t1 ($r13) stay scratch.
+        // a0: the patterns, until the last integer register is filled. t0 ($r12) and t1 ($r13) stay
+        // scratch.
         #[cfg(target_feature = "d")]
         ".irp n, 0,1,2,3,4,5,6,7
           fst.d $fs\\n, $sp, 8*11 + 8*\\n
@@ -47,8 +48,8 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
         r".irp n, 1,5,6,7,8,9,10,11,14,15,16,17,18,19,20,22,23,24,25,26,27,28,29,30,31,4",
         r"  ld.d $r\n, $a0, {integer} + 8*\n",
         r".endr",
-        // All but t0 and t1 hold their patterns. Now these two do for a while, and t2 ($r14) and s0 ($r23)
-        // are scratch.
+        // All registers but t0 and t1 hold their patterns. From here on these two hold theirs for a
+        // while, and t2 ($r14) and s0 ($r23) are scratch.
         "2:",
         "ld.d $t2, $sp, {pointer}",
         "ld.d $t0, $t2, {integer} + 8*12",
@@ -68,7 +69,7 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
         "3:",
         "ld.d $s0, $t2, {integer} + 8*23",
         "ld.d $t2, $t2, {integer} + 8*14",
-        // t0: the patterns; t1: one of them.
+        // t0: the patterns; t1: one of the patterns.
         "ld.d $t0, $sp, {pointer}",
         r".irp n, 1,4,5,6,7,8,9,10,11,14,15,16,17,18,19,20,22,23,24,25,26,27,28,29,30,31",
         r"  ld.d $t1, $t0, {integer} + 8*\n",
@@ -77,7 +78,8 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
         r"  b 9f",
         r"3:",
         r".endr",
-        // In what follows t0 is a register's bits, until the patterns are needed again.
+        // In the following lines t0 holds the bits of a register, until the patterns are needed
+        // again.
         #[cfg(target_feature = "d")]
         ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
           ld.d $t1, $t0, {float} + 16*\\n
@@ -111,7 +113,7 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
         "ld.d $t1, $t1, 0",
         "beqz $t1, 2b",
         "move $a0, $zero",
-        // a0: the answer. The rest is put back.
+        // a0: the result. All other registers are restored.
         "9:",
         #[cfg(target_feature = "d")]
         "movgr2fcsr $fcsr0, $zero
@@ -136,12 +138,12 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
     )
 }
 
-/// Fills $r22 to $r31, and where the ABI has them, fs0 to fs7, which a callee preserves, and calls `function`.
-/// Answers as [`fill_and_check`].
+/// Fills $r22 to $r31 and, where the ABI has them, fs0 to fs7, which a callee preserves, and calls
+/// `function`. Returns the same as [`fill_and_check`].
 ///
 /// # Safety
 ///
-/// `patterns` is readable.
+/// `patterns` must be readable.
 #[unsafe(naked)]
 pub unsafe extern "C" fn fill_and_call(
     patterns: *const Patterns,
@@ -163,7 +165,7 @@ pub unsafe extern "C" fn fill_and_call(
         r"  ld.d $r\n, $a0, {integer} + 8*\n",
         r".endr",
         "jirl $ra, $a1, 0",
-        // t0: the patterns; t1: one of them; a0: the answer.
+        // t0: the patterns; t1: one of the patterns; a0: the result.
         "ld.d $t0, $sp, {pointer}",
         r".irp n, 22,23,24,25,26,27,28,29,30,31",
         r"  li.w $a0, \n + 1",

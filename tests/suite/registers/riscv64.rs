@@ -1,22 +1,24 @@
-//! The registers of riscv64: all integer ones but sp, gp and tp, and f0 to f31 with fcsr.
+//! Checks the registers of riscv64: all integer registers but sp, gp and tp, and f0 to f31 with
+//! fcsr.
 
 use core::arch::naked_asm;
 use core::mem::offset_of;
 
 use super::Patterns;
 
-/// Room for ra, s0 to s11, fs0 to fs11, and the pointer to the patterns.
+/// The size of the frame: ra, s0 to s11, fs0 to fs11, and the pointer to the patterns.
 const FRAME: usize = 8 * (1 + 12 + 12 + 1);
-/// Where in the frame the pointer to the patterns lies.
+/// The offset of the pointer to the patterns in the frame.
 const POINTER: usize = 8 * 25;
-/// Round up, which is not how code is started.
+/// The rounding mode "up", which is not the one that code starts with.
 const ROUNDING: usize = 3 << 5;
 
-/// Returns 0, or one more than the number of a register that was changed (from 101: f; 200: fcsr).
+/// Fills the registers and checks them again and again until the patterns' `stop` is set. Returns
+/// 0, or the number of a changed register + 1 (from 101: f; 200: fcsr).
 ///
 /// # Safety
 ///
-/// `patterns` is writable.
+/// `patterns` must be writable.
 #[unsafe(naked)]
 pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
     naked_asm!(
@@ -38,7 +40,8 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
         r".irp n, 1,7,8,9,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31,10",
         r"  ld x\n, {integer} + 8*\n(a0)",
         r".endr",
-        // All but t0 and t1 hold their patterns. Now these two do for a while, and t2 and s0 are scratch.
+        // All registers but t0 and t1 hold their patterns. From here on these two hold theirs for a
+        // while, and t2 and s0 are scratch.
         "2:",
         "ld t2, {pointer}(sp)",
         "ld t0, {integer} + 8*5(t2)",
@@ -58,7 +61,7 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
         "3:",
         "ld s0, {integer} + 8*8(t2)",
         "ld t2, {integer} + 8*7(t2)",
-        // t0: the patterns; t1: one of them.
+        // t0: the patterns; t1: one of the patterns.
         "ld t0, {pointer}(sp)",
         r".irp n, 1,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
         r"  ld t1, {integer} + 8*\n(t0)",
@@ -90,7 +93,7 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
         "ld t1, (t1)",
         "beqz t1, 2b",
         "li a0, 0",
-        // a0: the answer. The rest is put back.
+        // a0: the result. All other registers are restored.
         "9:",
         "fscsr zero",
         r".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
@@ -111,12 +114,12 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
     )
 }
 
-/// Fills s0 to s11 and fs0 to fs11, which a callee preserves, and calls `function`. Answers as
-/// [`fill_and_check`].
+/// Fills s0 to s11 and fs0 to fs11, which a callee preserves, and calls `function`. Returns the
+/// same as [`fill_and_check`].
 ///
 /// # Safety
 ///
-/// `patterns` is readable.
+/// `patterns` must be readable.
 #[unsafe(naked)]
 pub unsafe extern "C" fn fill_and_call(
     patterns: *const Patterns,
@@ -137,7 +140,7 @@ pub unsafe extern "C" fn fill_and_call(
         r"  fld f\n, {float} + 16*\n(a0)",
         r".endr",
         "jalr a1",
-        // t0: the patterns; t1: one of them; a0: the answer.
+        // t0: the patterns; t1: one of the patterns; a0: the result.
         "ld t0, {pointer}(sp)",
         r".irp n, 8,9,18,19,20,21,22,23,24,25,26,27",
         r"  li a0, \n + 1",

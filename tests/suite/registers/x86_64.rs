@@ -1,23 +1,25 @@
-//! The registers of x86_64: all but rsp, and hosted also the vector registers xmm0 to xmm15 and the red
-//! zone, without which kernels are compiled.
+//! Checks the registers of x86_64: all but rsp. Hosted, also the vector registers xmm0 to xmm15 and
+//! the red zone; kernels are compiled without both.
 
 use core::arch::naked_asm;
 use core::mem::{offset_of, size_of};
 
 use super::Patterns;
 
-/// Returns 0, or one more than the number of a register that was changed (from 101: xmm).
+/// Fills the registers and checks them again and again until the patterns' `stop` is set. Returns
+/// 0, or the number of a changed register + 1 (from 101: xmm; 31 and 32: the red zone).
 ///
 /// # Safety
 ///
-/// `patterns` is writable.
+/// `patterns` must be writable.
 #[unsafe(naked)]
 pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
-    // The patterns are copied to the stack, so that each register can be compared without another:
+    // The patterns are copied to the stack, so that a register can be compared without the use of
+    // another:
     //
     //   rsp + size_of Patterns      the pointer to the caller's patterns
     //   rsp                         the copy
-    //   rsp - 8, rsp - 128          the red zone's ends, filled too
+    //   rsp - 8, rsp - 128          the ends of the red zone, filled as well
     naked_asm!(
         "push rbx",
         "push rbp",
@@ -27,7 +29,7 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
         "push r15",
         "push rdi",
         "sub rsp, {size}",
-        // rdi: the patterns. rsp: aligned to 16, since the return address and seven more were pushed.
+        // rdi: the patterns. rsp is aligned to 16: the return address and seven words were pushed.
         "mov rsi, rdi",
         "mov rdi, rsp",
         "mov ecx, {size} / 8",
@@ -51,7 +53,7 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
         ".irp n, 8,9,10,11,12,13,14,15",
         "  mov r\\n, [rsp + {integer} + 8*\\n]",
         ".endr",
-        // All hold their patterns.
+        // All registers hold their patterns.
         "2:",
         "cmp rax, [rsp + {integer} + 8*0]",
         "mov eax, 1", // moves change no flags
@@ -88,7 +90,7 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
         "cmp rax, [rsp + {integer} + 8*31]",
         "mov eax, 32",
         "jne 9f",
-        // xmm15 and rax are scratch from here on, and filled again at the end.
+        // From here on xmm15 and rax are scratch. They are filled again at the end.
         "pcmpeqb xmm15, [rsp + {float} + 16*15]",
         "pmovmskb eax, xmm15",
         "cmp eax, 0xffff",
@@ -110,7 +112,7 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
         "mov rax, [rsp + {integer} + 8*0]",
         "je 2b",
         "xor eax, eax",
-        // rax: the answer. The rest is put back.
+        // rax: the result. All other registers are restored.
         "9:",
         "mov rcx, [rsp + {rounds}]",
         "add rsp, {size}",
@@ -132,12 +134,12 @@ pub unsafe extern "C" fn fill_and_check(patterns: *mut Patterns) -> u64 {
     )
 }
 
-/// Fills rbx, rbp and r12 to r15, which a callee preserves, and calls `function`. Answers as
-/// [`fill_and_check`].
+/// Fills rbx, rbp and r12 to r15, which a callee preserves, and calls `function`. Returns the same
+/// as [`fill_and_check`].
 ///
 /// # Safety
 ///
-/// `patterns` is readable.
+/// `patterns` must be readable.
 #[unsafe(naked)]
 pub unsafe extern "C" fn fill_and_call(
     patterns: *const Patterns,
@@ -151,7 +153,7 @@ pub unsafe extern "C" fn fill_and_call(
         "push r14",
         "push r15",
         "push rdi",
-        // rsp: aligned to 16, since the return address and seven more were pushed.
+        // rsp is aligned to 16: the return address and seven words were pushed.
         "mov rbx, [rdi + {integer} + 8*1]",
         "mov rbp, [rdi + {integer} + 8*6]",
         ".irp n, 12,13,14,15",
@@ -159,7 +161,7 @@ pub unsafe extern "C" fn fill_and_call(
         ".endr",
         "call rsi",
         "pop rdi",
-        // rdi: the patterns; eax: the answer.
+        // rdi: the patterns; eax: the result.
         "mov eax, 2",
         "cmp rbx, [rdi + {integer} + 8*1]",
         "jne 9f",

@@ -1,4 +1,4 @@
-//! User programs for riscv64, and what the tests must know of the architecture.
+//! User programs for riscv64, and what the tests need to know of the architecture.
 
 use core::arch::{global_asm, naked_asm};
 use core::hint::black_box;
@@ -9,11 +9,11 @@ use trapline::trap::Trap;
 
 use super::{Hooks, Label, Process, next_trap, program};
 
-/// What `other` ends with: a load-reserved of an address that isn't aligned.
+/// The trap that `user_other` ends with: a load-reserved of an address that is not aligned.
 pub const OTHER: usize = 4;
-/// Whether pages that may not be executed are not.
+/// Whether a page that is mapped as not executable cannot be executed.
 pub const HAS_NO_EXECUTE: bool = true;
-/// Whether the smallest breakpoint is shorter than an instruction can be.
+/// Whether there is a breakpoint that is shorter than the shortest other instruction.
 pub const HAS_SHORT_BREAKPOINT: bool = true;
 
 global_asm!(
@@ -27,7 +27,8 @@ global_asm!(
     ".globl user_privileged, user_other, user_poison, user_compute, user_registers, user_round_up",
     ".globl user_thread_pointer",
     "user_code:",
-    // Calls with the registers as they are; what a call gives is the next one's number.
+    // Calls again and again, with the registers unchanged. The result of a call is the number of
+    // the next one.
     "user_call:",
     "  ecall",
     "  mv a7, a0",
@@ -35,12 +36,12 @@ global_asm!(
     "user_spin:",
     "  addi s0, s0, 1",
     "  j user_spin",
-    // a0: how often.
+    // a0: the number of rounds.
     "user_spin_a_while:",
     "  addi a0, a0, -1",
     "  bnez a0, user_spin_a_while",
     "  ecall",
-    // a0: the address.
+    // a0: the address, here and in the next three programs.
     "user_load:",
     "  ld a0, (a0)",
     "  ecall",
@@ -72,7 +73,7 @@ global_asm!(
     "  addi a0, sp, -9",
     "  lr.d a1, (a0)",
     "  ecall",
-    // What belongs to the kernel is overwritten, then calls follow.
+    // Overwrites the kernel's registers, then calls again and again.
     "user_poison:",
     "  li tp, -1",
     "  li gp, -1",
@@ -80,7 +81,7 @@ global_asm!(
     "1:",
     "  ecall",
     "  j 1b",
-    // a0: a value, written to f9 if a1 is not 0; calls with the bits of f9 in a2, again and again.
+    // a0: a value, written to f9 if a1 is not 0. Calls again and again, with the bits of f9 in a2.
     "user_compute:",
     "  beqz a1, 1f",
     "  fmv.d.x f9, a0",
@@ -88,7 +89,7 @@ global_asm!(
     "  fmv.x.d a2, f9",
     "  ecall",
     "  j 1b",
-    // Calls with its thread pointer in a2, again and again.
+    // Calls again and again, with its thread pointer in a2.
     "user_thread_pointer:",
     "  mv a2, tp",
     "  ecall",
@@ -96,12 +97,14 @@ global_asm!(
     "user_round_up:",
     "  fsrmi 3",
     "  ecall",
-    // a0: a word of memory that ends it when it isn't 0; a1: a seed. Fills all registers from it and
-    // checks them again and again. Calls with a number that is not 0 if one was changed.
+    // a0: the address of a word that ends the program when it is not 0; a1: a seed. Fills all
+    // registers from the seed and checks them again and again. The number of the call is not 0 if a
+    // register was changed.
     "user_registers:",
     "  mv sp, a1",
     "  mv tp, a0",
-    // x30 counts; tp: the word; sp: the seed. Register n holds seed + n.
+    // x30 and x31 are scratch. tp: the address of the word; sp: the seed. Register n holds seed +
+    // n.
     ".irp n, 1,3,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29",
     "  addi x\\n, sp, \\n",
     ".endr",
@@ -137,52 +140,53 @@ global_asm!(
     ".popsection",
 );
 
-/// Loads the byte at `address`. If that faults, [`skip_probe`] has it return.
+/// Loads the byte at `address`. If the load faults, a handler can make this function return by
+/// [`skip_probe`].
 #[unsafe(naked)]
 pub unsafe extern "C" fn probe(address: usize) -> usize {
     naked_asm!("lbu a0, (a0)", "ret")
 }
 
-/// Makes an interrupted `probe` return `result`.
+/// Makes an interrupted [`probe`] return `result`.
 pub fn skip_probe(context: &mut TrapContext, result: usize) {
     context.x[10] = result;
     context.sepc = context.x[1];
 }
 
-/// A breakpoint in the kernel.
+/// Executes a breakpoint in the kernel.
 pub fn breakpoint() {
-    // SAFETY: the test has a handler for it.
+    // SAFETY: the test has installed a handler that answers the breakpoint.
     unsafe { core::arch::asm!("ebreak", options(nostack)) }
 }
 
-/// Overwrites the per-core register, where a trap context has it.
+/// Overwrites the per-core register in a trap context.
 pub fn poison_core_register(context: &mut TrapContext) {
     context.x[4] = usize::MAX;
 }
 
-/// Whether the context's floating point was used.
+/// Returns whether the program has used floating point.
 pub fn has_computed(context: &TrapContext) -> bool {
     context.fp != 0
 }
 
-/// Overflows the stack of the caller, which it never returns to.
+/// Overflows the stack of the caller. Does not return.
 #[unsafe(naked)]
 pub unsafe extern "C" fn overflow() {
     naked_asm!("1:", "addi sp, sp, -16", "sd zero, (sp)", "j 1b")
 }
 
-/// Sets the stack pointer to where nothing is, and pushes.
+/// Sets the stack pointer to an unmapped address, and pushes.
 #[unsafe(naked)]
 pub unsafe extern "C" fn lose_stack() {
     naked_asm!("li sp, -4096", "sd zero, (sp)", "ret")
 }
 
-/// Whether interrupts were enabled where a trap came from.
+/// Returns whether interrupts were enabled where the trap came from.
 pub fn had_interrupts(context: &TrapContext) -> bool {
     context.sstatus & 1 << 5 != 0
 }
 
-/// Enables interrupts and waits with the stack pointer `sp` until `stop` isn't 0.
+/// Enables interrupts, sets the stack pointer to `sp`, and spins until `stop` is not 0.
 #[unsafe(naked)]
 pub unsafe extern "C" fn spin_at(sp: usize, stop: &AtomicUsize) {
     naked_asm!(
@@ -215,14 +219,15 @@ pub unsafe extern "C" fn call_at(sp: usize, function: extern "C" fn()) {
     )
 }
 
+/// Returns the stack pointer.
 pub fn stack_pointer() -> usize {
     let sp;
-    // SAFETY: reads a register.
+    // SAFETY: it only reads a register.
     unsafe { core::arch::asm!("mv {}, sp", out(reg) sp, options(nomem, nostack)) };
     sp
 }
 
-// SAFETY: defined above. Only the address is taken.
+// SAFETY: the assembly above defines the symbol. Only its address is taken.
 unsafe extern "C" {
     #[link_name = "user_round_up"]
     safe static ROUND_UP: Label;
@@ -234,6 +239,6 @@ pub fn a_programs_rounding_is_not_the_kernels() {
     let mut context = program(&ROUND_UP, [0; 6]);
     assert_eq!(next_trap(&mut context), Trap::Syscall);
     process.leave();
-    // Rounded to the nearest, which is below.
+    // The kernel rounds to the nearest value, which here is the one below.
     assert_eq!((black_box(1.0_f64) / black_box(3.0)).to_bits(), 0x3fd5_5555_5555_5555);
 }

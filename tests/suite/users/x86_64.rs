@@ -1,4 +1,4 @@
-//! User programs for x86_64, and what the tests must know of the architecture.
+//! User programs for x86_64, and what the tests need to know of the architecture.
 
 use core::arch::{asm, global_asm, naked_asm};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -11,11 +11,12 @@ use trapline::trap::{Access, Trap};
 
 use super::{CALL, Hooks, Label, Process, STACK_AT, Space, first_trap, next_trap, program};
 
-/// What `other` ends with: a general protection fault, with the selector that was loaded as its error code.
+/// The trap that `user_other` ends with: a general protection fault, with the loaded selector as
+/// error code.
 pub const OTHER: usize = 13 | 0x28 << 8;
-/// Whether pages that may not be executed are not.
+/// Whether a page that is mapped as not executable cannot be executed.
 pub const HAS_NO_EXECUTE: bool = true;
-/// Whether the smallest breakpoint is shorter than an instruction can be.
+/// Whether there is a breakpoint that is shorter than the shortest other instruction.
 pub const HAS_SHORT_BREAKPOINT: bool = false;
 
 global_asm!(
@@ -26,8 +27,8 @@ global_asm!(
     ".globl user_privileged, user_other, user_poison, user_compute, user_registers",
     ".globl user_flags, user_local_segment, user_thread_pointer",
     "user_code:",
-    // Calls with the registers as they are, but for the fourth argument, which comes in rcx. What a call gives
-    // is the next one's number.
+    // Calls again and again, with the registers unchanged. The fourth argument is moved from rcx to
+    // r10 first. The result of a call is the number of the next one.
     "user_call:",
     "  mov r10, rcx",
     "2:",
@@ -36,12 +37,12 @@ global_asm!(
     "user_spin:",
     "  inc rbx",
     "  jmp user_spin",
-    // rdi: how often.
+    // rdi: the number of rounds.
     "user_spin_a_while:",
     "  dec rdi",
     "  jnz user_spin_a_while",
     "  syscall",
-    // rdi: the address.
+    // rdi: the address, here and in the next three programs.
     "user_load:",
     "  mov rax, [rdi]",
     "  syscall",
@@ -54,7 +55,7 @@ global_asm!(
     "  push rdi",
     "  syscall",
     "user_breakpoint:",
-    // The long form.
+    // The long form of the breakpoint.
     "  .byte 0xcd, 3",
     "  mov eax, 77",
     "  syscall",
@@ -71,7 +72,7 @@ global_asm!(
     "  mov eax, 0x28",
     "  mov ds, eax",
     "  syscall",
-    // What belongs to the kernel is overwritten, then calls follow: segments, flags, the pointers.
+    // Overwrites the kernel's state (segments, pointers, flags), then calls again and again.
     "user_poison:",
     "  xor eax, eax",
     "  mov gs, eax",
@@ -83,22 +84,23 @@ global_asm!(
     "2:",
     "  syscall",
     "  jmp 2b",
-    // DF, NT and AC are set when it loads from 0.
+    // Sets DF, NT and AC, and then faults by a load from address 0.
     "user_flags:",
     "  push 0x44400",
     "  popfq",
     "  mov rax, [0]",
-    // Calls with what its thread pointer points to in rdx, again and again.
+    // Calls again and again, with the word at its thread pointer in rdx.
     "user_thread_pointer:",
     "  mov rdx, fs:[0]",
     "  syscall",
     "  jmp user_thread_pointer",
-    // A segment from the table that a program could have of its own.
+    // Loads a segment from the local descriptor table, which a program does not have.
     "user_local_segment:",
     "  mov eax, 7",
     "  mov ds, eax",
     "  syscall",
-    // rdi: a value, written to xmm9 if rsi is not 0; calls with the bits of xmm9 in rdx, again and again.
+    // rdi: a value, written to xmm9 if rsi is not 0. Calls again and again, with the bits of xmm9
+    // in rdx.
     "user_compute:",
     "  test rsi, rsi",
     "  jz 2f",
@@ -107,13 +109,15 @@ global_asm!(
     "  movq rdx, xmm9",
     "  syscall",
     "  jmp 2b",
-    // rdi: a word of memory that ends it when it isn't 0; rsi: a seed. Fills all registers from it and
-    // checks them again and again. Calls with a number that is not 0 if one was changed.
+    // rdi: the address of a word that ends the program when it is not 0; rsi: a seed. Fills all
+    // registers from the seed and checks them again and again. The number of the call is not 0 if a
+    // register was changed.
     "user_registers:",
-    // rbp: the word; rsp: the seed, and nothing that could be pushed to. Register n holds seed + n.
+    // rbp: the address of the word. rsp: the seed, so nothing can be pushed. Register n holds seed
+    // + n.
     "  mov rbp, rdi",
     "  mov rsp, rsi",
-    // Whether the upper halves of ymm are there, behind the word.
+    // Writes to the second word whether the processor has the upper halves of ymm.
     "  mov eax, 1",
     "  cpuid",
     "  and ecx, 1 << 28 | 1 << 27",
@@ -121,7 +125,8 @@ global_asm!(
     "  cmp ecx, 1 << 28 | 1 << 27",
     "  sete al",
     "  mov [rbp + 8], rax",
-    // A control word that nobody else has, by the seed: which exceptions are masked.
+    // Sets a control word that depends on the seed, so that no other program has it: the mask of
+    // exceptions.
     "  mov eax, esp",
     "  and eax, 3",
     "  shl eax, 13",
@@ -138,7 +143,7 @@ global_asm!(
     "  vinsertf128 ymm\\n, ymm\\n, xmm\\n, 1",
     ".endr",
     "3:",
-    // The x87 unit's top of the stack.
+    // Fills the top of the x87 unit's stack.
     "  lea rax, [rsp + 99]",
     "  mov [rbp + 24], rax",
     "  fild qword ptr [rbp + 24]",
@@ -193,54 +198,55 @@ global_asm!(
     ".popsection",
 );
 
-/// Loads the byte at `address`. If that faults, [`skip_probe`] has it return.
+/// Loads the byte at `address`. If the load faults, a handler can make this function return by
+/// [`skip_probe`].
 #[unsafe(naked)]
 pub unsafe extern "C" fn probe(address: usize) -> usize {
     naked_asm!("movzx eax, byte ptr [rdi]", "ret")
 }
 
-/// Makes an interrupted `probe` return `result`.
+/// Makes an interrupted [`probe`] return `result`.
 pub fn skip_probe(context: &mut TrapContext, result: usize) {
     context.registers.rax = result;
     let stack: *const usize = core::ptr::with_exposed_provenance(context.rsp);
-    // SAFETY: `probe` has pushed nothing, so its return address is there.
+    // SAFETY: `probe` pushes nothing, so rsp points to its return address.
     context.rip = unsafe { stack.read() };
     context.rsp += size_of::<usize>();
 }
 
-/// A breakpoint in the kernel.
+/// Executes a breakpoint in the kernel.
 pub fn breakpoint() {
-    // SAFETY: the test has a handler for it.
+    // SAFETY: the test has installed a handler that answers the breakpoint.
     unsafe { asm!("int3", options(nostack)) }
 }
 
-/// The per-core register is in no trap context.
+/// Does nothing: a trap context does not hold the per-core register.
 pub fn poison_core_register(_: &mut TrapContext) {}
 
-/// Whether the context's floating point was used.
+/// Returns whether the program has used floating point.
 pub fn has_computed(context: &TrapContext) -> bool {
     context.fp.is_some()
 }
 
-/// Overflows the stack of the caller, which it never returns to.
+/// Overflows the stack of the caller. Does not return.
 #[unsafe(naked)]
 pub unsafe extern "C" fn overflow() {
     naked_asm!("2:", "push 0", "jmp 2b")
 }
 
-/// Sets the stack pointer to where nothing is, and pushes.
+/// Sets the stack pointer to an unmapped address, and pushes.
 #[unsafe(naked)]
 pub unsafe extern "C" fn lose_stack() {
     naked_asm!("mov rsp, -4096", "push 0", "ret")
 }
 
-/// Whether interrupts were enabled where a trap came from. An overflow may have been found by the entry of
-/// another trap, which had masked them.
+/// Returns whether interrupts were enabled where the trap came from. Always true here: the entry of
+/// another trap, which had masked interrupts, may have found the overflow.
 pub fn had_interrupts(_: &TrapContext) -> bool {
     true
 }
 
-/// Enables interrupts and waits with the stack pointer `sp` until `stop` isn't 0.
+/// Enables interrupts, sets the stack pointer to `sp`, and spins until `stop` is not 0.
 #[unsafe(naked)]
 pub unsafe extern "C" fn spin_at(sp: usize, stop: &AtomicUsize) {
     naked_asm!(
@@ -269,14 +275,15 @@ pub unsafe extern "C" fn call_at(sp: usize, function: extern "C" fn()) {
     )
 }
 
+/// Returns the stack pointer.
 pub fn stack_pointer() -> usize {
     let sp;
-    // SAFETY: reads a register.
+    // SAFETY: it only reads a register.
     unsafe { asm!("mov {}, rsp", out(reg) sp, options(nomem, nostack)) };
     sp
 }
 
-// SAFETY: defined above. Only addresses are taken.
+// SAFETY: the assembly above defines the symbols. Only their addresses are taken.
 unsafe extern "C" {
     #[link_name = "user_flags"]
     safe static FLAGS: Label;
@@ -300,19 +307,21 @@ pub fn a_programs_flags_are_not_the_kernels() {
 }
 
 pub fn a_program_has_no_segments_of_its_own() {
-    // A general protection fault. A page fault would say that the processor looked for a table at 0.
+    // The trap must be a general protection fault. A page fault would mean that the processor
+    // looked for a descriptor table at address 0.
     assert_eq!(first_trap(&LOCAL_SEGMENT, 0).0, Trap::Other(13 | 4 << 8));
 }
 
 static NMIS: AtomicUsize = AtomicUsize::new(0);
-/// Those at the entry to kernel mode, where the stack pointer and gs are still the program's.
+/// How many NMIs came at the entry to kernel mode, where the stack pointer and gs are still the
+/// program's.
 static NMIS_IN_BETWEEN: AtomicUsize = AtomicUsize::new(0);
 
 fn count_nmi(context: &mut TrapContext) -> bool {
     if context.trap() != Trap::Other(2) {
         return false;
     }
-    // It finds the core by gs.
+    // The handler finds the core by gs.
     assert_eq!(hal_shim::this_core(), 0);
     if !context.is_user() && context.sp() == STACK_AT + Space::PAGE {
         NMIS_IN_BETWEEN.fetch_add(1, SeqCst);
@@ -327,7 +336,7 @@ pub fn an_nmi_finds_the_core_where_gs_is_a_programs() {
     interrupt::raise_nmi(0);
     wait_until(|| NMIS.load(SeqCst) == 1);
     for _ in 0..10 {
-        // SAFETY: nobody uses gs in between but the handler, which puts it back.
+        // SAFETY: between the two swaps only the NMI's handler uses gs, and it restores gs.
         unsafe { asm!("cli", "swapgs", "int 2", "swapgs", "sti") };
     }
     trap::reset();
@@ -363,18 +372,18 @@ pub fn nmis_meet_system_calls() {
         NMIS_IN_BETWEEN.load(SeqCst) >= 10
     });
     STOP.store(true, SeqCst);
-    // The last one may be on its way: it has its handler until the core says that it is done.
+    // The last NMI may still be on its way. Its handler stays installed until core 1 has stopped.
     wait_until(|| hal_shim::start_core(1, || ()).is_ok());
     wait_until(|| hal_shim::start_core(1, || ()).is_ok());
     process.leave();
     trap::reset();
 }
 
-/// Waits for what another core or an NMI brings about, and not for ever.
+/// Waits for an effect of another core or of an NMI, at most 20 seconds.
 fn wait_until(mut is_so: impl FnMut() -> bool) {
     let give_up = now() + Duration::from_secs(20);
     while !is_so() {
-        assert!(now() < give_up, "it doesn't come about");
+        assert!(now() < give_up, "the awaited effect did not come");
         core::hint::spin_loop();
     }
 }

@@ -1,5 +1,5 @@
-//! What is the same on all machines: the per-core data, the platform, the timer's handler, and what is
-//! checked.
+//! The parts that are the same on all machines: the per-core data, the platform, the timer's
+//! handler, and the checks.
 
 extern crate alloc;
 
@@ -22,15 +22,16 @@ use trapline::{Config, Runtime, block_on, spawn, stackful};
 
 use crate::machine;
 
-/// The core's own data, to which the per-core register points from boot on.
+/// The per-core data of the only core. The per-core register points to it from boot on.
 #[repr(C)]
 pub struct Cpu {
-    /// For a register that can be used, but not read.
+    /// A pointer to this struct, for machines on which the per-core register can be used but not
+    /// read.
     pub this: &'static Cpu,
-    /// What nothing else has in its place.
+    /// A number that no other data has in this place.
     magic: u64,
     slot: CoreSlot,
-    /// The timer was made to fire by [`Platform::wake`].
+    /// Whether [`Platform::wake`] has made the timer fire.
     kicked: AtomicBool,
 }
 
@@ -40,13 +41,13 @@ pub static CPU: Cpu =
 const MAGIC: u64 = 0x6f77_6e20_7665_6374;
 
 impl Cpu {
-    /// The core that calls. Whoever calls this, anywhere, checks the register.
+    /// Returns the per-core data of the calling core. Each call checks the per-core register.
     fn here() -> &'static Self {
         let cpu = machine::cpu();
-        // SAFETY: if this is not CPU, it leads to a fault or to something else than the magic number, and
-        // either fails the test.
+        // SAFETY: if the pointer is not that of `CPU`, the access faults or reads another number
+        // than the magic one. Either fails the test.
         let cpu = unsafe { &*cpu };
-        assert!(cpu.magic == MAGIC, "the per-core register is not the kernel's");
+        assert!(cpu.magic == MAGIC, "the per-core register was overwritten");
         cpu
     }
 }
@@ -55,18 +56,21 @@ struct Kernel;
 
 trapline::bind_platform!(static PLATFORM: Kernel = Kernel);
 
-// SAFETY: the trait's list, in its order.
-// - There is one core.
+// SAFETY: for each promise of the trait, in its order:
+// - slot, core: there is one core.
 // - now: the machine's clock, rounded down.
-// - The alarm is the core's timer, whose interrupt is acknowledged before `on_timer` is called.
-// - The machines mask what interrupts they have.
-// - park: a machine's `wait` ends for an interrupt that is pending, and a `wake` has made one pending.
-// - wake: makes the timer fire, and no alarm takes its place until it has.
-// - in_interrupt: the answer that is always right, "perhaps".
-// - interrupts: the answer that is always right, "unknown".
-// - may_preempt: while no lock is held that counts by itself; a panic ends the machine.
-// - Stacks are from the heap.
-// - Stackful tasks here touch no per-core data but what never changes.
+// - set_alarm: the alarm is the core's timer, whose interrupt is acknowledged before `on_timer` is
+//   called.
+// - mask_interrupts: the machines mask all interrupts that they have.
+// - park: a machine's `wait` ends for an interrupt that is pending, and a `wake` has made one
+//   pending.
+// - wake: it makes the timer fire, and `set_alarm` sets no other time until it has fired.
+// - in_interrupt: the default answer, "unknown", is always right.
+// - interrupts: the default answer, "unknown", is always right.
+// - may_preempt: true while no lock is held that the kernel counts by itself. A panic ends the
+//   machine.
+// - The stacks come from the heap.
+// - The stackful tasks of this kernel touch only per-core data that never changes.
 // - The handler leaves interrupts masked.
 unsafe impl Platform for Kernel {
     type Backend = Native;
@@ -89,7 +93,7 @@ unsafe impl Platform for Kernel {
         }
         let interrupts = machine::mask();
         machine::set_timer(if Cpu::here().kicked.load(Relaxed) { 0 } else { at });
-        // SAFETY: the pair of the call above.
+        // SAFETY: pairs with the call of `mask` above.
         unsafe { machine::restore(interrupts) };
     }
 
@@ -104,7 +108,7 @@ unsafe impl Platform for Kernel {
         let interrupts = machine::mask();
         Cpu::here().kicked.store(true, Relaxed);
         machine::set_timer(0);
-        // SAFETY: the pair of the call above.
+        // SAFETY: pairs with the call of `mask` above.
         unsafe { machine::restore(interrupts) };
     }
 
@@ -113,12 +117,12 @@ unsafe impl Platform for Kernel {
     }
 
     unsafe fn restore_interrupts(&self, state: usize) {
-        // SAFETY: the caller's promise is the same.
+        // SAFETY: the caller promises that `state` comes from `mask_interrupts`, which is `mask`.
         unsafe { machine::restore(state) };
     }
 
     unsafe fn enable_interrupts(&self) {
-        // SAFETY: the caller promises that this is the time.
+        // SAFETY: the caller promises that interrupts may come now.
         unsafe { machine::enable() };
     }
 
@@ -127,24 +131,27 @@ unsafe impl Platform for Kernel {
     }
 }
 
-/// How many locks of the kernel's own are held, as a kernel counts that has had its own count before it had
-/// Trapline. Of the running task's: it is zero whenever that leaves the core.
+/// How many of the kernel's locks are held, in the manner of a kernel that had a preempt count of
+/// its own before it had Trapline. It counts the locks of the running task, and is zero whenever
+/// that task leaves the core.
 static LOCKS: AtomicUsize = AtomicUsize::new(0);
-/// The timer ticks by itself: [`Platform::set_alarm`] and [`Platform::wake`] do nothing.
+/// Whether the timer ticks by itself: [`Platform::set_alarm`] and [`Platform::wake`] then do
+/// nothing.
 static TICKING: AtomicBool = AtomicBool::new(false);
 
-/// How often the timer fired, not counting kicks.
+/// How many times the timer has fired by itself, without those that `wake` caused.
 static TICKS: AtomicU64 = AtomicU64::new(0);
-/// When the periodic task wants to run; when the handler first saw that it's time; and how many preemptions
-/// there had been by then.
+/// When the periodic task is due; when the handler first saw that it is due; and how many
+/// preemptions there had been by then.
 static DUE: AtomicU64 = AtomicU64::new(u64::MAX);
 static SEEN_AT: AtomicU64 = AtomicU64::new(0);
 static SEEN_PREEMPTIONS: AtomicU64 = AtomicU64::new(0);
-/// Whoever wants to be woken by the handler.
+/// The waker of the task that the handler wakes.
 static LISTENER: AtomicWaker = AtomicWaker::new();
 
-/// The handler of the timer. The machine's vector has saved, on the interrupted stack, the registers that a
-/// call doesn't preserve, and has acknowledged the interrupt; interrupts are masked.
+/// Handles the timer's interrupt. The machine's vector has saved, on the interrupted stack, the
+/// registers that a call does not preserve, and has acknowledged the interrupt. Interrupts are
+/// masked.
 pub fn on_timer_interrupt() {
     look_for_others_own();
     if TICKING.load(Relaxed) {
@@ -159,25 +166,27 @@ pub fn on_timer_interrupt() {
         SEEN_AT.store(now, Relaxed);
         SEEN_PREEMPTIONS.store(RUNTIME.stats().preemptions, Relaxed);
     }
-    // This is all that Trapline wants of a kernel's vector.
-    // SAFETY: the handler of the alarm, which remains to return, with interrupts masked. What the vector
-    // hasn't saved of the interrupted code's registers, functions save that use them, on the same stack.
+    // This call is all that Trapline needs in a kernel's vector.
+    // SAFETY: this is the handler of the alarm, which only returns after this call, with interrupts
+    // masked. It runs on the interrupted stack. Functions that use the registers that the vector
+    // has not saved save them on the same stack.
     unsafe { preempt::on_timer() };
-    // Others may have had the core in between.
+    // Other tasks may have had the core during the call.
     Cpu::here();
     look_for_others_own();
 }
 
-/// Something was found set that other code had set for itself.
+/// Whether a setting of other code was found in code that had not made it.
 static STRANGE: AtomicBool = AtomicBool::new(false);
 
+/// Sets `STRANGE` if the core has a setting that only other code makes.
 fn look_for_others_own() {
     if machine::sees_others_own() {
         STRANGE.store(true, Relaxed);
     }
 }
 
-/// Any other trap is a mistake. The machine says what it knows of it.
+/// Ends the machine: any other trap is a mistake. The arguments are what the machine reports of it.
 pub extern "C" fn on_fault(cause: usize, pc: usize, address: usize) -> ! {
     fail(format_args!("unexpected trap: cause {cause:#x} at {pc:#x}, address {address:#x}"))
 }
@@ -186,28 +195,30 @@ const SLICE: Duration = Duration::from_micros(500);
 const TICK: Duration = Duration::from_micros(250);
 const PERIOD: Duration = Duration::from_millis(1);
 const ROUNDS: u64 = 200;
-/// How many preemptions and wakes there are at least. (Under a busy host, some fall together.)
+/// The minimal number of preemptions and of wakes. (On a busy host, some of them coincide.)
 const LEAST: u64 = ROUNDS / 2;
-/// How often each hog looks around at least.
+/// How many rounds each hog does at least.
 const HOG_ROUNDS: u64 = 20;
-/// A hog looks around after having counted so far, which takes longer than a slice.
+/// How far a hog counts in a round, which takes longer than a slice.
 const HOLD: usize = 1_000_000;
 
 static RUNTIME: Runtime = Runtime::with_config(Config { slice: SLICE, ..Config::new() });
-/// The periodic task has done all its rounds.
+/// Whether the periodic task has done all its rounds, which ends the hogs.
 static DONE: AtomicBool = AtomicBool::new(false);
-/// The hog that looked around last, and how often it was another one than before.
+/// The hog that completed the latest round, and how many times that was another one than before.
 static LAST_HOG: AtomicUsize = AtomicUsize::new(0);
 static TURNS: AtomicU64 = AtomicU64::new(0);
 
-/// The boot code calls it, on the boot stack, with the per-core register set.
+/// Runs the checks. The boot code calls this on the boot stack, with the per-core register set.
 pub extern "C" fn main() -> ! {
     machine::init();
     let before = machine::system_registers();
-    // SAFETY: the vector is there, and nothing is masked on purpose.
+    // SAFETY: the vector is installed, and no code expects interrupts to be masked.
     unsafe { machine::enable() };
     let Ok(seen) = RUNTIME.run_until(run()) else { fail(format_args!("no runtime")) };
-    let Ok(owed) = RUNTIME.run_until(hold_locks()) else { fail(format_args!("no runtime")) };
+    let Ok(pending_comes) = RUNTIME.run_until(hold_locks()) else {
+        fail(format_args!("no runtime"))
+    };
     TICKING.store(true, Relaxed);
     machine::set_timer(machine::now());
     let Ok(ticked) = RUNTIME.run_until(tick()) else { fail(format_args!("no runtime")) };
@@ -219,18 +230,20 @@ pub extern "C" fn main() -> ! {
     let (median, most) = (late[late.len() / 2], late[late.len() - 1]);
     let (preemptions, turns) = (stats.preemptions, TURNS.load(Relaxed));
     say(format_args!(
-        "{median} ns from the timer to the task, at most {most}; {preemptions} preemptions, {turns} turns, {} parks\n",
+        "{median} ns from the timer to the task, at most {most}; {preemptions} preemptions, \
+         {turns} turns, {} parks\n",
         stats.parks
     ));
     let tests = [
-        // The hog that has the core is preempted, and nobody else's turn comes before. By the clock only half of
-        // the times: where it doesn't count instructions, a busy host makes the machine wait in between.
+        // When the periodic task is due, the running hog is preempted, and no other task has the
+        // core first. By the clock this is demanded of half of the rounds only: where the clock
+        // does not count instructions, a busy host stops the machine at times.
         ("nothing_is_late", seen.most_slices <= 1 && u128::from(median) < SLICE.as_nanos()),
         ("hogs_are_preempted_and_take_turns", preemptions >= LEAST && turns >= HOG_ROUNDS / 2),
         ("preempted_tasks_keep_their_registers", seen.intact),
         ("what_code_set_for_itself_is_nobody_elses", !STRANGE.load(Relaxed)),
         ("the_handler_wakes", seen.heard >= LEAST && stats.parks > 0),
-        ("what_a_lock_of_the_kernels_holds_up_is_owed", owed),
+        ("what_a_lock_of_the_kernels_holds_up_is_owed", pending_comes),
         ("a_tick_is_enough", ticked),
         ("vector_and_registers_stay_the_kernels", before == after),
     ];
@@ -245,29 +258,31 @@ pub extern "C" fn main() -> ! {
     machine::exit(if failed == 0 { 0 } else { 1 })
 }
 
-/// What the tasks saw.
+/// The results of the checks.
 struct Seen {
-    /// How many nanoseconds after the timer's interrupt the periodic task ran, each time, and after how
-    /// many preemptions at most.
+    /// How many nanoseconds after the timer's interrupt the periodic task ran, for each round, and
+    /// after how many preemptions at most.
     late: Vec<u64>,
     most_slices: u64,
-    /// No task has lost a register.
+    /// Whether all tasks have kept their registers.
     intact: bool,
-    /// How often the handler's wake was heard.
+    /// How many wakes of the handler the listener has seen.
     heard: u64,
 }
 
+/// Runs the periodic task beside two hogs, a task that blocks, and a listener.
 async fn run() -> Seen {
     let listener = spawn(listen());
     let hogs = [0x1111_0000, 0x2222_0000].map(|seed| spawn(stackful(hog(seed))));
     let blocking = spawn(stackful(block()));
-    let (late, most_slices) = spawn(periodic()).await.expect("nobody aborts it");
+    let (late, most_slices) = spawn(periodic()).await.expect("the periodic task is not aborted");
     DONE.store(true, Relaxed);
-    let mut intact = blocking.await.expect("nobody aborts it");
+    let mut intact = blocking.await.expect("the blocking task is not aborted");
     for hog in hogs {
-        intact &= hog.await.expect("nobody aborts a hog");
+        intact &= hog.await.expect("no hog is aborted");
     }
-    // Nothing else computes any more, so the core parks, and the handler's wake finds it so.
+    // No task computes any more, so the core parks, and the handler's wakes come while it is
+    // parked.
     for _ in 0..10 {
         sleep(PERIOD).await;
         Cpu::here();
@@ -276,7 +291,7 @@ async fn run() -> Seen {
     Seen { late, most_slices, intact, heard: HEARD.load(Relaxed) }
 }
 
-/// Sleeps, [`ROUNDS`] times, and looks how late it runs.
+/// Sleeps [`ROUNDS`] times, and returns how late it ran.
 async fn periodic() -> (Vec<u64>, u64) {
     let mut late = Vec::with_capacity(ROUNDS as usize);
     let mut most_slices = 0;
@@ -288,7 +303,7 @@ async fn periodic() -> (Vec<u64>, u64) {
         Cpu::here();
         look_for_others_own();
         DUE.store(u64::MAX, Relaxed);
-        // If no interrupt has seen it: the loop has, which looked at the clock.
+        // If no interrupt has seen the due time, the loop has: it reads the clock itself.
         let (mut nanoseconds, mut slices) = (0, 0);
         if SEEN_AT.load(Relaxed) != 0 {
             nanoseconds = now().as_nanos() - SEEN_AT.load(Relaxed);
@@ -300,12 +315,12 @@ async fn periodic() -> (Vec<u64>, u64) {
     (late, most_slices)
 }
 
-/// Computes without ever awaiting, in all registers, until it is told to end. Returns whether they kept
-/// their values.
+/// Computes in all registers without ever awaiting, until `DONE` is set. Returns whether the
+/// registers kept their values.
 async fn hog(seed: usize) -> bool {
     let (mut intact, mut rounds) = (true, 0);
     while !DONE.load(Relaxed) || rounds < HOG_ROUNDS {
-        // SAFETY: it only counts.
+        // SAFETY: the function only counts, and restores the registers that a callee preserves.
         intact &= unsafe { machine::hold(seed, HOLD) } == 0;
         // SAFETY: as above.
         intact &= unsafe { machine::hold_own(HOLD) } == 0;
@@ -319,20 +334,22 @@ async fn hog(seed: usize) -> bool {
     intact
 }
 
-/// Waits in the middle of its poll, on a stack, and computes in between.
+/// Blocks in `block_on` on a stack again and again, and computes in between. Returns whether the
+/// registers kept their values.
 async fn block() -> bool {
     let mut intact = true;
     for _ in 0..50 {
         block_on(sleep(PERIOD));
         Cpu::here();
-        // SAFETY: it only counts.
+        // SAFETY: as in `hog`.
         intact &= unsafe { machine::hold(0x3333_0000, HOLD / 10) } == 0;
     }
     intact
 }
 
-/// Two tasks that always hold a lock of the kernel's when a slice ends. Each has the core right after it has given
-/// its lock back.
+/// Runs two tasks that hold a lock of the kernel whenever a slice ends. Returns whether neither
+/// left the core under its lock, and each other task had the core right after the lock was
+/// released.
 async fn hold_locks() -> bool {
     let tasks = [0x1111_0000, 0x2222_0000].map(|me| {
         spawn(stackful(async move {
@@ -342,7 +359,7 @@ async fn hold_locks() -> bool {
                 let before = RUNTIME.stats().preemptions;
                 let ticks = TICKS.load(Relaxed);
                 LAST_HOG.store(me, Relaxed);
-                // The slice ends.
+                // The slice ends in this loop.
                 while TICKS.load(Relaxed) < ticks + 3 {
                     core::hint::spin_loop();
                 }
@@ -351,12 +368,13 @@ async fn hold_locks() -> bool {
                 preempt::point();
                 let ticks = TICKS.load(Relaxed);
                 loop {
-                    // In this order: others may have the core in between.
+                    // The ticks are read before the preemptions, since other tasks may have the
+                    // core in between.
                     let seen = TICKS.load(Relaxed);
                     if RUNTIME.stats().preemptions != before {
                         break;
                     }
-                    // The alarm that the point has set came, and did not preempt it.
+                    // The alarm that the point has set came, and did not preempt this task.
                     if seen > ticks + 1 {
                         return false;
                     }
@@ -367,13 +385,13 @@ async fn hold_locks() -> bool {
     });
     let mut right = true;
     for task in tasks {
-        right &= task.await.expect("nobody aborts it");
+        right &= task.await.expect("no task is aborted");
     }
     right
 }
 
-/// Where the timer ticks by itself, sleepers wake beside tasks that compute, those take turns, and what an interrupt
-/// wakes runs.
+/// Checks a timer that ticks by itself: sleepers wake beside tasks that compute, these tasks take
+/// turns, and a task that an interrupt wakes runs.
 async fn tick() -> bool {
     DONE.store(false, Relaxed);
     let (preemptions, turns) = (RUNTIME.stats().preemptions, TURNS.load(Relaxed));
@@ -386,9 +404,9 @@ async fn tick() -> bool {
     DONE.store(true, Relaxed);
     let mut intact = true;
     for hog in hogs {
-        intact &= hog.await.expect("nobody aborts a hog");
+        intact &= hog.await.expect("no hog is aborted");
     }
-    // And where nothing computes, the core parks.
+    // When no task computes, the core parks.
     let parks = RUNTIME.stats().parks;
     sleep(PERIOD).await;
     listener.abort();
@@ -399,9 +417,10 @@ async fn tick() -> bool {
         && HEARD.load(Relaxed) > heard + 20
 }
 
+/// How many wakes of the timer's handler [`listen`] has counted.
 static HEARD: AtomicU64 = AtomicU64::new(0);
 
-/// Counts how often the timer's handler woke it.
+/// Counts how many times the timer's handler woke this task.
 async fn listen() {
     let mut ticks = 0;
     poll_fn(|context| {
@@ -417,7 +436,7 @@ async fn listen() {
     .await
 }
 
-/// A heap that gives and never takes back.
+/// A heap that never reuses memory.
 #[repr(align(4096))]
 struct Heap {
     memory: UnsafeCell<[u8; Self::SIZE]>,
@@ -432,10 +451,12 @@ impl Heap {
 static HEAP: NoPreempt<Heap> =
     NoPreempt(Heap { memory: UnsafeCell::new([0; Heap::SIZE]), used: Cell::new(0) });
 
-// SAFETY: one core, whose handler doesn't allocate; and by `NoPreempt` no task comes between.
+// SAFETY: there is one core, its handler does not allocate, and `NoPreempt` keeps other tasks from
+// the core during a call.
 unsafe impl Sync for Heap {}
 
-// SAFETY: no two blocks overlap, since `used` only grows; each is aligned, as the heap is to a page.
+// SAFETY: no two blocks overlap, since `used` only grows. Each block is aligned, since the heap is
+// aligned to a page.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let start = self.used.get().next_multiple_of(layout.align());
@@ -444,7 +465,7 @@ unsafe impl GlobalAlloc for Heap {
             return core::ptr::null_mut();
         }
         self.used.set(end);
-        // SAFETY: within the heap.
+        // SAFETY: the block ends within the heap.
         unsafe { self.memory.get().cast::<u8>().add(start) }
     }
 
@@ -460,10 +481,12 @@ impl Write for Console {
     }
 }
 
+/// Prints to the console.
 fn say(words: core::fmt::Arguments<'_>) {
     let _ = Console.write_fmt(words);
 }
 
+/// Prints why the test fails, and ends the machine.
 fn fail(why: core::fmt::Arguments<'_>) -> ! {
     machine::mask();
     say(format_args!("\n{why}\n"));

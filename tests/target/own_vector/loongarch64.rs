@@ -1,8 +1,10 @@
-//! QEMU's loongarch64 `virt`: one vector for all traps, the core's timer, `$r21`.
+//! QEMU's loongarch64 `virt`: one vector for all traps, the core's timer, and `$r21` as per-core
+//! register.
 //!
-//! The vector saves what a call doesn't preserve, and no more. The rest the compiler saves in the functions that
-//! use it, and `switch` where the stack is left: on the same stack. Where the ABI has floating-point
-//! registers, they are saved if floating point is on, as `switch` does with those that are its.
+//! The vector saves the registers that a call does not preserve, and no more. The compiler saves
+//! the others in the functions that use them, and `switch` saves them where the core leaves the
+//! stack: both on the same stack. Where the ABI has floating-point registers, the vector saves them
+//! if floating point is on, as `switch` does with the ones that it saves.
 
 use core::arch::{asm, global_asm, naked_asm};
 use core::mem::{offset_of, size_of};
@@ -10,28 +12,28 @@ use core::ptr::with_exposed_provenance_mut;
 
 use crate::kernel::{CPU, Cpu, main, on_fault, on_timer_interrupt};
 
-/// What the vector saves.
+/// The registers that the vector saves.
 #[repr(C, align(16))]
 struct Frame {
     ra: usize,
     a: [usize; 8],
     t: [usize; 9],
-    /// A later trap overwrites these.
+    /// A later trap overwrites era and prmd.
     era: usize,
     prmd: usize,
-    /// Whether floating point was on, and the rest was written: 0 or 1.
+    /// Whether floating point was on and the fields below were written: 0 or 1.
     #[cfg(target_feature = "d")]
     fp: usize,
     #[cfg(target_feature = "d")]
     fcsr: usize,
     #[cfg(target_feature = "d")]
     fcc: [u8; 8],
-    /// fa0 to fa7, ft0 to ft15.
+    /// fa0 to fa7 and ft0 to ft15.
     #[cfg(target_feature = "d")]
     f: [u64; 24],
 }
 
-/// CSRs by number.
+/// The numbers of the CSRs.
 mod csr {
     pub(super) const CRMD: usize = 0x0;
     pub(super) const PRMD: usize = 0x1;
@@ -42,7 +44,7 @@ mod csr {
     pub(super) const BADV: usize = 0x7;
     pub(super) const EENTRY: usize = 0xc;
     pub(super) const CPUID: usize = 0x20;
-    /// The first of five that the kernel has for itself, which this vector doesn't need.
+    /// The first of five registers that the kernel has for itself, which this vector does not need.
     pub(super) const SAVE: usize = 0x30;
     pub(super) const TCFG: usize = 0x41;
     pub(super) const TICLR: usize = 0x44;
@@ -50,20 +52,20 @@ mod csr {
     pub(super) const DMW1: usize = 0x181;
 }
 
-/// The windows through which the kernel sees all memory, devices and all else.
+/// The windows through which the kernel accesses devices and all other memory.
 const UNCACHED: usize = 0x8000 << 48;
 const CACHED: usize = 0x9000 << 48;
 /// CRMD: interrupts are enabled; paging is on.
 const IE: usize = 1 << 2;
 const PAGING: usize = 0xb0;
-/// ECFG, ESTAT: the timer.
+/// ECFG and ESTAT: the timer.
 const TIMER: usize = 1 << 11;
 /// EUEN: floating point is on, where the ABI has it.
 const FPE: usize = if cfg!(target_feature = "d") { 1 } else { 0 };
-/// Nanoseconds that a tick of `virt`'s clock and timer takes.
+/// How many nanoseconds a tick of `virt`'s clock and timer takes.
 const TICK: u64 = 10;
 
-/// Older versions of QEMU come here on all cores; the others than core 0 stay here.
+/// The entry. Older versions of QEMU start all cores here; all cores but core 0 stay here.
 #[unsafe(naked)]
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".text.entry")]
@@ -73,7 +75,7 @@ unsafe extern "C" fn _start() -> ! {
         "csrwr $t0, {dmw0}",
         "li.d $t0, {cached} | 1 << 4 | 1 << 0",
         "csrwr $t0, {dmw1}",
-        // To the address in the window, and only then paging.
+        // Jumps to the address in the window first, and then enables paging.
         "li.d $t0, {cached}",
         "la.pcrel $t1, 2f",
         "or $t0, $t0, $t1",
@@ -120,7 +122,7 @@ unsafe extern "C" fn _start() -> ! {
 // On entry all registers are the interrupted code's, and IE is 0.
 global_asm!(
     ".pushsection .text.own_vector, \"ax\"",
-    // EENTRY has no lower bits.
+    // EENTRY has no lower bits, so the vector is aligned to a page.
     ".balign 4096",
     ".globl own_vector",
     "own_vector:",
@@ -154,8 +156,8 @@ global_asm!(
     2:",
     "move $a0, $sp",
     "bl {on_trap}",
-    // Much may have happened, but this is the stack from before, and the handler's callees have preserved
-    // the rest.
+    // Other tasks may have run, but this is the stack from before, and the handler's callees have
+    // preserved all other registers.
     #[cfg(target_feature = "d")]
     "ld.d $t0, $sp, {fp}
     beqz $t0, 3f
@@ -181,7 +183,7 @@ global_asm!(
     ".endr",
     "ld.d $ra, $sp, {ra}",
     "addi.d $sp, $sp, {size}",
-    // Ends also a reservation (`ll`) that another task has made.
+    // `ertn` also ends a reservation (`ll`) that another task has made.
     "ertn",
     ".popsection",
     on_trap = sym on_trap,
@@ -206,7 +208,7 @@ global_asm!(
 );
 
 unsafe extern "C" {
-    /// The vector above: code.
+    /// The vector above, which is code.
     static own_vector: [u8; 0];
 }
 
@@ -216,45 +218,51 @@ extern "C" fn on_trap(frame: &mut Frame) {
     match estat >> 16 & 0x3f {
         // An interrupt. Only the timer is enabled.
         0 => {}
-        // Trapline's switch leaves it off for code that hasn't used it yet, and switches the registers of code
-        // that has.
-        // SAFETY: the registers hold nothing that anybody wants.
+        // Trapline's switch leaves floating point off for code that has not used it yet, and
+        // switches the registers of code that has.
+        // SAFETY: the registers hold no values that any code needs.
         FP_DISABLED if FPE != 0 => return unsafe { write::<{ csr::EUEN }>(FPE) },
         _ => on_fault(estat, frame.era, read::<{ csr::BADV }>()),
     }
-    // What it would wait for has come.
+    // The interrupt for which `wait_enabled` waits has come: if the core is before its `idle`, the
+    // return skips the `idle`.
     let waiting = wait_enabled as *const () as usize;
     if (waiting..waiting + WAIT).contains(&frame.era) {
         frame.era = waiting + WAIT;
     }
-    // SAFETY: acknowledges it.
+    // SAFETY: the write acknowledges the interrupt.
     unsafe { write::<{ csr::TICLR }>(1) };
     on_timer_interrupt();
 }
 
+/// Reads a CSR.
 fn read<const CSR: usize>() -> usize {
     let value;
-    // SAFETY: only reads.
+    // SAFETY: it only reads.
     unsafe { asm!("csrrd {}, {}", out(reg) value, const CSR, options(nostack)) };
     value
 }
 
+/// Writes a CSR.
+///
 /// # Safety
 ///
-/// The kernel can go on with that value.
+/// The kernel must be able to go on with that value.
 unsafe fn write<const CSR: usize>(value: usize) {
-    // SAFETY: the caller's promise. The register gets the old value.
+    // SAFETY: the caller promises that the kernel can go on with the value. The general register
+    // gets the old value.
     unsafe { asm!("csrwr {}, {}", inout(reg) value => _, const CSR, options(nostack)) };
 }
 
-/// Sets IE, and returns how it was.
+/// Sets IE to `enable`, and returns the old IE.
 ///
 /// # Safety
 ///
-/// Interrupts may come if `enable` is `IE`; else it is 0.
+/// `enable` is `IE`, and interrupts may come now, or it is 0.
 unsafe fn exchange(enable: usize) -> usize {
     let old: usize;
-    // SAFETY: the caller's promise. A barrier for the compiler.
+    // SAFETY: if `enable` is `IE`, the caller promises that interrupts may come. The block is a
+    // compiler barrier.
     unsafe {
         asm!(
             "csrxchg {}, {}, {}",
@@ -267,8 +275,9 @@ unsafe fn exchange(enable: usize) -> usize {
     old & IE
 }
 
+/// Installs the vector and enables the timer's interrupt.
 pub fn init() {
-    // SAFETY: interrupts are masked, and the vector knows what to do with all traps.
+    // SAFETY: interrupts are masked, and the vector handles all traps.
     unsafe {
         write::<{ csr::EENTRY }>((&raw const own_vector).addr());
         write::<{ csr::TICLR }>(1);
@@ -281,45 +290,49 @@ pub fn init() {
     }
 }
 
-/// The per-core register.
+/// Returns the per-core register.
 pub fn cpu() -> *const Cpu {
     let cpu;
-    // SAFETY: only reads.
+    // SAFETY: it only reads.
     unsafe { asm!("move {}, $r21", out(reg) cpu, options(nomem, nostack, preserves_flags)) };
     cpu
 }
 
+/// Returns the nanoseconds of the clock.
 pub fn now() -> u64 {
     let ticks: u64;
-    // SAFETY: only reads.
+    // SAFETY: it only reads.
     unsafe { asm!("rdtime.d {}, $zero", out(reg) ticks, options(nomem, nostack)) };
     ticks * TICK
 }
 
-/// Has the timer fire at `at` or, if that has passed, at once; at `u64::MAX` not at all.
+/// Sets the timer to fire at `at`: at once if that time has passed, not at all at `u64::MAX`.
 pub fn set_timer(at: u64) {
     const ON: u64 = 1;
     let config = match at {
         u64::MAX => 0,
-        // In steps of four; one more, since `now` is in the middle of a tick.
+        // The timer counts in steps of four ticks. One tick is added, since `now` is in the middle
+        // of a tick.
         at => (at.saturating_sub(now()) / TICK + 1).next_multiple_of(4) | ON,
     };
-    // SAFETY: its handler is there. What has fired before is void, and must be before it may fire again.
+    // SAFETY: the timer's vector is installed. An interrupt from before is void, and is cleared
+    // before the timer may fire again.
     unsafe {
         write::<{ csr::TICLR }>(1);
         write::<{ csr::TCFG }>(config as usize);
     }
 }
 
-/// Waits for an interrupt, which is handled here. They are masked before and after.
+/// Waits for an interrupt, which is handled within this call. Interrupts are masked before and
+/// after.
 pub fn wait() {
-    // SAFETY: the caller expects them; `enable` is IE.
+    // SAFETY: the caller expects interrupts, and `enable` is `IE`.
     unsafe { wait_enabled(IE) };
     mask();
 }
 
-/// The processor leaves `idle` for enabled interrupts only, and one may come just before it: [`on_trap`] then
-/// skips it.
+/// Enables interrupts and waits. Only an enabled interrupt ends an `idle`, and one may come just
+/// before the `idle`, which [`on_trap`] then skips.
 #[unsafe(naked)]
 unsafe extern "C" fn wait_enabled(enable: usize) {
     naked_asm!("csrxchg $a0, $a0, {crmd}", "idle 0", "ret", crmd = const csr::CRMD)
@@ -328,42 +341,47 @@ unsafe extern "C" fn wait_enabled(enable: usize) {
 /// The size of `wait_enabled` up to its `ret`.
 const WAIT: usize = 2 * size_of::<u32>();
 
+/// Masks interrupts, and returns whether they were enabled.
 pub fn mask() -> usize {
-    // SAFETY: no danger to memory.
+    // SAFETY: masking interrupts does not endanger memory.
     unsafe { exchange(0) }
 }
 
+/// Enables interrupts if `state` says so.
+///
 /// # Safety
 ///
-/// `state` is what `mask` returned.
+/// `state` must be what `mask` returned.
 pub unsafe fn restore(state: usize) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that `state` comes from the `mask` with which this pairs.
     unsafe { exchange(state) };
 }
 
+/// Enables interrupts.
+///
 /// # Safety
 ///
-/// Interrupts may come.
+/// Interrupts may come now.
 pub unsafe fn enable() {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that interrupts may come.
     unsafe { exchange(IE) };
 }
 
 pub fn put(byte: u8) {
-    // SAFETY: the UART's data register. QEMU's is always ready.
+    // SAFETY: this is the UART's data register. QEMU's UART is always ready.
     unsafe { with_exposed_provenance_mut::<u8>(UNCACHED | 0x1fe0_01e0).write_volatile(byte) };
 }
 
-/// QEMU is switched off, which is a success; or is told that the guest has panicked.
+/// Ends QEMU: switches the machine off for a success, or reports a panic of the guest.
 pub fn exit(code: u8) -> ! {
-    /// The configuration registers of the first PCI devices; pvpanic's vendor and device; a place for its
-    /// only register.
+    /// The configuration registers of the first PCI devices; the vendor and device number of
+    /// pvpanic; an address for its only register.
     const PCI: usize = UNCACHED | 0x2000_0000;
     const PVPANIC: u32 = 0x0011_1b36;
     const PLACE: usize = 0x4000_0000;
     let register = |address| with_exposed_provenance_mut::<u32>(address);
     for config in (0..32).map(|device| PCI + (device << 15)) {
-        // SAFETY: reads all ones where there is no device. Nobody else uses the bus.
+        // SAFETY: where there is no device, a read gives all ones. No other code uses the bus.
         unsafe {
             if code != 0 && register(config).read_volatile() == PVPANIC {
                 register(config + 0x10).write_volatile(PLACE as u32);
@@ -373,12 +391,12 @@ pub fn exit(code: u8) -> ! {
         }
     }
     loop {
-        // SAFETY: this is what the device is for.
+        // SAFETY: the device is for this.
         unsafe { with_exposed_provenance_mut::<u8>(UNCACHED | 0x100e_001c).write_volatile(0x34) };
     }
 }
 
-/// What is the kernel's: EENTRY, the five SAVEs, ECFG, `$r21`.
+/// Returns the registers that belong to the kernel: EENTRY, the five SAVEs, ECFG, `$r21`.
 pub fn system_registers() -> [usize; 8] {
     [
         read::<{ csr::EENTRY }>(),
@@ -392,12 +410,13 @@ pub fn system_registers() -> [usize; 8] {
     ]
 }
 
-/// Where the ABI has floating point, sets what code may set for itself: the rounding mode (up). Counts `rounds`
-/// down to zero, looks whether it is as it was set, and puts it back. Returns whether it was lost: 0 or not.
+/// Makes the setting that code may make for itself, where the ABI has floating point: the rounding
+/// mode "up". Counts `rounds` down to zero, checks the setting, and restores the usual one. Returns
+/// 0 if it was not lost.
 ///
 /// # Safety
 ///
-/// None: it only counts.
+/// There are no conditions: the function only counts.
 #[unsafe(naked)]
 pub unsafe extern "C" fn hold_own(rounds: usize) -> usize {
     naked_asm!(
@@ -417,12 +436,12 @@ pub unsafe extern "C" fn hold_own(rounds: usize) -> usize {
     )
 }
 
-/// Whether another rounding mode is set now than Rust code starts with.
+/// Returns whether another rounding mode is set now than the one that Rust code expects.
 pub fn sees_others_own() -> bool {
     #[cfg(target_feature = "d")]
     {
         let control: usize;
-        // SAFETY: only reads.
+        // SAFETY: it only reads.
         unsafe { asm!("movfcsr2gr {}, $fcsr0", out(reg) control, options(nostack)) };
         control >> 8 & 0b11 != 0
     }
@@ -430,7 +449,7 @@ pub fn sees_others_own() -> bool {
     false
 }
 
-/// What a function has to preserve.
+/// The registers that a function must preserve.
 #[repr(C, align(16))]
 struct Saved {
     ra: usize,
@@ -440,12 +459,12 @@ struct Saved {
     fs: [u64; 8],
 }
 
-/// Fills all registers with `seed` + 1, `seed` + 2 and so on, counts `rounds` down to zero, and looks whether they
-/// are still there. Returns 0 if so.
+/// Fills all registers with `seed` + 1, `seed` + 2 and so on, counts `rounds` down to zero, and
+/// checks the registers. Returns 0 if no register has changed.
 ///
 /// # Safety
 ///
-/// None: it only counts.
+/// There are no conditions: the function only counts.
 #[unsafe(naked)]
 pub unsafe extern "C" fn hold(seed: usize, rounds: usize) -> usize {
     naked_asm!(
@@ -454,7 +473,7 @@ pub unsafe extern "C" fn hold(seed: usize, rounds: usize) -> usize {
         ".irp n, 22,23,24,25,26,27,28,29,30,31",
         "  st.d $r\\n, $sp, {s} + 8*(\\n - 22)",
         ".endr",
-        // a0: the value; a1: the counter. All but sp, tp and $r21.
+        // a0: the value; a1: the counter. All registers but sp, tp and $r21 are filled.
         #[cfg(target_feature = "d")]
         ".irp n, 0,1,2,3,4,5,6,7
           fst.d $fs\\n, $sp, {fs} + 8*\\n
@@ -470,7 +489,7 @@ pub unsafe extern "C" fn hold(seed: usize, rounds: usize) -> usize {
         "2:",
         "addi.d $a1, $a1, -1",
         "bnez $a1, 2b",
-        // a1: what differs. Backwards.
+        // a1: the bits that differ. The registers are checked in the opposite order.
         ".irp n, 31,30,29,28,27,26,25,24,23,22,20,19,18,17,16,15,14,13,12,11,10,9,8,7,6,1",
         "  xor $r\\n, $r\\n, $a0",
         "  or $a1, $a1, $r\\n",

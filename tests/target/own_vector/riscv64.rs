@@ -1,7 +1,9 @@
-//! QEMU's riscv64 `virt`, in S-mode: a vector in vectored mode, the firmware's timer, `tp`.
+//! QEMU's riscv64 `virt`, in S-mode: a vector in vectored mode, the firmware's timer, and `tp` as
+//! per-core register.
 //!
-//! The vector saves what a call doesn't preserve, and no more. The rest the compiler saves in the functions that
-//! use it, and `switch` where the stack is left: on the same stack.
+//! The vector saves the registers that a call does not preserve, and no more. The compiler saves
+//! the others in the functions that use them, and `switch` saves them where the core leaves the
+//! stack: both on the same stack.
 
 use core::arch::{asm, global_asm, naked_asm};
 use core::mem::{offset_of, size_of};
@@ -9,13 +11,13 @@ use core::ptr::with_exposed_provenance_mut;
 
 use crate::kernel::{CPU, Cpu, main, on_fault, on_timer_interrupt};
 
-/// What the vector saves.
+/// The registers that the vector saves.
 #[repr(C, align(16))]
 struct Frame {
     ra: usize,
     t: [usize; 7],
     a: [usize; 8],
-    /// A later trap overwrites these.
+    /// A later trap overwrites sepc and sstatus.
     sepc: usize,
     sstatus: usize,
     fcsr: usize,
@@ -23,20 +25,22 @@ struct Frame {
     fa: [u64; 8],
 }
 
-/// `sstatus`: interrupts enabled; FP on, with registers that nobody has written yet.
+/// `sstatus`: interrupts are enabled; floating point is on, with registers that have not been
+/// written yet.
 const SIE: usize = 1 << 1;
 const FS_INITIAL: usize = 1 << 13;
-/// `sstatus`: users' pages may be accessed, and such as can only be executed be read.
+/// `sstatus`: users' pages may be accessed, and pages that are only executable may be read.
 const SUM_MXR: usize = 0b11 << 18;
-/// `sie`, `sip`: the timer.
+/// `sie` and `sip`: the timer.
 const STI: usize = 1 << 5;
-/// `stvec`: an interrupt goes to its own entry of the table.
+/// `stvec`: each interrupt has an entry of its own in the table.
 const VECTORED: usize = 1;
-/// What the kernel keeps in `sscratch`, which this vector doesn't need.
+/// The value that the kernel keeps in `sscratch`, which this vector does not need.
 const SCRATCH: usize = 0x7363_7261_7463_6821;
-/// Nanoseconds that a tick of `virt`'s clock takes.
+/// How many nanoseconds a tick of `virt`'s clock takes.
 const TICK: u64 = 100;
 
+/// The entry.
 #[unsafe(naked)]
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".text.entry")]
@@ -71,17 +75,17 @@ global_asm!(
     ".pushsection .text.own_vector, \"ax\"",
     ".option push",
     ".option arch, +a, +d",
-    // Entries of four bytes.
+    // Each entry has four bytes.
     ".option norvc",
     ".balign 256",
     ".globl own_vector",
     "own_vector:",
-    // 0: an exception. 1 to 4: interrupts that are not enabled. 5: the timer.
+    // Entry 0: an exception. 1 to 4: interrupts that are not enabled. 5: the timer.
     ".rept 5",
     "  j 2f",
     ".endr",
     "j 3f",
-    // Nothing goes on from here.
+    // An exception: reports it and does not return.
     "2:",
     "csrr a0, scause",
     "csrr a1, sepc",
@@ -103,22 +107,23 @@ global_asm!(
     ".endr",
     "csrr t0, sepc",
     "sd t0, {sepc}(sp)",
-    // What the interrupted code has set for itself is nobody else's, and comes back with it: the right to access
-    // users' pages, and the rounding mode. Rust code starts with 0 there.
+    // The interrupted code's own settings do not reach other code, and are restored with it: the
+    // right to access users' pages, and the rounding mode. Rust code expects 0 in both.
     "li t0, {sum_mxr}",
     "csrrc t0, sstatus, t0",
     "sd t0, {sstatus}(sp)",
     "fscsr t0, zero",
     "sd t0, {fcsr}(sp)",
     "call {on_timer}",
-    // Much may have happened, but this is the stack from before, and the handler's callees have preserved
-    // the rest.
+    // Other tasks may have run, but this is the stack from before, and the handler's callees have
+    // preserved all other registers.
     "ld t0, {fcsr}(sp)",
     "fscsr t0",
     ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11",
     "  fld ft\\n, {ft} + 8*\\n(sp)",
     ".endr",
-    // The f registers first: `sstatus` tells also whether the interrupted code has written any.
+    // The f registers come before `sstatus`, which also says whether the interrupted code has
+    // written any.
     "ld t0, {sstatus}(sp)",
     ".irp n, 0,1,2,3,4,5,6,7",
     "  fld fa\\n, {fa} + 8*\\n(sp)",
@@ -153,45 +158,53 @@ global_asm!(
 );
 
 unsafe extern "C" {
-    /// The table above: code.
+    /// The vector table above, which is code.
     static own_vector: [u8; 0];
 }
 
 extern "C" fn on_timer() {
-    // SAFETY: acknowledges it by not listening; `set_timer` does so again.
+    // SAFETY: disabling the timer's interrupt acknowledges it; `set_timer` enables it again.
     unsafe { asm!("csrc sie, {}", in(reg) STI, options(nostack)) };
     on_timer_interrupt();
 }
 
+/// Installs the vector.
 pub fn init() {
     let vector = (&raw const own_vector).addr() | VECTORED;
-    // SAFETY: interrupts are masked, and the vector knows what to do with all traps.
+    // SAFETY: interrupts are masked, and the vector handles all traps.
     unsafe {
-        asm!("csrw stvec, {}", "csrw sscratch, {}", in(reg) vector, in(reg) SCRATCH, options(nostack))
+        asm!(
+            "csrw stvec, {}",
+            "csrw sscratch, {}",
+            in(reg) vector,
+            in(reg) SCRATCH,
+            options(nostack),
+        )
     };
 }
 
-/// The per-core register.
+/// Returns the per-core register.
 pub fn cpu() -> *const Cpu {
     let cpu;
-    // SAFETY: only reads.
+    // SAFETY: it only reads.
     unsafe { asm!("mv {}, tp", out(reg) cpu, options(nomem, nostack, preserves_flags)) };
     cpu
 }
 
+/// Returns the nanoseconds of the clock.
 pub fn now() -> u64 {
     let ticks: u64;
-    // SAFETY: only reads.
+    // SAFETY: it only reads.
     unsafe { asm!("rdtime {}", out(reg) ticks, options(nomem, nostack, preserves_flags)) };
     ticks * TICK
 }
 
-/// Has the timer fire at `at` or, if that has passed, at once; at `u64::MAX` not at all.
+/// Sets the timer to fire at `at`: at once if that time has passed, not at all at `u64::MAX`.
 pub fn set_timer(at: u64) {
     /// The firmware's extension "TIME"; its function 0 sets the timer.
     const TIME: usize = 0x5449_4d45;
     let ticks = if at == u64::MAX { at } else { at.div_ceil(TICK) };
-    // SAFETY: a call of the firmware, which changes a0 and a1 only; its handler is there.
+    // SAFETY: it calls the firmware, which changes only a0 and a1. The timer's vector is installed.
     unsafe {
         asm!(
             "ecall",
@@ -206,54 +219,62 @@ pub fn set_timer(at: u64) {
     };
 }
 
-/// Waits for an interrupt that is enabled in `sie`, whatever `sstatus` says.
+/// Waits for an interrupt that is enabled in `sie`, whether or not `sstatus` masks it.
 pub fn wait() {
-    // SAFETY: changes nothing; a barrier, as interrupts will be handled.
+    // SAFETY: `wfi` changes no state. The block is a compiler barrier, since interrupts will be
+    // handled.
     unsafe { asm!("wfi", options(nostack)) };
 }
 
+/// Masks interrupts, and returns whether they were enabled.
 pub fn mask() -> usize {
     let status: usize;
-    // SAFETY: no danger to memory. A barrier for the compiler.
+    // SAFETY: masking interrupts does not endanger memory. The block is a compiler barrier.
     unsafe { asm!("csrrci {}, sstatus, {}", out(reg) status, const SIE, options(nostack)) };
     status & SIE
 }
 
+/// Enables interrupts if `state` says so.
+///
 /// # Safety
 ///
-/// `state` is what `mask` returned.
+/// `state` must be what `mask` returned.
 pub unsafe fn restore(state: usize) {
-    // SAFETY: the caller's promise. A barrier for the compiler.
+    // SAFETY: the caller promises that `state` comes from the `mask` with which this pairs. The
+    // block is a compiler barrier.
     unsafe { asm!("csrs sstatus, {}", in(reg) state, options(nostack)) };
 }
 
+/// Enables interrupts.
+///
 /// # Safety
 ///
-/// Interrupts may come.
+/// Interrupts may come now.
 pub unsafe fn enable() {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that interrupts may come.
     unsafe { restore(SIE) };
 }
 
 pub fn put(byte: u8) {
     const UART: usize = 0x1000_0000;
-    // SAFETY: the device's data register. QEMU's is always ready.
+    // SAFETY: this is the UART's data register. QEMU's UART is always ready.
     unsafe { with_exposed_provenance_mut::<u8>(UART).write_volatile(byte) };
 }
 
+/// Ends QEMU with an exit code.
 pub fn exit(code: u8) -> ! {
     const FINISHER: usize = 0x10_0000;
     let word = if code == 0 { 0x5555 } else { u32::from(code) << 16 | 0x3333 };
     loop {
-        // SAFETY: this is what the device is for.
+        // SAFETY: the device is for this.
         unsafe { with_exposed_provenance_mut::<u32>(FINISHER).write_volatile(word) };
     }
 }
 
-/// What is the kernel's: stvec, sscratch, tp, gp.
+/// Returns the registers that belong to the kernel: stvec, sscratch, tp, gp.
 pub fn system_registers() -> [usize; 4] {
     let (vector, scratch, tp, gp);
-    // SAFETY: only reads.
+    // SAFETY: it only reads.
     unsafe {
         asm!(
             "csrr {}, stvec",
@@ -270,12 +291,13 @@ pub fn system_registers() -> [usize; 4] {
     [vector, scratch, tp, gp]
 }
 
-/// Sets what code may set for itself: the rounding mode (up), SUM and MXR. Counts `rounds` down to zero, looks
-/// whether all is as it was set, and puts it back. Returns whether it was lost: 0 or not.
+/// Makes the settings that code may make for itself: the rounding mode "up", SUM and MXR. Counts
+/// `rounds` down to zero, checks the settings, and restores the usual ones. Returns 0 if none was
+/// lost.
 ///
 /// # Safety
 ///
-/// None: it only counts.
+/// There are no conditions: the function only counts.
 #[unsafe(naked)]
 pub unsafe extern "C" fn hold_own(rounds: usize) -> usize {
     naked_asm!(
@@ -299,10 +321,10 @@ pub unsafe extern "C" fn hold_own(rounds: usize) -> usize {
     )
 }
 
-/// Whether something of the above is set now.
+/// Returns whether one of these settings is made now.
 pub fn sees_others_own() -> bool {
     let (status, rounding): (usize, usize);
-    // SAFETY: only reads.
+    // SAFETY: it only reads.
     unsafe {
         asm!(
             ".option push",
@@ -318,7 +340,7 @@ pub fn sees_others_own() -> bool {
     status & SUM_MXR != 0 || rounding != 0
 }
 
-/// What a function has to preserve.
+/// The registers that a function must preserve.
 #[repr(C, align(16))]
 struct Saved {
     ra: usize,
@@ -326,12 +348,12 @@ struct Saved {
     fs: [u64; 12],
 }
 
-/// Fills all registers with `seed` + 1, `seed` + 2 and so on, counts `rounds` down to zero, and looks whether they
-/// are still there. Returns 0 if so.
+/// Fills all registers with `seed` + 1, `seed` + 2 and so on, counts `rounds` down to zero, and
+/// checks the registers. Returns 0 if no register has changed.
 ///
 /// # Safety
 ///
-/// None: it only counts.
+/// There are no conditions: the function only counts.
 #[unsafe(naked)]
 pub unsafe extern "C" fn hold(seed: usize, rounds: usize) -> usize {
     naked_asm!(
@@ -343,7 +365,7 @@ pub unsafe extern "C" fn hold(seed: usize, rounds: usize) -> usize {
         "  sd s\\n, {s} + 8*\\n(sp)",
         "  fsd fs\\n, {fs} + 8*\\n(sp)",
         ".endr",
-        // a0: the value; a1: the counter. All but sp, gp and tp.
+        // a0: the value; a1: the counter. All registers but sp, gp and tp are filled.
         ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
         "  addi a0, a0, 1",
         "  fmv.d.x f\\n, a0",
@@ -355,7 +377,7 @@ pub unsafe extern "C" fn hold(seed: usize, rounds: usize) -> usize {
         "2:",
         "addi a1, a1, -1",
         "bnez a1, 2b",
-        // a1: what differs. Backwards.
+        // a1: the bits that differ. The registers are checked in the opposite order.
         ".irp n, 31,30,29,28,27,26,25,24,23,22,21,20,19,18,17,16,15,14,13,12,9,8,7,6,5,1",
         "  xor x\\n, x\\n, a0",
         "  or a1, a1, x\\n",

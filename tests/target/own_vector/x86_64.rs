@@ -1,7 +1,9 @@
-//! QEMU's x86_64 `q35`, by PVH: an IDT of which two gates matter, the local APIC's timer, gs.
+//! QEMU's x86_64 `q35`, booted by PVH: an IDT of which two gates are used (the timer and spurious
+//! interrupts), the local APIC's timer, and gs as per-core register.
 //!
-//! The vector saves what a call doesn't preserve, and no more. The rest the compiler saves in the functions that
-//! use it, and `switch` where the stack is left: on the same stack. There is no user mode, so no `swapgs`.
+//! The vector saves the registers that a call does not preserve, and no more. The compiler saves
+//! the others in the functions that use them, and `switch` saves them where the core leaves the
+//! stack: both on the same stack. There is no user mode, so there is no `swapgs`.
 
 use core::arch::{asm, naked_asm};
 use core::cell::UnsafeCell;
@@ -10,7 +12,7 @@ use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 
 use crate::kernel::{CPU, Cpu, main, on_fault, on_timer_interrupt};
 
-/// An ELF note, by which QEMU finds the entry.
+/// The ELF note in which QEMU finds the entry.
 #[repr(C, packed(4))]
 struct Note {
     name_size: u32,
@@ -24,31 +26,33 @@ struct Note {
 #[unsafe(link_section = ".note.pvh")]
 static NOTE: Note = Note { name_size: 4, entry_size: 8, kind: 18, name: *b"Xen\0", entry: _start };
 
-/// The map: 4 GiB, each address itself. A root, a table of GiBs, and four of pages of 2 MiB.
+/// The page tables, which map 4 GiB to themselves: a root, a table of GiBs, and four tables of
+/// pages of 2 MiB.
 #[repr(align(4096))]
 #[expect(dead_code, reason = "Rust code never looks at it")]
 struct Tables(UnsafeCell<[[u64; 512]; 6]>);
 
-// SAFETY: the boot code writes it, and then only the processor.
+// SAFETY: only the boot code writes the tables, and later only the processor accesses them.
 unsafe impl Sync for Tables {}
 
 static TABLES: Tables = Tables(UnsafeCell::new([[0; 512]; 6]));
 const PRESENT_WRITE: u32 = 0b11;
 const LARGE: u32 = 1 << 7;
 
-/// Null, code, data.
+/// The segments: null, code, data.
 static GDT: [u64; 3] = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 const CODE: u16 = 0x08;
 const DATA: u16 = 0x10;
 
-/// What `lgdt` and `lidt` read, and what `sgdt` and `sidt` write.
+/// The operand of `lgdt`, `lidt`, `sgdt` and `sidt`.
 #[repr(C, packed)]
 struct TablePointer {
     limit: u16,
     base: usize,
 }
 
-/// In 32-bit mode `lgdt` reads half of the address, and that half is all of it.
+/// The operand of the 32-bit `lgdt`, which reads the lower half of the address. The upper half is
+/// zero.
 #[repr(C, packed)]
 struct GdtPointer {
     limit: u16,
@@ -62,7 +66,7 @@ const FS_BASE: u32 = 0xc000_0100;
 const GS_BASE: u32 = 0xc000_0101;
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 
-/// In protected mode, without paging; no stack yet.
+/// The entry, in protected mode without paging and without a stack.
 #[unsafe(naked)]
 #[unsafe(no_mangle)]
 unsafe extern "C" fn _start() -> ! {
@@ -91,7 +95,7 @@ unsafe extern "C" fn _start() -> ! {
         "add edx, 8",
         "dec ecx",
         "jnz 2b",
-        // PAE; the tables; long mode; paging and protected mode.
+        // Enables PAE, sets the page tables, enables long mode, and then paging, in protected mode.
         "mov eax, 1 << 5",
         "mov cr4, eax",
         "mov cr3, edi",
@@ -102,7 +106,7 @@ unsafe extern "C" fn _start() -> ! {
         "mov eax, 1 << 31 | 1 << 0",
         "mov cr0, eax",
         "lgdt [{gdt_pointer}]",
-        // A far jump to 64-bit code.
+        // A far jump to the 64-bit code.
         ".byte 0xea",
         ".long {start}",
         ".word {code}",
@@ -117,6 +121,7 @@ unsafe extern "C" fn _start() -> ! {
     )
 }
 
+/// The 64-bit part of the entry: sets the segments, the stack and gs.
 #[unsafe(naked)]
 unsafe extern "C" fn start() -> ! {
     naked_asm!(
@@ -139,9 +144,10 @@ unsafe extern "C" fn start() -> ! {
     )
 }
 
-/// The timer. The processor has aligned the stack to 16 and pushed five words, ss to rip; with nine
-/// more it is aligned again. It has cleared TF and NT, but neither DF nor AC: what the interrupted code has
-/// set for itself is nobody else's, and comes back with it by `iretq`.
+/// The vector of the timer. The processor has aligned the stack to 16 and pushed five words, ss to
+/// rip. With nine more words the stack is aligned again. The processor has cleared TF and NT, but
+/// neither DF nor AC, which the interrupted code may have set: they are cleared here, and `iretq`
+/// restores them.
 #[unsafe(naked)]
 unsafe extern "C" fn timer_vector() {
     naked_asm!(
@@ -151,8 +157,8 @@ unsafe extern "C" fn timer_vector() {
         "push {flags}",
         "popfq",
         "call {on_timer}",
-        // Much may have happened, but this is the stack from before, and the handler's callees have
-        // preserved the rest.
+        // Other tasks may have run, but this is the stack from before, and the handler's callees
+        // have preserved all other registers.
         ".irp r, r11,r10,r9,r8,rdi,rsi,rdx,rcx,rax",
         "  pop \\r",
         ".endr",
@@ -162,13 +168,14 @@ unsafe extern "C" fn timer_vector() {
     )
 }
 
-/// An interrupt that was withdrawn.
+/// The vector of an interrupt that was withdrawn.
 #[unsafe(naked)]
 unsafe extern "C" fn spurious_vector() {
     naked_asm!("iretq")
 }
 
-/// Anything else, with or without an error code: the first two words of what was pushed tell enough.
+/// The vector of all other traps, with or without an error code. The first two words that the
+/// processor pushed are reported.
 #[unsafe(naked)]
 unsafe extern "C" fn fault_vector() {
     naked_asm!(
@@ -181,19 +188,19 @@ unsafe extern "C" fn fault_vector() {
     )
 }
 
-/// The vectors behind the processor's own 32.
+/// The vectors after the processor's own 32.
 const TIMER_VECTOR: usize = 32;
 const SPURIOUS_VECTOR: usize = 33;
 
 #[repr(align(16))]
 struct Idt(UnsafeCell<[[u64; 2]; 34]>);
 
-// SAFETY: `init` writes it, and then only the processor reads it.
+// SAFETY: only `init` writes the table, and later only the processor reads it.
 unsafe impl Sync for Idt {}
 
 static IDT: Idt = Idt(UnsafeCell::new([[0; 2]; 34]));
 
-/// An interrupt gate: IF is cleared.
+/// Returns an interrupt gate, in which the processor clears IF.
 fn gate(entry: unsafe extern "C" fn()) -> [u64; 2] {
     const PRESENT_INTERRUPT: u64 = 0x8e << 40;
     let entry = entry as usize as u64;
@@ -201,56 +208,69 @@ fn gate(entry: unsafe extern "C" fn()) -> [u64; 2] {
     [low | PRESENT_INTERRUPT, entry >> 32]
 }
 
-/// The local APIC's registers.
+/// The registers of the local APIC.
 const APIC: usize = 0xfee0_0000;
 const END_OF_INTERRUPT: usize = 0xb0;
 const SPURIOUS: usize = 0xf0;
 const TIMER: usize = 0x320;
 const INITIAL_COUNT: usize = 0x380;
 const DIVIDE: usize = 0x3e0;
-/// The HPET, a clock that says how fast it is.
+/// The HPET: a clock that reports its own frequency.
 const HPET: usize = 0xfed0_0000;
 const HPET_PERIOD: usize = 0x4;
 const HPET_CONFIG: usize = 0x10;
 const HPET_COUNTER: usize = 0xf0;
 
+/// Writes a register of a device.
+///
 /// # Safety
 ///
-/// The device can be given that value.
+/// The device must accept that value.
 unsafe fn write(register: usize, value: u32) {
-    // SAFETY: the caller's promise. The machine has both devices.
+    // SAFETY: the caller promises that the device accepts the value. The machine has both devices.
     unsafe { with_exposed_provenance_mut::<u32>(register).write_volatile(value) };
 }
 
+/// Writes to an I/O port.
+///
 /// # Safety
 ///
-/// The device at `port` can be given that value.
+/// The device at `port` must accept that value.
 unsafe fn out(port: u16, value: u8) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that the device accepts the value.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack)) };
 }
 
 extern "C" fn on_timer() {
-    // SAFETY: acknowledges it.
+    // SAFETY: the write acknowledges the interrupt.
     unsafe { write(APIC + END_OF_INTERRUPT, 0) };
     on_timer_interrupt();
 }
 
+/// Installs the IDT and sets up the clock and the timer.
 pub fn init() {
     let mut idt = [gate(fault_vector); 34];
     idt[TIMER_VECTOR] = gate(timer_vector);
     idt[SPURIOUS_VECTOR] = gate(spurious_vector);
     let pointer = TablePointer { limit: size_of_val(&idt) as u16 - 1, base: IDT.0.get().addr() };
-    // SAFETY: interrupts are masked, and nobody uses the table yet, which then has all gates. The
-    // controllers of old are masked. What lies in KERNEL_GS_BASE nobody uses without `swapgs`.
+    // SAFETY: interrupts are masked, and the table is not in use before `lidt`, when it has all
+    // gates. The two `out`s mask the old interrupt controllers. KERNEL_GS_BASE is only used by
+    // `swapgs`, which no code executes.
     unsafe {
         IDT.0.get().write(idt);
         asm!("lidt [{}]", in(reg) &pointer, options(nostack));
         out(0x21, 0xff);
         out(0xa1, 0xff);
-        asm!("wrmsr", in("ecx") KERNEL_GS_BASE, in("eax") 0x6773_2121, in("edx") 0, options(nostack));
+        asm!(
+            "wrmsr",
+            in("ecx") KERNEL_GS_BASE,
+            in("eax") 0x6773_2121,
+            in("edx") 0,
+            options(nostack),
+        );
     }
-    // SAFETY: the clock runs; the timer, by one and one-shot, has its gate, and isn't set yet.
+    // SAFETY: the clock runs. The timer, one-shot and without a divisor, has its gate, and is not
+    // set yet.
     unsafe {
         write(HPET + HPET_CONFIG, 1);
         write(APIC + SPURIOUS, 1 << 8 | SPURIOUS_VECTOR as u32);
@@ -259,10 +279,11 @@ pub fn init() {
     }
 }
 
-/// The per-core register.
+/// Returns the per-core register.
 pub fn cpu() -> *const Cpu {
     let cpu;
-    // SAFETY: if gs is the kernel's, this reads what never changes; if not, the test has failed.
+    // SAFETY: if gs is the kernel's, this reads a field that never changes. If not, the test has
+    // failed.
     unsafe {
         asm!(
             "mov {}, gs:[{this}]",
@@ -274,6 +295,7 @@ pub fn cpu() -> *const Cpu {
     cpu
 }
 
+/// Returns the nanoseconds of the clock.
 pub fn now() -> u64 {
     // SAFETY: reading the device has no effect.
     let (counter, femtoseconds) = unsafe {
@@ -285,81 +307,91 @@ pub fn now() -> u64 {
     (u128::from(counter) * u128::from(femtoseconds) / 1_000_000) as u64
 }
 
-/// Has the timer fire at `at` or, if that has passed, at once; at `u64::MAX` not at all. (QEMU's counts
-/// nanoseconds. Early, if it cannot count so far: that is allowed.)
+/// Sets the timer to fire at `at`: at once if that time has passed, not at all at `u64::MAX`.
+/// (QEMU's timer counts nanoseconds. It fires early if it cannot count so far, which is allowed.)
 pub fn set_timer(at: u64) {
     let count = match at {
         u64::MAX => 0,
         at => at.saturating_sub(now()).saturating_add(1).min(u32::MAX.into()) as u32,
     };
-    // SAFETY: its handler is there.
+    // SAFETY: the timer's vector is installed.
     unsafe { write(APIC + INITIAL_COUNT, count) };
 }
 
-/// Waits for an interrupt: `sti` lets none in before `hlt`.
+/// Waits for an interrupt. `sti` lets no interrupt in before `hlt`.
 pub fn wait() {
-    // SAFETY: a barrier, as the interrupt is handled here. They are masked before and after.
+    // SAFETY: interrupts are masked before and after. The block is a compiler barrier, since the
+    // interrupt is handled within it.
     unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
 }
 
-/// The flags: one that is always set; that interrupts are enabled; and those that code may set for itself: DF,
-/// and AC, by which `stac` allows accesses to users' pages.
+/// Flags: the one that is always set; IF, interrupts are enabled; and those that code may set for
+/// itself: DF, and AC, with which `stac` allows accesses to users' pages.
 const RESERVED: usize = 1 << 1;
 const IF: usize = 1 << 9;
 const DF_AC: usize = 1 << 10 | 1 << 18;
 
+/// Masks interrupts, and returns whether they were enabled.
 pub fn mask() -> usize {
     let flags: usize;
-    // SAFETY: no danger to memory. A barrier for the compiler.
+    // SAFETY: masking interrupts does not endanger memory. The block is a compiler barrier.
     unsafe { asm!("pushfq", "pop {}", "cli", out(reg) flags) };
     flags & IF
 }
 
+/// Enables interrupts if `state` says so.
+///
 /// # Safety
 ///
-/// `state` is what `mask` returned.
+/// `state` must be what `mask` returned.
 pub unsafe fn restore(state: usize) {
     if state != 0 {
-        // SAFETY: the caller's promise.
+        // SAFETY: `state` says that interrupts were enabled before the `mask` with which this
+        // pairs.
         unsafe { enable() };
     }
 }
 
+/// Enables interrupts.
+///
 /// # Safety
 ///
-/// Interrupts may come.
+/// Interrupts may come now.
 pub unsafe fn enable() {
-    // SAFETY: the caller's promise. A barrier for the compiler.
+    // SAFETY: the caller promises that interrupts may come. The block is a compiler barrier.
     unsafe { asm!("sti", options(nostack)) };
 }
 
 pub fn put(byte: u8) {
-    // SAFETY: the UART's data register. QEMU's is always ready.
+    // SAFETY: this is the UART's data register. QEMU's UART is always ready.
     unsafe { out(0x3f8, byte) };
 }
 
+/// Ends QEMU with an exit code.
 pub fn exit(code: u8) -> ! {
     loop {
-        // SAFETY: `isa-debug-exit` is for this. QEMU ends with twice the value plus one, and 1 is its own
-        // failure: so it is given one more.
+        // SAFETY: the device `isa-debug-exit` is for this. QEMU ends with twice the value plus one,
+        // and 1 stands for QEMU's own failure, so the value is the code plus one.
         unsafe { out(0xf4, code + 1) };
     }
 }
 
+/// Returns a model-specific register.
 fn model_specific(register: u32) -> usize {
     let (low, high): (u32, u32);
-    // SAFETY: reads a register that every 64-bit processor has.
+    // SAFETY: it reads a register that every 64-bit processor has.
     unsafe {
         asm!("rdmsr", in("ecx") register, out("eax") low, out("edx") high, options(nomem, nostack))
     };
     (high as usize) << 32 | low as usize
 }
 
-/// What is the kernel's: IDT, GDT, task register, the bases of gs and fs.
+/// Returns the registers that belong to the kernel: IDT, GDT, task register, the bases of gs and
+/// fs.
 pub fn system_registers() -> [usize; 6] {
     let mut tables = [const { TablePointer { limit: 0, base: 0 } }; 2];
     let task: usize;
-    // SAFETY: only reads, into `tables`.
+    // SAFETY: it only reads registers, into `tables`.
     unsafe {
         asm!("sidt [{}]", in(reg) &raw mut tables[0], options(nostack));
         asm!("sgdt [{}]", in(reg) &raw mut tables[1], options(nostack));
@@ -370,12 +402,12 @@ pub fn system_registers() -> [usize; 6] {
     [idt.base, gdt.base, task, bases[0], bases[1], bases[2]]
 }
 
-/// Sets DF and AC, counts `rounds` down to zero, looks whether both are set, and clears them. Returns whether
-/// one was lost: 0 or not.
+/// Sets DF and AC, counts `rounds` down to zero, checks that both are still set, and clears them.
+/// Returns 0 if both were still set.
 ///
 /// # Safety
 ///
-/// None: it only counts.
+/// There are no conditions: the function only counts.
 #[unsafe(naked)]
 pub unsafe extern "C" fn hold_own(rounds: usize) -> usize {
     naked_asm!(
@@ -396,27 +428,27 @@ pub unsafe extern "C" fn hold_own(rounds: usize) -> usize {
     )
 }
 
-/// Whether one of the two is set now.
+/// Returns whether DF or AC is set now.
 pub fn sees_others_own() -> bool {
     let flags: usize;
-    // SAFETY: only reads.
+    // SAFETY: it only reads the flags.
     unsafe { asm!("pushfq", "pop {}", out(reg) flags) };
     flags & DF_AC != 0
 }
 
-/// Fills all registers with `seed` + 1, `seed` + 2 and so on, counts `rounds` down to zero, and looks whether they
-/// are still there. Returns 0 if so.
+/// Fills all registers with `seed` + 1, `seed` + 2 and so on, counts `rounds` down to zero, and
+/// checks the registers. Returns 0 if no register has changed.
 ///
 /// # Safety
 ///
-/// None: it only counts.
+/// There are no conditions: the function only counts.
 #[unsafe(naked)]
 pub unsafe extern "C" fn hold(seed: usize, rounds: usize) -> usize {
     naked_asm!(
         ".irp r, rbp,rbx,r12,r13,r14,r15",
         "  push \\r",
         ".endr",
-        // rdi: the value; rsi: the counter. All but rsp.
+        // rdi: the value; rsi: the counter. All registers but rsp are filled.
         ".irp r, rax,rcx,rdx,rbx,rbp,r8,r9,r10,r11,r12,r13,r14,r15",
         "  inc rdi",
         "  mov \\r, rdi",
@@ -424,7 +456,7 @@ pub unsafe extern "C" fn hold(seed: usize, rounds: usize) -> usize {
         "2:",
         "dec rsi",
         "jnz 2b",
-        // rsi: what differs. Backwards.
+        // rsi: the bits that differ. The registers are checked in the opposite order.
         ".irp r, r15,r14,r13,r12,r11,r10,r9,r8,rbp,rbx,rdx,rcx,rax",
         "  xor \\r, rdi",
         "  or rsi, \\r",
