@@ -101,6 +101,8 @@
 //!   stackless runtime.
 
 #![no_std]
+// Here, and not for the workspace: in programs, `pub` and `pub(crate)` are the same.
+#![warn(missing_debug_implementations, unreachable_pub)]
 
 extern crate alloc;
 

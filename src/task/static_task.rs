@@ -413,6 +413,7 @@ pub trait Aligned {
 macro_rules! aligned {
     ($($align:literal)*) => {
         $(const _: () = {
+            #[derive(Debug)]
             #[repr(align($align))]
             pub struct To;
             impl<const SIZE: usize> Aligned for TaskSpace<SIZE, $align> {
