@@ -2,8 +2,8 @@
 //! inter-processor interrupts, console and heap.
 //!
 //! It uses nothing of `hal-shim` but the linker script. Read [`kernel.rs`](kernel.rs) first: it is
-//! the part that every port has. [`machine.rs`](machine.rs) is the part that knows the machine: what
-//! a kernel has already.
+//! the part that every port has. [`machine.rs`](machine.rs) is the part that knows the machine:
+//! what a kernel has already.
 //!
 //! ```text
 //! cargo xtask qemu riscv64 port --smp 4
