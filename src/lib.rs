@@ -113,6 +113,7 @@ mod fatal;
 mod freelist;
 pub mod platform;
 pub mod preempt;
+mod queue;
 mod ready;
 mod runtime;
 pub mod stackful;

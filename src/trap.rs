@@ -170,7 +170,7 @@ impl TrapContext {
 /// Makes sure that a run in user mode ends with the slice. Returns `false` if the slice has already
 /// ended.
 fn begin_user_slice() -> bool {
-    let Some(runtime) = bound::slot().runtime() else { return true };
+    let Some(runtime) = Runtime::current() else { return true };
     if runtime.is_on_stack() {
         // The slice of the task that runs on the stack has already begun.
         return true;

@@ -5,6 +5,7 @@ use core::fmt;
 use core::future::Future;
 use core::mem::MaybeUninit;
 use core::pin::pin;
+use core::ptr;
 use core::ptr::NonNull;
 use core::task::{Context, Poll};
 
@@ -110,7 +111,7 @@ impl Runtime {
     /// that enters becomes the owning core.
     pub(super) fn claim_for_shutdown(&'static self) -> Result<Entered, EnterError> {
         let slot = bound::slot();
-        if slot.runtime().is_some() {
+        if Runtime::current().is_some() {
             return Err(EnterError::Nested);
         }
         // An interrupt handler may have interrupted this function, or `trim`, halfway.
@@ -131,7 +132,7 @@ impl Runtime {
         // at the timers first.
         self.alarm.set_due(bound::now());
         self.preempt_count.set_need_resched();
-        slot.set_runtime(Some(self));
+        slot.set_runtime(ptr::from_ref(self).cast());
         Ok(Entered)
     }
 }
@@ -168,7 +169,7 @@ pub(super) struct Entered;
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        bound::slot().set_runtime(None);
+        bound::slot().set_runtime(ptr::null());
     }
 }
 

@@ -23,8 +23,9 @@ use crate::config::Config;
 use crate::contexted::ScopeLink;
 use crate::freelist::FreeList;
 use crate::platform::{InInterrupt, Interrupts, bound};
-use crate::preempt::PreemptCount;
-use crate::ready::{self, Fifo, Inbox};
+use crate::preempt::count::PreemptCount;
+use crate::queue::{Fifo, Inbox};
+use crate::ready;
 use crate::stackful::Stacks;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::const_fn;
@@ -46,7 +47,7 @@ use crate::time::{Alarm, Timers, nanoseconds};
 /// ```
 pub struct Runtime {
     /// The inbox, to which other cores write. It has a cache line of its own.
-    inbox: CachePadded<Inbox>,
+    inbox: CachePadded<Inbox<Header>>,
     /// The number of the core that entered first, plus one; 0 before that. That core is the owning
     /// core until the shutdown.
     owner: AtomicUsize,
@@ -67,7 +68,7 @@ pub struct Runtime {
 /// The fields that only the owning core touches, with preemption disabled. Its atomic fields are
 /// also touched by that core's interrupts and by the running stackful task.
 struct CoreLocal {
-    ready: Fifo,
+    ready: Fifo<Header>,
     free_list: FreeList,
     stacks: Stacks,
     /// The list of all tasks that have been polled and are not done.
@@ -191,7 +192,8 @@ impl Runtime {
     /// Returns the runtime that the calling core is inside of. Any context.
     #[inline]
     pub fn current() -> Option<&'static Self> {
-        bound::slot().runtime()
+        // SAFETY: a slot is null or holds the `&'static Runtime` that `enter` put there.
+        unsafe { bound::slot().runtime().cast::<Self>().as_ref() }
     }
 
     /// Returns the counts of the runtime. Any context. On another core, the counts may be of
@@ -218,7 +220,7 @@ impl Runtime {
     /// returns 0. It calls [`Platform::free_stack`](crate::platform::Platform::free_stack) and the
     /// allocator. See also [`Config::max_idle_stacks`].
     pub fn trim(&self) -> usize {
-        let may_trim = match bound::slot().runtime() {
+        let may_trim = match Runtime::current() {
             None => true,
             // While a task is polled, the loop is not in the middle of work on the pool.
             Some(own) if core::ptr::eq(own, self) => {
@@ -256,7 +258,7 @@ impl Runtime {
     }
 
     #[inline]
-    pub(crate) fn inbox(&self) -> &Inbox {
+    pub(crate) fn inbox(&self) -> &Inbox<Header> {
         &self.inbox
     }
 
@@ -275,7 +277,7 @@ impl Runtime {
 
     /// Returns the loop's FIFO. [`ready::on_fast_path`] says where it may be used.
     #[inline]
-    pub(crate) fn ready(&self) -> &Fifo {
+    pub(crate) fn ready(&self) -> &Fifo<Header> {
         &self.local.ready
     }
 

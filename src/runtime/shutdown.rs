@@ -64,7 +64,12 @@ impl Runtime {
             self.abandon(task);
         }
         // The timers that are left belong to futures that have been moved to other runtimes.
-        self.timers.close(self);
+        // SAFETY: the core is inside of the runtime, at home, so preemption is disabled.
+        while let Some(waker) = unsafe { self.timers.close() } {
+            if let Some(waker) = waker {
+                self.catch_panic(|| waker.wake());
+            }
+        }
         self.local.free_list.close();
         report.stacks_with_frames = self.local.stacks.pool.free_idle();
         Ok(report)

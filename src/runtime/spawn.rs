@@ -9,6 +9,7 @@ use core::ptr::{self, NonNull};
 use super::Runtime;
 use crate::platform::{InInterrupt, bound};
 use crate::preempt::PreemptGuard;
+use crate::queue::Closed;
 use crate::ready::{self, Origin};
 use crate::stackful::Stackful;
 use crate::task::join::JoinHandle;
@@ -115,7 +116,7 @@ impl Runtime {
         match unsafe { ready::push_new(self, task, origin) } {
             // SAFETY: a new task has two references, and the other one is the join handle's.
             Ok(()) => Ok(unsafe { JoinHandle::new(task) }),
-            Err(ready::Closed) => {
+            Err(Closed) => {
                 // SAFETY: no other code has seen the task. Its copy of the future is not used: the
                 // future is still at the place from which it was copied. The caller may call the
                 // allocator.

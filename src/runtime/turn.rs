@@ -40,6 +40,7 @@ use crate::stackful::{Reason, Stack, Stall, overflowed};
 use crate::sync::atomic::Ordering;
 use crate::task::join::{JoinError, joiner_is_task};
 use crate::task::state::{Pending, Start};
+use crate::task::waker;
 use crate::task::{Header, Link};
 use crate::time::NEVER;
 
@@ -192,8 +193,17 @@ impl Runtime {
             aging.check_at(0);
             aging.set_deadline(NEVER);
         }
-        // SAFETY: the caller is the loop of this runtime.
-        unsafe { self.timers.fire(self, now) };
+        // SAFETY: this is the loop.
+        while let Some(waker) = unsafe { self.timers.pop_due(now) } {
+            match waker {
+                // SAFETY: as above.
+                Some(waker) if waker::task_of(&waker).is_some() => unsafe {
+                    waker::wake_in_loop(self, waker);
+                },
+                Some(foreign) => self.catch_panic(|| foreign.wake()),
+                None => {}
+            }
+        }
     }
 
     /// Does the same as [`fire`](Self::fire), out of line: after most polls no timer is due.

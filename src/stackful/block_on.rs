@@ -44,7 +44,7 @@ use crate::task::waker::from_header;
 pub fn block_on<F: Future>(future: F) -> F::Output {
     // Pinned here: to pass the future in an argument would copy it on the stack once more.
     let future = pin!(future);
-    match bound::slot().runtime() {
+    match Runtime::current() {
         Some(runtime) => suspend_until(runtime, future),
         None => park_until(bound::slot(), future),
     }
@@ -199,7 +199,10 @@ impl CoreSlot {
             RawWakerVTable::new(|slot| RawWaker::new(slot, &VTABLE), ring, ring, |_| ());
         fn ring(slot: *const ()) {
             // SAFETY: `waker` put a `&'static CoreSlot` there.
-            unsafe { &*slot.cast::<CoreSlot>() }.notify();
+            let slot = unsafe { &*slot.cast::<CoreSlot>() };
+            if let Some(core) = slot.notify() {
+                bound::wake(core);
+            }
         }
         // SAFETY: the functions keep the contract of `RawWakerVTable`: a slot lives for ever, and
         // `ring` is thread-safe, since it accesses only atomics and calls `Platform::wake`.

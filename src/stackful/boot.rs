@@ -4,6 +4,7 @@ use core::convert::Infallible;
 use core::fmt;
 
 use super::Context;
+use crate::Runtime;
 use crate::platform::bound;
 
 /// Leaves the calling core's boot stack for ever, and calls `main` on a stack of at least `size`
@@ -25,7 +26,7 @@ use crate::platform::bound;
 /// entered.
 pub fn leave_boot_stack(size: usize, main: fn() -> !) -> Result<Infallible, BootStackError> {
     assert!(
-        bound::slot().runtime().is_none(),
+        Runtime::current().is_none(),
         "leave_boot_stack was called inside of a runtime: call it before the core enters"
     );
     let least = bound::min_stack();

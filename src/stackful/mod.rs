@@ -68,13 +68,12 @@
 //!    Until then, the value that the poll returned lies on the task's stack.
 
 mod aging;
-mod backend;
 mod block_on;
 mod boot;
 mod pool;
 
+pub use crate::platform::backend::{Context, StackMain, StackfulBackend};
 pub(crate) use aging::Aging;
-pub use backend::{Context, StackMain, StackfulBackend};
 pub use block_on::block_on;
 pub use boot::{BootStackError, leave_boot_stack};
 pub(crate) use pool::{Pool, Stack, min_size as min_stack_size};
@@ -94,7 +93,7 @@ use crate::arch;
 use crate::contexted::{self, Hooks, Scope, ScopeEntry};
 use crate::fatal::fatal;
 use crate::platform::{Interrupts, PanicPayload, bound};
-use crate::ready::Fifo;
+use crate::queue::Fifo;
 use crate::sync::local::{AtomicPtr, AtomicU64, Ordering};
 use crate::task::join::{JoinError, JoinHandle, panic_message};
 use crate::task::{Header, Label, Link, panic};
@@ -241,7 +240,7 @@ where
     /// Polls off a stack. This is a poll in a parent, which polls the child, or the first poll of a
     /// task that is stackful as a whole.
     fn poll_off_stack(&mut self, context: &mut core::task::Context<'_>) -> Poll<F::Output> {
-        let Some(runtime) = bound::slot().runtime() else {
+        let Some(runtime) = Runtime::current() else {
             panic!("stackful() was polled outside of a runtime: spawn it, or await it in a task")
         };
         if self.future.is_some() {
@@ -347,7 +346,7 @@ impl<F: Future> fmt::Debug for Stackful<F> {
 /// It is meant for the handler of a fault: if the faulting address is in the guard below this
 /// stack, the task has overflowed its stack. Any context.
 pub fn current_stack() -> Option<core::ops::Range<usize>> {
-    let stack = bound::slot().runtime()?.stacks().running()?;
+    let stack = Runtime::current()?.stacks().running()?;
     // SAFETY: the running stack is alive.
     Some(unsafe { stack.as_ref() }.memory())
 }
@@ -936,9 +935,9 @@ impl Runtime {
 pub(crate) struct Stacks {
     pub(crate) pool: Pool,
     /// Tasks that were woken. At the front are preempted ones that have time left of their slices.
-    pub(crate) ready: Fifo,
+    pub(crate) ready: Fifo<Header>,
     /// Tasks whose turn came while there was no stack. They go before those in `ready` and `turns`.
-    waiting: Fifo,
+    waiting: Fifo<Header>,
     /// How many tasks wait for a stack. Any core may read it.
     waiting_now: AtomicU64,
     /// How often a task began to wait for a stack. Any core may read it.
@@ -946,7 +945,7 @@ pub(crate) struct Stacks {
     /// The time from which [`Config::on_stall`](crate::Config::on_stall) may be called again.
     pub(crate) next_report: Cell<u64>,
     /// Tasks that have used up a slice or have yielded. They take turns.
-    pub(crate) turns: Fifo,
+    pub(crate) turns: Fifo<Header>,
     /// Whether the task on a stack was taken from `turns`: it has its turn, or continues it.
     pub(crate) in_turn: Cell<bool>,
     /// How long the tasks of all three queues have waited for plain tasks.

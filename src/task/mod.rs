@@ -72,6 +72,7 @@ use core::task::{Context, Poll, Waker};
 
 use crate::Runtime;
 use crate::freelist::FreeList;
+use crate::queue::{self, Linked};
 use crate::ready::Origin;
 use crate::stackful::Stack;
 use crate::sync::{UnsafeCell, alloc, const_fn, dealloc};
@@ -85,7 +86,7 @@ pub(crate) struct Header {
     pub(crate) vtable: &'static Vtable,
     pub(crate) runtime: Cell<Option<&'static Runtime>>,
     /// Links the task into the one queue that it is in.
-    pub(crate) next: UnsafeCell<Link>,
+    next: UnsafeCell<Link>,
     /// Links the task into its runtime's list of all tasks that have been started.
     pub(crate) siblings: Siblings,
     /// The stack that holds frames of the task, while the core is elsewhere.
@@ -95,7 +96,7 @@ pub(crate) struct Header {
 }
 
 /// A place for a pointer to a task.
-pub(crate) type Link = Option<NonNull<Header>>;
+pub(crate) type Link = queue::Link<Header>;
 
 /// An address, and the type of the value that lies there.
 pub(crate) type Typed = (*const (), TypeId);
@@ -316,7 +317,14 @@ impl<T> Outcome<T> {
     }
 }
 
-/// The inbox keeps three tags in the low bits of pointers to headers.
+// SAFETY: `next` is used by the queues alone. The assertion holds for the alignment.
+unsafe impl Linked for Header {
+    #[inline(always)]
+    fn link(&self) -> &UnsafeCell<Link> {
+        &self.next
+    }
+}
+
 const _: () = assert!(align_of::<Header>() >= 8);
 
 impl Header {

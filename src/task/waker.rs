@@ -10,7 +10,6 @@ use core::task::{RawWaker, RawWakerVTable, Waker};
 use super::state::Wake;
 use super::{Header, Link};
 use crate::Runtime;
-use crate::platform::bound;
 use crate::preempt::PreemptGuard;
 use crate::ready;
 
@@ -70,7 +69,7 @@ pub(crate) fn running_in(waker: &Waker) -> Option<&'static Runtime> {
     let runtime = unsafe { task.as_ref() }.runtime.get()?;
     // The runtime comes from the task and is only compared with the slot's. So no later load
     // depends on the load of the slot.
-    let is_local = bound::slot().runtime().is_some_and(|here| core::ptr::eq(here, runtime));
+    let is_local = Runtime::current().is_some_and(|here| core::ptr::eq(here, runtime));
     (is_local && runtime.current_task() == Some(task)).then_some(runtime)
 }
 

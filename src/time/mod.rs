@@ -5,11 +5,12 @@
 //! on what that core runs: a stackful task is preempted for a timer, a plain one is not.
 
 mod alarm;
-mod timers;
+mod list;
+mod sleep;
 
 pub(crate) use alarm::{Alarm, MIN_STRETCH, NEVER, SliceLeft, nanoseconds, protection};
-pub(crate) use timers::Timers;
-pub use timers::{Sleep, sleep, sleep_until};
+pub(crate) use list::Timers;
+pub use sleep::{Sleep, sleep, sleep_until};
 
 use core::fmt;
 use core::future::Future;

@@ -12,81 +12,13 @@ use alloc::boxed::Box;
 use core::any::Any;
 use core::ptr::NonNull;
 
-use crate::Runtime;
-use crate::stackful::{Context, StackMain, StackfulBackend};
-use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use crate::sync::const_fn;
-use crate::sync::local::AtomicPtr;
+pub(crate) mod backend;
+pub(crate) mod bound;
+mod slot;
 
-/// A core's place for the pointer to the runtime that the core is inside of.
-///
-/// A kernel keeps one slot for each core, in its per-core area or in a static array, and hands it
-/// out in [`Platform::slot`]. The kernel never looks inside.
-#[derive(Debug)]
-pub struct CoreSlot {
-    runtime: AtomicPtr<Runtime>,
-    /// A wake has come for a [`block_on`](crate::block_on) that parks this core without a runtime.
-    notified: AtomicBool,
-    /// The number of the core that was the last to enter such a `block_on`.
-    core: AtomicUsize,
-}
+pub use slot::CoreSlot;
 
-impl CoreSlot {
-    const_fn! {
-        /// Makes an empty slot, for a core that is inside of no runtime.
-        pub fn new() -> Self {
-            Self {
-                runtime: AtomicPtr::new(core::ptr::null_mut()),
-                notified: AtomicBool::new(false),
-                core: AtomicUsize::new(0),
-            }
-        }
-    }
-
-    /// Returns the runtime that this core is inside of. Called on this core only, or for
-    /// comparison.
-    #[inline]
-    pub(crate) fn runtime(&self) -> Option<&'static Runtime> {
-        // Relaxed: only the core itself and its interrupts write the slot.
-        let runtime = self.runtime.load(Ordering::Relaxed);
-        // SAFETY: the slot is null or holds a `&'static Runtime`, which `set_runtime` was given.
-        unsafe { runtime.as_ref() }
-    }
-
-    /// Sets the runtime that this core is inside of. Called on this core only.
-    pub(crate) fn set_runtime(&self, runtime: Option<&'static Runtime>) {
-        let pointer = runtime.map_or(core::ptr::null_mut(), |r| core::ptr::from_ref(r).cast_mut());
-        self.runtime.store(pointer, Ordering::Relaxed);
-    }
-
-    /// Sets the core number that [`notify`](Self::notify) wakes. Called before the slot's waker is
-    /// made.
-    pub(crate) fn set_core(&self, core: usize) {
-        // Relaxed: the waker that reads the number came from this core after this store.
-        self.core.store(core, Ordering::Relaxed);
-    }
-
-    /// Wakes the core if it is parked in `block_on`. Any context.
-    pub(crate) fn notify(&self) {
-        // Release pairs with the acquire in `take_ring`: what was written before the wake is seen
-        // after it.
-        if !self.notified.swap(true, Ordering::Release) {
-            bound::wake(self.core.load(Ordering::Relaxed));
-        }
-    }
-
-    /// Returns whether the slot was notified since the last call.
-    pub(crate) fn take_ring(&self) -> bool {
-        // Acquire pairs with the release in `notify`.
-        self.notified.swap(false, Ordering::Acquire)
-    }
-}
-
-impl Default for CoreSlot {
-    fn default() -> Self {
-        Self::new()
-    }
-}
+use backend::StackfulBackend;
 
 /// Whether the calling code runs in an interrupt: the answer to [`Platform::in_interrupt`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -474,61 +406,5 @@ macro_rules! bind_platform {
                 unsafe { Backend::switch(save, to) }
             }
         };
-    };
-}
-
-/// The functions of the bound platform, as the rest of the crate calls them.
-pub(crate) mod bound {
-    use super::*;
-
-    // A linker prints these names in its "undefined symbol" message, so the names say what to do.
-    unsafe extern "Rust" {
-        pub(crate) safe fn __trapline_bind_platform_slot() -> &'static CoreSlot;
-        pub(crate) safe fn __trapline_bind_platform_core() -> usize;
-        pub(crate) safe fn __trapline_bind_platform_now() -> u64;
-        pub(crate) safe fn __trapline_bind_platform_set_alarm(at: u64);
-        pub(crate) safe fn __trapline_bind_platform_park();
-        pub(crate) safe fn __trapline_bind_platform_wake(core: usize);
-        pub(crate) safe fn __trapline_bind_platform_mask_interrupts() -> usize;
-        pub(crate) unsafe fn __trapline_bind_platform_restore_interrupts(state: usize);
-        pub(crate) unsafe fn __trapline_bind_platform_enable_interrupts();
-        pub(crate) safe fn __trapline_bind_platform_in_interrupt() -> InInterrupt;
-        pub(crate) safe fn __trapline_bind_platform_interrupts() -> Interrupts;
-        pub(crate) safe fn __trapline_bind_platform_may_preempt() -> bool;
-        pub(crate) safe fn __trapline_bind_platform_preserving(leave: &mut dyn FnMut());
-        pub(crate) safe fn __trapline_bind_platform_may_end() -> bool;
-        pub(crate) safe fn __trapline_bind_platform_catch_unwind(
-            body: &mut dyn FnMut(),
-        ) -> Result<(), PanicPayload>;
-        pub(crate) safe fn __trapline_bind_platform_allocate_stack(
-            size: usize,
-        ) -> Option<NonNull<u8>>;
-        pub(crate) unsafe fn __trapline_bind_platform_free_stack(base: NonNull<u8>, size: usize);
-        pub(crate) safe fn __trapline_bind_platform_min_stack() -> usize;
-        pub(crate) unsafe fn __trapline_bind_platform_prepare(
-            top: NonNull<u8>,
-            main: StackMain,
-            argument: *mut (),
-        ) -> Context;
-        pub(crate) unsafe fn __trapline_bind_platform_switch(save: *mut Context, to: Context);
-    }
-
-    pub(crate) use {
-        __trapline_bind_platform_allocate_stack as allocate_stack,
-        __trapline_bind_platform_catch_unwind as catch_unwind,
-        __trapline_bind_platform_core as core,
-        __trapline_bind_platform_enable_interrupts as enable_interrupts,
-        __trapline_bind_platform_free_stack as free_stack,
-        __trapline_bind_platform_in_interrupt as in_interrupt,
-        __trapline_bind_platform_interrupts as interrupts,
-        __trapline_bind_platform_mask_interrupts as mask_interrupts,
-        __trapline_bind_platform_may_end as may_end,
-        __trapline_bind_platform_may_preempt as may_preempt,
-        __trapline_bind_platform_min_stack as min_stack, __trapline_bind_platform_now as now,
-        __trapline_bind_platform_park as park, __trapline_bind_platform_prepare as prepare,
-        __trapline_bind_platform_preserving as preserving,
-        __trapline_bind_platform_restore_interrupts as restore_interrupts,
-        __trapline_bind_platform_set_alarm as set_alarm, __trapline_bind_platform_slot as slot,
-        __trapline_bind_platform_switch as switch, __trapline_bind_platform_wake as wake,
     };
 }

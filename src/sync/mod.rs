@@ -5,6 +5,8 @@
 //! accesses are always relaxed, and the models have no other core for them. Under loom, each access
 //! of either kind is a step, and the models let an interrupt come before any step.
 
+pub(crate) mod lock;
+
 #[cfg(not(loom))]
 pub(crate) use alloc::alloc::{alloc, dealloc};
 #[cfg(not(any(loom, shuttle)))]

@@ -2,8 +2,6 @@
 
 use core::ptr::NonNull;
 
-use crate::platform::bound;
-
 /// The code that a prepared stack starts in. It never returns: it switches away for ever.
 pub type StackMain = unsafe extern "C" fn(argument: *mut ()) -> !;
 
@@ -59,24 +57,4 @@ pub unsafe trait StackfulBackend {
 impl Context {
     /// No context: the value of a place whose code is on the core.
     pub(crate) const NONE: Self = Self(core::ptr::null_mut());
-
-    /// Prepares a stack with the platform's backend.
-    ///
-    /// # Safety
-    ///
-    /// As [`StackfulBackend::prepare`].
-    pub(crate) unsafe fn prepare(top: NonNull<u8>, main: StackMain, argument: *mut ()) -> Self {
-        // SAFETY: the caller's promise is the same.
-        unsafe { bound::prepare(top, main, argument) }
-    }
-
-    /// Switches stacks with the platform's backend.
-    ///
-    /// # Safety
-    ///
-    /// As [`StackfulBackend::switch`].
-    pub(crate) unsafe fn switch(save: *mut Self, to: Self) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { bound::switch(save, to) }
-    }
 }
