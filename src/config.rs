@@ -3,8 +3,9 @@
 use core::fmt;
 use core::time::Duration;
 
-use crate::TaskPanic;
-use crate::stackful::{self, Stall};
+use crate::stackful::pool;
+use crate::stackful::stall::Stall;
+use crate::task::panic::TaskPanic;
 
 /// The shortest [`Config::slice`]. With a shorter slice a task might make no progress, since the
 /// switch to its stack takes time too.
@@ -82,7 +83,7 @@ impl Config {
         if self.max_stacks == 0 {
             return Err(ConfigError::NoStacks);
         }
-        let least = stackful::min_stack_size();
+        let least = pool::min_size();
         if self.stack_size < least {
             return Err(ConfigError::StackTooSmall { least });
         }

@@ -116,6 +116,7 @@ pub mod preempt;
 mod queue;
 mod ready;
 mod runtime;
+mod scope;
 pub mod stackful;
 mod sync;
 mod task;
@@ -128,14 +129,16 @@ pub mod trap;
 mod yield_now;
 
 pub use config::{Config, ConfigError, MIN_SLICE, STALL_SLICES};
-pub use contexted::{Contexted, Hooks, contexted};
+pub use contexted::{Contexted, contexted};
 pub use runtime::{
     Current, EnterError, LocalSpawner, Runtime, Shutdown, SpawnError, SpawnErrorReason, Stats,
     TaskBuilder, current, spawn, try_spawn,
 };
+pub use scope::Hooks;
 pub use stackful::{Stackful, block_on, stackful};
-pub use task::TaskId;
-pub use task::join::{JoinError, JoinHandle};
+pub use task::error::JoinError;
+pub use task::id::TaskId;
+pub use task::join::JoinHandle;
 pub use task::local::{NoValue, Scoped, TaskLocal};
 pub use task::panic::TaskPanic;
 pub use task::static_task::StaticTask;

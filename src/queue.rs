@@ -6,8 +6,8 @@
 use core::ptr::{self, NonNull};
 
 use crate::sync::atomic::{AtomicPtr, Ordering};
-use crate::sync::local::{self, Cell};
-use crate::sync::{UnsafeCell, const_fn};
+use crate::sync::local::Cell;
+use crate::sync::{UnsafeCell, const_fn, local};
 
 /// What can be in a queue.
 ///

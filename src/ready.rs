@@ -17,12 +17,13 @@
 
 use core::ptr::{self, NonNull};
 
-use crate::Runtime;
 use crate::freelist::FreeList;
 use crate::platform::{InInterrupt, bound};
-use crate::preempt::PreemptGuard;
+use crate::preempt::guard::PreemptGuard;
 use crate::queue::{Closed, Push};
-use crate::task::Header;
+use crate::runtime::core::Runtime;
+use crate::task::header::Header;
+use crate::task::state::Origin;
 
 /// Returns whether this is the fast path: task context of `runtime`'s own core, with preemption
 /// disabled, where no other code of the core can come between two steps except interrupts. Only
@@ -58,15 +59,6 @@ pub(crate) unsafe fn push(runtime: &Runtime, task: NonNull<Header>) {
     if unsafe { runtime.inbox().push(task, urgency(runtime)) } {
         runtime.wake_core();
     }
-}
-
-/// The context from which code calls a runtime.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Origin {
-    /// The [fast path](on_fast_path).
-    Local,
-    /// Any other context.
-    Remote,
 }
 
 /// Returns the caller's context.

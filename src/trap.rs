@@ -28,10 +28,11 @@
 
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use crate::arch::{self, TrapContext};
+use crate::arch;
+use crate::arch::TrapContext;
 use crate::config::MIN_SLICE;
 use crate::platform::bound;
-use crate::time::nanoseconds;
+use crate::time::alarm::nanoseconds;
 
 /// The reason for a trap. One enum for all architectures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,9 +2,9 @@
 
 use core::ptr::NonNull;
 
-use super::backend::{Context, StackMain};
-use super::slot::CoreSlot;
-use super::{InInterrupt, Interrupts, PanicPayload};
+use crate::platform::backend::{Context, StackMain};
+use crate::platform::slot::CoreSlot;
+use crate::platform::{InInterrupt, Interrupts, PanicPayload};
 
 // A linker prints these names in its "undefined symbol" message, so the names say what to do.
 unsafe extern "Rust" {

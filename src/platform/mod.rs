@@ -14,7 +14,7 @@ use core::ptr::NonNull;
 
 pub(crate) mod backend;
 pub(crate) mod bound;
-mod slot;
+pub(crate) mod slot;
 
 pub use slot::CoreSlot;
 

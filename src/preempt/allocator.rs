@@ -2,7 +2,7 @@
 
 use core::alloc::{GlobalAlloc, Layout};
 
-use super::guard::PreemptGuard;
+use crate::preempt::guard::PreemptGuard;
 
 /// A global allocator under which tasks are not preempted.
 ///

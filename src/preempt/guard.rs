@@ -2,7 +2,7 @@
 
 use core::marker::PhantomData;
 
-use crate::Runtime;
+use crate::runtime::core::Runtime;
 use crate::sync::local::Ordering;
 
 /// Disables preemption on this core until [`enable`] has been called as often. The pair is a

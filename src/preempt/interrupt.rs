@@ -1,8 +1,8 @@
 //! What a kernel's interrupt and fault handlers call at their end.
 
-use crate::Runtime;
 use crate::platform::bound;
-use crate::stackful::Reason;
+use crate::runtime::core::Runtime;
+use crate::stackful::stacks::Reason;
 
 /// Preempts the running stackful task if its slice is over, a timer is due, or another task is
 /// ready. To be called at the end of a timer interrupt.

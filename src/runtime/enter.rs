@@ -9,12 +9,12 @@ use core::ptr;
 use core::ptr::NonNull;
 use core::task::{Context, Poll};
 
-use super::{RootPoll, Runtime};
 use crate::config::ConfigError;
 use crate::platform::{InInterrupt, Interrupts, PanicPayload, bound};
+use crate::runtime::core::{RootPoll, Runtime};
 use crate::sync::atomic::Ordering;
-use crate::task::in_place;
-use crate::task::join::panic_message;
+use crate::task::by_place::in_place;
+use crate::task::panic::panic_message;
 use crate::task::state::Wake;
 
 impl Runtime {

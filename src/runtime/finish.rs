@@ -16,14 +16,18 @@
 //!    [`wake_joiner`](Runtime::wake_joiner).)
 
 use core::ptr::NonNull;
+use core::task::Poll;
 use core::task::Waker;
 
-use super::{Runtime, count};
 use crate::platform::{Interrupts, PanicPayload, bound};
-use crate::stackful::{Reason, Stack};
-use crate::task::join::{JoinError, take_waker};
+use crate::runtime::core::{Runtime, count};
+use crate::stackful::stacks::Reason;
+use crate::stackful::switch::Stack;
+use crate::task::error::JoinError;
+use crate::task::header::{Header, label};
+use crate::task::join::take_waker;
 use crate::task::state::{Pending, Start};
-use crate::task::{Header, panic, waker};
+use crate::task::{contain, waker};
 
 /// The place where a task is polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,7 +145,7 @@ impl Runtime {
         if unsafe { task.as_ref() }.state.is_stored() {
             // The output is stored although the poll panicked, so the join handle gives the output
             // and not the panic. The panic goes to the hook `on_panic`.
-            self.catch_user_panic(task, || panic::discard(task, payload));
+            self.catch_user_panic(task, || contain::discard(task, payload));
             self.complete(task, Output::Value, true);
         } else {
             self.fail(task, JoinError::Panicked(payload), true);
@@ -313,7 +317,7 @@ impl Runtime {
         let before = self.preempt_count.get();
         // The caller of a shutdown may have masked interrupts. They stay masked then.
         let masked = bound::interrupts() == Interrupts::Masked;
-        panic::contain(task, code);
+        contain::contain(task, code);
         // `repair` comes before the test of the interrupts: its report calls user code too, which
         // may leave them masked. Interrupts are enabled before the report of that, so that the hook
         // runs with interrupts enabled.
@@ -321,7 +325,7 @@ impl Runtime {
             self.repair(task);
         }
         if !masked && self.unmask() {
-            panic::contain(task, || {
+            contain::contain(task, || {
                 panic!(
                     "code that the runtime called outside of a poll (a drop, a waker, a hook) left \
                      interrupts masked: enable them there"
@@ -341,7 +345,7 @@ impl Runtime {
     #[inline(never)]
     fn repair(&self, task: NonNull<Header>) {
         self.preempt_count.void_guards();
-        panic::contain(task, || {
+        contain::contain(task, || {
             panic!(
                 "code that the runtime called outside of a poll (a drop, a waker, a hook) left a \
                  PreemptGuard: drop it there"
@@ -399,5 +403,37 @@ impl Runtime {
             // SAFETY: as above.
             unsafe { next.as_ref() }.siblings.previous.set(previous);
         }
+    }
+}
+
+impl Runtime {
+    /// Panics if the poll that has just returned left a guard, or left interrupts masked.
+    /// `expected` is the preempt count without guards: 1 at home, 0 on a stack.
+    #[inline(always)]
+    pub(crate) fn check_guards(&self, expected: usize, task: NonNull<Header>, poll: Poll<()>) {
+        if self.preempt_count.get() != expected || bound::interrupts() == Interrupts::Masked {
+            self.held_the_core(task, poll);
+        }
+    }
+
+    /// Panics, with a message that says what the poll of `task` left.
+    #[cold]
+    #[inline(never)]
+    fn held_the_core(&self, task: NonNull<Header>, poll: Poll<()>) -> ! {
+        if poll.is_ready() {
+            // SAFETY: the task is RUNNING, hence alive.
+            unsafe { task.as_ref() }.state.set_stored();
+        }
+        // SAFETY: as above.
+        let name = unsafe { label(task) };
+        if self.unmask() {
+            panic!(
+                "{name} had interrupts masked when its poll returned: enable them before the await"
+            );
+        }
+        panic!(
+            "{name} held or forgot a PreemptGuard when its poll returned, or had called \
+             preempt::disable: drop it, or call preempt::enable, before the await"
+        );
     }
 }

@@ -2,11 +2,11 @@
 
 use core::ptr::NonNull;
 
-use super::Runtime;
-use super::enter::EnterError;
-use crate::task::join::JoinError;
+use crate::runtime::core::Runtime;
+use crate::runtime::enter::EnterError;
+use crate::task::error::JoinError;
+use crate::task::header::{Header, Link};
 use crate::task::state::Start;
-use crate::task::{Header, Link};
 
 impl Runtime {
     /// Drops every task's future, and refuses new tasks from now on.

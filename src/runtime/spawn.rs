@@ -6,14 +6,18 @@ use core::marker::PhantomData;
 use core::mem::{MaybeUninit, size_of};
 use core::ptr::{self, NonNull};
 
-use super::Runtime;
 use crate::platform::{InInterrupt, bound};
-use crate::preempt::PreemptGuard;
+use crate::preempt::guard::PreemptGuard;
 use crate::queue::Closed;
-use crate::ready::{self, Origin};
-use crate::stackful::Stackful;
+use crate::ready;
+use crate::runtime::core::Runtime;
+use crate::stackful::future::Stackful;
+use crate::task::by_place::in_place;
+use crate::task::header::Header;
 use crate::task::join::JoinHandle;
-use crate::task::{Header, Named, Storage, Unnamed, Unspawned, in_place};
+use crate::task::new::Unspawned;
+use crate::task::state::Origin;
+use crate::task::storage::{Named, Storage, Unnamed};
 
 impl Runtime {
     /// Spawns a task on this runtime. Any core, in task context or wherever else the allocator may

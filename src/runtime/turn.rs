@@ -30,19 +30,21 @@
 //! to choose the task that home would choose, it goes home.
 
 use core::ptr::NonNull;
-use core::task::{Context, Poll};
+use core::task::Poll;
 
-use super::finish::{Output, Place};
-use super::{Runtime, count};
-use crate::config::STALL_SLICES;
 use crate::platform::{PanicPayload, bound};
-use crate::stackful::{Reason, Stack, Stall, overflowed};
+use crate::runtime::core::{Runtime, count};
+use crate::runtime::finish::{Output, Place};
+use crate::stackful::on_stack::stack_main;
+use crate::stackful::stacks::Reason;
+use crate::stackful::switch::{Stack, overflowed};
 use crate::sync::atomic::Ordering;
-use crate::task::join::{JoinError, joiner_is_task};
+use crate::task::error::JoinError;
+use crate::task::header::{Header, Link};
+use crate::task::join::joiner_is_task;
 use crate::task::state::{Pending, Start};
 use crate::task::waker;
-use crate::task::{Header, Link};
-use crate::time::NEVER;
+use crate::time::alarm::NEVER;
 
 /// How many nanoseconds stackful tasks wait for plain tasks before they are granted the core. They
 /// wait longer if [`CHECK_STACKFUL_AFTER`] polls take longer.
@@ -517,21 +519,6 @@ impl Runtime {
         unsafe { self.local.stacks.push_waiting(task) };
     }
 
-    /// Calls the hook `on_stall`, since tasks wait for a stack, unless the hook was called less
-    /// than [`STALL_SLICES`] slices ago. Returns the time from which it may be called again.
-    fn report_stall(&'static self) -> u64 {
-        let next_report = &self.local.stacks.next_report;
-        let now = bound::now();
-        if now >= next_report.get() {
-            let pause = self.slice.saturating_mul(STALL_SLICES.into());
-            next_report.set(now.saturating_add(pause));
-            if let Some(on_stall) = self.config.on_stall {
-                self.catch_panic(|| on_stall(&Stall { runtime: self }));
-            }
-        }
-        next_report.get()
-    }
-
     /// Makes a task that was in a queue RUNNING. `false`: the task is not to be polled any more,
     /// and has been failed or reaped. `stack` is the one that holds frames of the task, or one that
     /// was taken from the pool for it.
@@ -836,18 +823,6 @@ impl Runtime {
         }
     }
 
-    /// Polls the future that `run_until` waits for.
-    pub(crate) fn poll_root(&'static self, context: &mut Context<'_>) -> Poll<()> {
-        let Some(mut poll) = self.local.root.get() else { return Poll::Pending };
-        // SAFETY: `run_until` is in its loop, in a frame further up on this stack, so the closure
-        // in that frame is alive. Only the poll of the root task calls the closure.
-        let poll = unsafe { poll.as_mut() }(context);
-        if poll.is_ready() {
-            self.local.root.set(None);
-        }
-        poll
-    }
-
     /// Moves aborted tasks from the queue of those that wait for a stack to the queue of woken
     /// tasks. They need no stack: the loop can drop their futures without one.
     fn stop_waiting(&'static self) {
@@ -886,7 +861,7 @@ impl Runtime {
     #[inline(never)]
     fn grow(&'static self) -> Option<NonNull<Stack>> {
         let size = self.config.rounded_stack_size()?;
-        self.local.stacks.pool.grow(self, size, self.config.max_stacks)
+        self.local.stacks.pool.grow(size, self.config.max_stacks, stack_main)
     }
 
     /// Parks the core until an interrupt comes or another core wakes it, unless something has

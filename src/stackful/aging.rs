@@ -2,7 +2,7 @@
 
 use core::cell::Cell;
 
-use crate::time::NEVER;
+use crate::time::alarm::NEVER;
 
 /// How long one group of tasks has waited for another group that goes first.
 ///

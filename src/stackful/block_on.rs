@@ -6,10 +6,11 @@ use core::mem::ManuallyDrop;
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 
-use super::Reason;
-use crate::Runtime;
-use crate::platform::{CoreSlot, InInterrupt, Interrupts, bound};
-use crate::task::Label;
+use crate::platform::slot::CoreSlot;
+use crate::platform::{InInterrupt, Interrupts, bound};
+use crate::runtime::core::Runtime;
+use crate::stackful::stacks::Reason;
+use crate::task::header::label;
 use crate::task::waker::from_header;
 
 /// Waits for `future`.
@@ -56,7 +57,7 @@ fn suspend_until<F: Future>(runtime: &'static Runtime, mut future: Pin<&mut F>) 
         panic!("block_on was called in the runtime's own context: call it in a stackful task")
     };
     // SAFETY: the task that is polled is alive.
-    let name = || unsafe { Label::of(task) };
+    let name = || unsafe { label(task) };
     // SAFETY: as above.
     let is_stackful = unsafe { task.as_ref() }.state.is_stackful();
     assert!(

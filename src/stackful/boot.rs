@@ -3,9 +3,9 @@
 use core::convert::Infallible;
 use core::fmt;
 
-use super::Context;
-use crate::Runtime;
+use crate::platform::backend::Context;
 use crate::platform::bound;
+use crate::runtime::core::Runtime;
 
 /// Leaves the calling core's boot stack for ever, and calls `main` on a stack of at least `size`
 /// bytes. Like the stacks of tasks, that stack comes from

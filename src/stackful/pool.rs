@@ -4,23 +4,21 @@ use core::cell::Cell;
 use core::mem::size_of;
 use core::ptr::NonNull;
 
-use super::{Context, stack_main};
-use crate::Runtime;
-use crate::contexted::ScopeLink;
+use crate::platform::backend::{Context, StackMain};
 use crate::platform::bound;
+use crate::queue::Link;
+use crate::scope::ScopeLink;
 use crate::sync::local::{AtomicUsize, Ordering};
-use crate::task::Link;
-use crate::time::protection;
+use crate::time::alarm::protection;
 
 /// The control block of a stack. It lies at the upper end of the stack's memory, and the frames of
 /// the stack's code grow down below it.
 #[repr(C, align(16))]
-pub(crate) struct Stack {
+pub(crate) struct Stack<T> {
     /// Where the stack's code continues, while it is off the core.
-    pub(super) context: Cell<Context>,
-    pub(super) runtime: &'static Runtime,
+    pub(crate) context: Cell<Context>,
     /// The task of which the stack holds frames, while the task is off the core.
-    pub(super) task: Cell<Link>,
+    pub(crate) task: Cell<Link<T>>,
     /// How many nanoseconds a preempted task gets when it is resumed. 0: it began with a whole
     /// slice.
     pub(super) left: Cell<u64>,
@@ -46,17 +44,18 @@ pub(crate) struct Stack {
     base: NonNull<u8>,
     size: usize,
     /// The next stack in the pool's list of idle stacks.
-    next_idle: Cell<StackLink>,
+    next_idle: Cell<StackLink<T>>,
     /// How many stacks the list of idle stacks has from this one on, including this one. Valid
     /// while the stack is idle.
     idle_from_here: Cell<usize>,
     /// The neighbours in the pool's list of all stacks.
-    previous: Cell<StackLink>,
-    next: Cell<StackLink>,
+    previous: Cell<StackLink<T>>,
+    next: Cell<StackLink<T>>,
 }
 
-type StackLink = Option<NonNull<Stack>>;
-impl Stack {
+type StackLink<T> = Option<NonNull<Stack<T>>>;
+
+impl<T> Stack<T> {
     /// Returns the addresses of the memory that the platform gave for the stack.
     pub(super) fn memory(&self) -> core::ops::Range<usize> {
         let base = self.base.addr().get();
@@ -77,7 +76,7 @@ impl Stack {
     }
 
     /// Returns whether the task was preempted and has not been resumed since.
-    pub(super) fn is_preempted(&self) -> bool {
+    pub(crate) fn is_preempted(&self) -> bool {
         self.preempted.get()
     }
 
@@ -135,7 +134,7 @@ const CANARY: usize = 16;
 
 /// Returns the minimum size of a stack in bytes, including its control block and its canary.
 pub(crate) fn min_size() -> usize {
-    bound::min_stack() + size_of::<Stack>() + CANARY
+    bound::min_stack() + size_of::<Stack<()>>() + CANARY
 }
 
 /// Returns how many bytes are left out at the upper end of the stack with this number. If all
@@ -152,15 +151,14 @@ fn colour(number: usize, size: usize) -> usize {
 }
 
 /// The stacks that exist, and the list of the idle ones, with the most recently used first.
-#[derive(Debug)]
-pub(crate) struct Pool {
-    all: Cell<StackLink>,
-    idle: Cell<StackLink>,
+pub(crate) struct Pool<T> {
+    all: Cell<StackLink<T>>,
+    idle: Cell<StackLink<T>>,
     /// How many stacks there are. Any core may read it.
     total: AtomicUsize,
 }
 
-impl Pool {
+impl<T> Pool<T> {
     pub(crate) const fn new() -> Self {
         Self { all: Cell::new(None), idle: Cell::new(None), total: AtomicUsize::new(0) }
     }
@@ -171,7 +169,7 @@ impl Pool {
 
     /// Takes an idle stack out of the list.
     #[inline]
-    pub(crate) fn take(&self) -> Option<NonNull<Stack>> {
+    pub(crate) fn take(&self) -> Option<NonNull<Stack<T>>> {
         let stack = self.idle.get()?;
         // SAFETY: idle stacks are alive.
         self.idle.set(unsafe { stack.as_ref() }.next_idle.get());
@@ -181,10 +179,10 @@ impl Pool {
     /// Makes a new stack of `size` bytes, if there are fewer than `max` stacks.
     pub(crate) fn grow(
         &self,
-        runtime: &'static Runtime,
         size: usize,
         max: usize,
-    ) -> Option<NonNull<Stack>> {
+        main: StackMain,
+    ) -> Option<NonNull<Stack<T>>> {
         if self.total() >= max {
             return None;
         }
@@ -194,12 +192,11 @@ impl Pool {
         // much. So these and a prepared context have room. No other code uses the memory.
         let stack = unsafe {
             base.cast::<usize>().write(canary_at(base));
-            let top = base.add(size - colour(self.total(), size) - size_of::<Stack>());
-            let stack = top.cast::<Stack>();
-            let context = Context::prepare(top, stack_main, stack.as_ptr().cast());
+            let top = base.add(size - colour(self.total(), size) - size_of::<Stack<T>>());
+            let stack = top.cast::<Stack<T>>();
+            let context = Context::prepare(top, main, stack.as_ptr().cast());
             stack.write(Stack {
                 context: Cell::new(context),
-                runtime,
                 task: Cell::new(None),
                 left: Cell::new(0),
                 preempted: Cell::new(false),
@@ -233,7 +230,7 @@ impl Pool {
     /// `stack` was taken from this pool, holds no frames of a task, and is not the stack that the
     /// caller is on.
     #[inline]
-    pub(crate) unsafe fn give(&self, stack: NonNull<Stack>, max: usize) {
+    pub(crate) unsafe fn give(&self, stack: NonNull<Stack<T>>, max: usize) {
         let first = self.idle.get();
         // SAFETY: idle stacks are alive, and `stack` is the caller's.
         unsafe {
@@ -263,7 +260,7 @@ impl Pool {
     /// `stack` belongs to this pool, holds no frames, is not in the list of idle stacks, and is not
     /// used again.
     #[cold]
-    unsafe fn free(&self, stack: NonNull<Stack>) {
+    unsafe fn free(&self, stack: NonNull<Stack<T>>) {
         // SAFETY: the caller's promise. Stacks in the list are alive. `base` and `size` are those
         // of the `allocate_stack` that gave the memory.
         unsafe {
@@ -306,7 +303,7 @@ impl Pool {
     }
 
     /// Calls `f` for each stack.
-    pub(crate) fn each(&self, mut f: impl FnMut(&Stack)) {
+    pub(crate) fn each(&self, mut f: impl FnMut(&Stack<T>)) {
         let mut rest = self.all.get();
         while let Some(stack) = rest {
             // SAFETY: stacks in the list are alive.

@@ -4,7 +4,7 @@ use core::cell::UnsafeCell;
 use core::fmt;
 use core::ops::{Deref, DerefMut};
 
-use super::local::{AtomicUsize, Ordering};
+use crate::sync::local::{AtomicUsize, Ordering};
 
 /// A spin lock for what the runtimes share. Its holder is not preempted, and no interrupt takes it.
 pub(crate) struct SpinLock<T> {

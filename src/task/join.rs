@@ -7,62 +7,16 @@ use core::pin::Pin;
 use core::ptr::NonNull;
 use core::task::{Context, Poll, Waker};
 
-use super::state::Abort;
-use super::waker::{self, release_last};
-use super::{Header, Label, Outcome, TaskId, panic};
-use crate::Runtime;
-use crate::platform::PanicPayload;
-use crate::preempt::PreemptGuard;
+use crate::preempt::guard::PreemptGuard;
 use crate::ready;
-
-/// The reason why a task has no output.
-#[non_exhaustive]
-pub enum JoinError {
-    /// The task was aborted before it had finished, by its join handle or by the shutdown of its
-    /// runtime, and its future has been dropped. A task that finished before the abort took effect
-    /// gives its output.
-    Aborted,
-    /// The runtime of the task was shut down while a stack held frames of the task, or a fault
-    /// ended the task. The future was neither finished nor dropped, and never will be.
-    Abandoned,
-    /// The future of the task panicked. Occurs only on platforms that can catch a panic.
-    Panicked(PanicPayload),
-}
-
-impl fmt::Debug for JoinError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Aborted => f.write_str("Aborted"),
-            Self::Abandoned => f.write_str("Abandoned"),
-            Self::Panicked(payload) => {
-                f.debug_tuple("Panicked").field(&panic_message(payload)).finish()
-            }
-        }
-    }
-}
-
-impl fmt::Display for JoinError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Aborted => f.write_str("the task was aborted"),
-            Self::Abandoned => {
-                f.write_str("the task was left in the middle, by a fault or a shutdown")
-            }
-            Self::Panicked(payload) => write!(f, "the task panicked: {}", panic_message(payload)),
-        }
-    }
-}
-
-impl core::error::Error for JoinError {}
-
-/// Returns the message of a panic, if its payload is text.
-pub(crate) fn panic_message(payload: &PanicPayload) -> &str {
-    payload
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| payload.downcast_ref::<alloc::string::String>().map(|s| s.as_str()))
-        .unwrap_or("(no message)")
-}
+use crate::runtime::core::Runtime;
+use crate::task::error::JoinError;
+use crate::task::header::{Header, label};
+use crate::task::id::TaskId;
+use crate::task::output::Outcome;
+use crate::task::state::Abort;
+use crate::task::waker::release_last;
+use crate::task::{contain, waker};
 
 /// The handle of a spawned task. Awaited, it gives the task's output.
 ///
@@ -358,7 +312,7 @@ impl<T> Drop for JoinHandle<T> {
         if done {
             if header.state.has_output() {
                 // SAFETY: rule 6: DONE was set while JOIN was, so the output is the handle's.
-                panic::contain(task, || unsafe { Header::drop_output(task) });
+                contain::contain(task, || unsafe { Header::drop_output(task) });
             }
         } else if filled {
             // SAFETY: rule 7: the task was not DONE when this handle took JOIN_WAKER back, in the
@@ -367,7 +321,7 @@ impl<T> Drop for JoinHandle<T> {
             if waker::task_of(&waker).is_some() {
                 drop(waker);
             } else {
-                panic::contain(task, || drop(waker));
+                contain::contain(task, || drop(waker));
             }
         }
         release_last(task);
@@ -378,7 +332,7 @@ impl<T> fmt::Debug for JoinHandle<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("JoinHandle")
             // SAFETY: the handle's reference keeps the task alive.
-            .field("task", &self.task().map(|task| unsafe { Label::of(task) }))
+            .field("task", &self.task().map(|task| unsafe { label(task) }))
             .field("finished", &self.is_finished())
             .finish()
     }

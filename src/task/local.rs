@@ -10,8 +10,9 @@ use core::pin::Pin;
 use core::ptr;
 use core::task::{Context, Poll};
 
-use super::undropped;
-use crate::contexted::{self, ScopeEntry};
+use crate::contexted;
+use crate::scope::ScopeEntry;
+use crate::task::by_place::undropped;
 
 /// The key of a task-local value. The value that code finds under a key depends on the future in
 /// whose poll that code runs.

@@ -1,12 +1,9 @@
-//! Panics that no join handle gives, and the containment of user code that runs outside of polls.
+//! A panic that no join handle gives, and what it carried.
 
 use core::fmt;
-use core::ptr::NonNull;
 
-use super::join::panic_message;
-use super::{Header, Label, TaskId};
 use crate::platform::{PanicPayload, bound};
-use crate::preempt::PreemptGuard;
+use crate::task::id::{Label, TaskId};
 
 /// A panic that was caught and that no join handle gives to a task. Handed to
 /// [`Config::on_panic`](crate::Config::on_panic).
@@ -32,8 +29,8 @@ use crate::preempt::PreemptGuard;
 /// only if the platform can catch them: see
 /// [`Platform::catch_unwind`](crate::platform::Platform::catch_unwind).
 pub struct TaskPanic<'a> {
-    task: Label,
-    payload: &'a PanicPayload,
+    pub(super) task: Label,
+    pub(super) payload: &'a PanicPayload,
 }
 
 impl TaskPanic<'_> {
@@ -70,56 +67,6 @@ impl fmt::Debug for TaskPanic<'_> {
     }
 }
 
-/// Calls `code`, which is user code outside of a poll of `task`. A panic of `code` ends here, and
-/// is reported.
-///
-/// Does not check the preempt count: the loop does so in
-/// [`Runtime::catch_user_panic`](crate::Runtime::catch_user_panic), and after a poll
-/// [`Runtime::check_guards`](crate::Runtime::check_guards) does.
-pub(crate) fn contain(task: NonNull<Header>, code: impl FnOnce()) {
-    let mut code = Some(code);
-    let caught = bound::catch_unwind(&mut || {
-        if let Some(code) = code.take() {
-            code();
-        }
-    });
-    if let Err(payload) = caught {
-        discard(task, payload);
-    }
-}
-
-/// Reports a panic of `task`, which the caller keeps alive, and drops the payload. If that drop
-/// panics, reports that panic as well.
-#[cold]
-#[inline(never)]
-pub(crate) fn discard(task: NonNull<Header>, payload: PanicPayload) {
-    report(task, &payload);
-    if let Err(again) = try_drop(payload) {
-        report(task, &again);
-        drop_payload(again);
-    }
-}
-
-/// Calls the hook of the task's runtime with a panic of `task`. The caller keeps the task alive.
-#[cold]
-#[inline(never)]
-pub(crate) fn report(task: NonNull<Header>, payload: &PanicPayload) {
-    // SAFETY: the caller keeps the task alive.
-    let runtime = unsafe { task.as_ref() }.runtime.get();
-    let Some(hook) = runtime.and_then(|runtime| runtime.on_panic()) else { return };
-    // SAFETY: as above.
-    let panic = TaskPanic { task: unsafe { Label::of(task) }, payload };
-    let called = bound::catch_unwind(&mut || {
-        // The hook may share locks with plain tasks, so it is not preempted in any place where it
-        // is called.
-        let _guard = PreemptGuard::new();
-        hook(&panic);
-    });
-    if let Err(again) = called {
-        drop_payload(again);
-    }
-}
-
 /// Drops the payload of a panic that is reported to no code.
 pub(crate) fn drop_payload(payload: PanicPayload) {
     if let Err(again) = try_drop(payload) {
@@ -129,7 +76,16 @@ pub(crate) fn drop_payload(payload: PanicPayload) {
 }
 
 /// Drops a payload. If that panics, returns the payload of the new panic.
-fn try_drop(payload: PanicPayload) -> Result<(), PanicPayload> {
+pub(super) fn try_drop(payload: PanicPayload) -> Result<(), PanicPayload> {
     let mut payload = Some(payload);
     bound::catch_unwind(&mut || drop(payload.take()))
+}
+
+/// Returns the message of a panic, if its payload is text.
+pub(crate) fn panic_message(payload: &PanicPayload) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<alloc::string::String>().map(|s| s.as_str()))
+        .unwrap_or("(no message)")
 }

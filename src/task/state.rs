@@ -5,7 +5,6 @@
 //! task](super).
 
 use crate::fatal::fatal;
-use crate::ready::Origin;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::const_fn;
 
@@ -491,4 +490,13 @@ impl State {
         }
         false
     }
+}
+
+/// The context from which code calls a runtime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The [fast path](crate::ready::on_fast_path).
+    Local,
+    /// Any other context.
+    Remote,
 }

@@ -20,15 +20,18 @@ use core::pin::Pin;
 use core::ptr::NonNull;
 use core::task::{Context, Poll};
 
-use super::{Stage, Storage, Task, Unspawned, in_place};
 use crate::freelist::FreeList;
-use crate::preempt::PreemptGuard;
+use crate::preempt::guard::PreemptGuard;
 use crate::ready;
-use crate::runtime::{LocalSpawner, Spawned, here, or_error};
+use crate::runtime::core::Runtime;
+use crate::runtime::spawn::{LocalSpawner, SpawnError, SpawnErrorReason, Spawned, here, or_error};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{UnsafeCell, const_fn};
+use crate::task::by_place::in_place;
 use crate::task::join::JoinHandle;
-use crate::{Runtime, SpawnError, SpawnErrorReason};
+use crate::task::new::Unspawned;
+use crate::task::raw::{Stage, Task};
+use crate::task::storage::Storage;
 
 /// Memory for one task at a time, in a `static`: spawning in it calls no allocator.
 ///

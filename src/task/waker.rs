@@ -4,14 +4,15 @@
 //! interrupted code holds a heap lock, after the runtime has been shut down. They take no lock, and
 //! call no allocator and no user's `Drop`.
 
+use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
-use core::task::{RawWaker, RawWakerVTable, Waker};
+use core::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 
-use super::state::Wake;
-use super::{Header, Link};
-use crate::Runtime;
-use crate::preempt::PreemptGuard;
+use crate::preempt::guard::PreemptGuard;
 use crate::ready;
+use crate::runtime::core::Runtime;
+use crate::task::header::{Header, Link};
+use crate::task::state::Wake;
 
 static VTABLE: RawWakerVTable = RawWakerVTable::new(clone, wake, wake_by_ref, drop);
 
@@ -187,4 +188,23 @@ unsafe fn wake_by_ref(data: *const ()) {
 unsafe fn drop(data: *const ()) {
     // SAFETY: as in `clone`. The reference is the waker's, which is used no more.
     release(unsafe { header(data) });
+}
+
+impl Header {
+    /// Polls the future of `task`.
+    ///
+    /// # Safety
+    ///
+    /// Rule 5: the caller is on the owning core, and the task is RUNNING. No earlier call returned
+    /// `Ready`.
+    #[inline]
+    pub(crate) unsafe fn poll(task: NonNull<Self>) -> Poll<()> {
+        // SAFETY: the caller's promise is that of `Vtable::poll`. The runtime keeps its reference
+        // while the task is RUNNING, so the header outlives the poll and with it the borrowed
+        // waker. `ManuallyDrop` keeps that waker from releasing a reference that it does not have.
+        unsafe {
+            let waker = ManuallyDrop::new(from_header(task));
+            (task.as_ref().vtable.poll)(task, &mut Context::from_waker(&waker))
+        }
+    }
 }

@@ -4,8 +4,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::task::Waker;
 
-use super::alarm::NEVER;
 use crate::sync::lock::SpinLock;
+use crate::time::alarm::NEVER;
 
 /// The timers of one core, in the order in which they fire.
 ///

@@ -4,12 +4,10 @@
 //! last, and fires in task context of that runtime's core, never early. How late it fires depends
 //! on what that core runs: a stackful task is preempted for a timer, a plain one is not.
 
-mod alarm;
-mod list;
+pub(crate) mod alarm;
+pub(crate) mod list;
 mod sleep;
 
-pub(crate) use alarm::{Alarm, MIN_STRETCH, NEVER, SliceLeft, nanoseconds, protection};
-pub(crate) use list::Timers;
 pub use sleep::{Sleep, sleep, sleep_until};
 
 use core::fmt;
@@ -19,6 +17,7 @@ use core::task::{Context, Poll};
 use core::time::Duration;
 
 use crate::platform::bound;
+use alarm::nanoseconds;
 
 /// A moment on the platform's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

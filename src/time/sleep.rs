@@ -9,11 +9,11 @@ use core::ptr::{self, NonNull};
 use core::task::{Context, Poll};
 use core::time::Duration;
 
-use super::Instant;
-use super::list::Node;
-use crate::Runtime;
 use crate::platform::bound;
-use crate::preempt::PreemptGuard;
+use crate::preempt::guard::PreemptGuard;
+use crate::runtime::core::Runtime;
+use crate::time::Instant;
+use crate::time::list::Node;
 use crate::yield_now::yield_in;
 
 /// Waits until `duration` has passed since this call (and not since the first poll). If that time
