@@ -1,4 +1,5 @@
-//! Futures with hooks around every stretch that they have the core, and what the running poll is inside of.
+//! Futures with hooks around every stretch that they have the core, and the scopes that the running
+//! poll is inside of.
 
 use alloc::sync::Arc;
 use core::any::TypeId;

@@ -1,7 +1,16 @@
 //! The two queues of tasks: a FIFO for one core alone, and an inbox that any context pushes into.
 //!
-//! Both are lists through the tasks themselves, so a push allocates nothing. A task is in one queue at
-//! a time.
+//! Both are lists through the tasks themselves, so a push allocates nothing. A task is in one queue
+//! at a time.
+//!
+//! The inbox is a stack of tasks on one atomic word. A push is one compare-and-swap, so an
+//! interrupted pusher leaves nothing half pushed. The loop takes all tasks by one swap. (A stack
+//! that is only ever taken as a whole has no ABA problem.)
+//!
+//! The low bits of the word say what the owning core is doing. So the compare-and-swap that
+//! publishes a task also tells the pusher whether to wake or interrupt that core. No push can come
+//! unnoticed between the core's last look and its parking: the core announces that it parks by a
+//! compare-and-swap on the same word, which fails if a task was pushed.
 
 use core::ptr::{self, NonNull};
 
@@ -13,8 +22,9 @@ use crate::sync::{UnsafeCell, const_fn, local};
 ///
 /// # Safety
 ///
-/// `link` returns the same cell each time, and nothing else uses that cell. The address of the value is
-/// a multiple of 8: the inbox keeps three tags in the low bits of pointers to it.
+/// - `link` returns the same cell each time, and no other code uses that cell.
+/// - The address of the value is a multiple of 8: the inbox keeps three tags in the low bits of
+///   pointers to it.
 pub(crate) unsafe trait Linked {
     /// The link of the one queue that the value is in.
     fn link(&self) -> &UnsafeCell<Link<Self>>;

@@ -6,14 +6,8 @@
 //! that core that came halfway through a push would lose a task, and so would a task that is
 //! preempted halfway through a push.
 //!
-//! All other code publishes to the inbox, which is a stack of tasks on one atomic word. A push is
-//! one compare-and-swap, so an interrupted pusher leaves nothing half pushed. The loop takes all
-//! tasks by one swap. (A stack that is only ever taken as a whole has no ABA problem.)
-//!
-//! The low bits of the word say what the owning core is doing. So the compare-and-swap that
-//! publishes a task also tells the pusher whether to wake or interrupt that core. No push can come
-//! unnoticed between the core's last look and its parking: the core announces that it parks by a
-//! compare-and-swap on the same word, which fails if a task was pushed.
+//! All other code publishes to the inbox, by one compare-and-swap. The [queues](crate::queue)
+//! themselves know no runtime.
 
 use core::ptr::{self, NonNull};
 

@@ -140,7 +140,8 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::fatal::fatal;
 use crate::stackful::{Context, StackMain, StackfulBackend};
-use crate::trap::{self, Access, Syscall, Trap, TrapHandler};
+use crate::trap::cause::{Access, Syscall, Trap};
+use crate::trap::handler;
 
 #[cfg(all(target_os = "none", any(target_feature = "lsx", target_feature = "lasx")))]
 compile_error!(
@@ -568,7 +569,7 @@ pub const MIN_EMERGENCY_STACK: usize = 2 * (size_of::<TrapContext>() + 4096);
 pub unsafe fn install_trap_entry(
     core: &'static TrapCore,
     emergency_stack: NonNull<[u8]>,
-    handler: TrapHandler,
+    handler: fn(&mut TrapContext),
 ) {
     assert!(
         emergency_stack.len() >= MIN_EMERGENCY_STACK,
@@ -577,7 +578,7 @@ pub unsafe fn install_trap_entry(
     let base = emergency_stack.cast::<u8>().as_ptr().expose_provenance();
     core.emergency_base.store(base, Ordering::Relaxed);
     core.emergency_top.store(base + emergency_stack.len(), Ordering::Relaxed);
-    trap::set_handler(handler);
+    handler::set_handler(handler);
     // SAFETY: the caller promises what the entry relies on. The entry begins at the first multiple
     // of ENTRY_ALIGN from `trap_entry` on. SAVE1 is written first, because the entry reads it.
     // `csrwr` exchanges, so both operands are overwritten.
@@ -847,7 +848,7 @@ extern "C" fn on_trap(context: &mut TrapContext) {
         }
         context.step_over();
     }
-    trap::dispatch(context);
+    handler::dispatch(context);
 }
 
 /// Ends the program: the emergency stack itself has overflowed, so no stack is left to handle a

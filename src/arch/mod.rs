@@ -93,11 +93,12 @@ pub(crate) use native::{LEAVE, drop_rights, has_rights, restore_rights, touch_st
 const _: () = {
     use core::ptr::NonNull;
 
-    use crate::trap::{Syscall, Trap, TrapHandler};
+    use crate::trap::cause::{Syscall, Trap};
 
     // A call and not only the signature: these three are `const fn`.
     const _: TrapContext = TrapContext::user(0, 0).with_arguments([0; 6]).with_interrupts(true);
 
+    type Handler = fn(&mut TrapContext);
     let _: fn(usize, usize) -> TrapContext = TrapContext::user;
     let _: fn(TrapContext, [usize; 6]) -> TrapContext = TrapContext::with_arguments;
     let _: fn(TrapContext, bool) -> TrapContext = TrapContext::with_interrupts;
@@ -115,7 +116,7 @@ const _: () = {
     let _: unsafe fn(&mut TrapContext) = TrapContext::enter_user;
 
     let _: fn() -> TrapCore = TrapCore::new;
-    let _: unsafe fn(&'static TrapCore, NonNull<[u8]>, TrapHandler) = install_trap_entry;
+    let _: unsafe fn(&'static TrapCore, NonNull<[u8]>, Handler) = install_trap_entry;
     let _: [usize; 2] = [HANDLER_STACK, MIN_EMERGENCY_STACK];
 };
 

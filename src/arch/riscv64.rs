@@ -133,7 +133,8 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::fatal::fatal;
 use crate::stackful::{Context, StackMain, StackfulBackend};
-use crate::trap::{self, Access, Syscall, Trap, TrapHandler};
+use crate::trap::cause::{Access, Syscall, Trap};
+use crate::trap::handler;
 
 #[cfg(all(target_os = "none", target_feature = "v"))]
 compile_error!(
@@ -597,7 +598,7 @@ pub const MIN_EMERGENCY_STACK: usize = 2 * (size_of::<TrapContext>() + 4096);
 pub unsafe fn install_trap_entry(
     core: &'static TrapCore,
     emergency_stack: NonNull<[u8]>,
-    handler: TrapHandler,
+    handler: fn(&mut TrapContext),
 ) {
     assert!(
         emergency_stack.len() >= MIN_EMERGENCY_STACK,
@@ -606,7 +607,7 @@ pub unsafe fn install_trap_entry(
     let base = emergency_stack.cast::<u8>().as_ptr().expose_provenance();
     core.emergency_base.store(base, Ordering::Relaxed);
     core.emergency_top.store(base + emergency_stack.len(), Ordering::Relaxed);
-    trap::set_handler(handler);
+    handler::set_handler(handler);
     // SAFETY: the caller promises what the entry relies on. The entry is aligned to 4, so the two
     // low bits of its address are 0, which is the mode "direct" of `stvec`. `sscratch` is written
     // first, because the entry reads it.
@@ -846,7 +847,7 @@ extern "C" fn on_trap(context: &mut TrapContext) {
             context.step_over_breakpoint();
         }
     }
-    trap::dispatch(context);
+    handler::dispatch(context);
 }
 
 /// Returns the half word at `address` (a0), or all ones if the load faults. [`on_trap`] finishes

@@ -376,7 +376,8 @@ mod traps {
     use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
     use crate::fatal::fatal;
-    use crate::trap::{self, Access, Syscall, Trap, TrapHandler};
+    use crate::trap::cause::{Access, Syscall, Trap};
+    use crate::trap::handler;
 
     /// The state of the code that a trap interrupted. The trap entry pushes it on the interrupted
     /// kernel stack, or it belongs to a user program, which [`run`](TrapContext::run) takes to user
@@ -860,13 +861,13 @@ mod traps {
     pub unsafe fn install_trap_entry(
         core: &'static TrapCore,
         emergency_stack: NonNull<[u8]>,
-        handler: TrapHandler,
+        handler: fn(&mut TrapContext),
     ) {
         assert!(
             emergency_stack.len() >= MIN_EMERGENCY_STACK,
             "the emergency stack is too small: MIN_EMERGENCY_STACK says how large it must be"
         );
-        trap::set_handler(handler);
+        handler::set_handler(handler);
         init_fp();
 
         let base = emergency_stack.cast::<u8>().as_ptr().expose_provenance();
@@ -1194,7 +1195,7 @@ mod traps {
             // The double fault's own push has overwritten what lay there.
             no_stack_left();
         }
-        trap::dispatch(context);
+        handler::dispatch(context);
     }
 
     /// The size of each stub in bytes.
@@ -1361,7 +1362,7 @@ mod traps {
             handler = const super::HANDLER_STACK,
             df_ac = const flag::DF_AC,
             flags = const flag::RESERVED,
-            dispatch = sym trap::dispatch,
+            dispatch = sym handler::dispatch::<TrapContext>,
             leave = sym leave,
         )
     }

@@ -48,8 +48,8 @@ pub type PanicPayload = Box<dyn Any + Send + 'static>;
 /// The functions that the runtime asks of a kernel. Bound by
 /// [`bind_platform!`](crate::bind_platform).
 ///
-/// A *core* is the thing that runs one [`Runtime`]: a hardware thread in a kernel, a thread of the
-/// process when hosted.
+/// A *core* is the thing that runs one [`Runtime`](crate::Runtime): a hardware thread in a kernel,
+/// a thread of the process when hosted.
 ///
 /// # Safety
 ///

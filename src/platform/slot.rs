@@ -7,10 +7,10 @@ use crate::sync::local::AtomicPtr;
 /// A core's place for the pointer to the runtime that the core is inside of.
 ///
 /// A kernel keeps one slot for each core, in its per-core area or in a static array, and hands it
-/// out in [`Platform::slot`]. The kernel never looks inside.
+/// out in [`Platform::slot`](crate::platform::Platform::slot). The kernel never looks inside.
 #[derive(Debug)]
 pub struct CoreSlot {
-    /// A `&'static Runtime`, or null. Its type is known further up.
+    /// A `&'static Runtime`, or null. `Runtime::current` knows the type.
     runtime: AtomicPtr<()>,
     /// A wake has come for a [`block_on`](crate::block_on) that parks this core without a runtime.
     notified: AtomicBool,
@@ -32,7 +32,8 @@ impl CoreSlot {
 
     /// Sets the core number that [`notify`](Self::notify) wakes. Called before the slot's waker is
     /// made.
-    /// The runtime that this core is inside of, or null. Called on this core only, or for comparison.
+    /// Returns the runtime that this core is inside of, or null. Called on this core only, or for
+    /// comparison.
     #[inline]
     pub(crate) fn runtime(&self) -> *const () {
         // Relaxed: only the core itself writes its slot, its own interrupts included.
@@ -49,8 +50,8 @@ impl CoreSlot {
         self.core.store(core, Ordering::Relaxed);
     }
 
-    /// Notes a wake for `block_on`. Returns the core that is to be woken for it; `None` if a wake that came
-    /// before has not been taken yet. Any context.
+    /// Notes a wake for `block_on`. Returns the core that is to be woken for it; `None` if a wake
+    /// that came before has not been taken yet. Any context.
     pub(crate) fn notify(&self) -> Option<usize> {
         // Release pairs with the acquire in `take_ring`: what was written before the wake is seen
         // after it.

@@ -58,9 +58,9 @@ fn never_disabled() -> ! {
 ///
 /// A kernel that has a preempt count of its own calls it whenever that count returns to zero (see
 /// [`may_preempt`](crate::platform::Platform::may_preempt)). A kernel that gets the traps of user
-/// programs as values calls [`on_timer`] for the timer's trap while it may not leave the core yet
-/// (under a [`PreemptGuard`], or while its own count is not zero), and calls `point` as soon as it
-/// may.
+/// programs as values calls [`on_timer`](super::on_timer) for the timer's trap while it may not
+/// leave the core yet (under a [`PreemptGuard`], or while its own count is not zero), and calls
+/// `point` as soon as it may.
 #[inline]
 pub fn point() {
     if let Some(runtime) = Runtime::current()
@@ -86,7 +86,7 @@ fn leave_at_point(runtime: &'static Runtime) {
 /// longer than needed. If the task's slice ends meanwhile, a preemption is pending, and happens
 /// when the last guard drops. If interrupts are masked at that drop, or if
 /// [`may_preempt`](crate::platform::Platform::may_preempt) says no, the preemption stays
-/// [pending](self). Guards nest. In plain tasks, in interrupts and outside of a runtime, guards
+/// [pending](super). Guards nest. In plain tasks, in interrupts and outside of a runtime, guards
 /// have no effect and cost a few instructions.
 ///
 /// A guard must not be held across an await.
@@ -131,8 +131,8 @@ impl Drop for PreemptGuard {
 
 /// Disables preemption in an interrupt handler that enables interrupts before it ends.
 ///
-/// Unlike the drop of a [`PreemptGuard`], its drop never preempts: the handler ends in [`on_timer`]
-/// or [`on_interrupt`], which does.
+/// Unlike the drop of a [`PreemptGuard`], its drop never preempts: the handler ends in
+/// [`on_timer`](super::on_timer) or [`on_interrupt`](super::on_interrupt), which does.
 #[derive(Debug)]
 #[must_use = "preemption is disabled only while the guard lives"]
 pub struct InterruptGuard {
@@ -146,8 +146,8 @@ impl InterruptGuard {
     ///
     /// - This is called in an interrupt handler, before the handler enables interrupts.
     /// - The guard is dropped after the handler has masked interrupts again.
-    /// - The handler then ends in [`on_timer`] or [`on_interrupt`], where a pending preemption
-    ///   happens.
+    /// - The handler then ends in [`on_timer`](super::on_timer) or
+    ///   [`on_interrupt`](super::on_interrupt), where a pending preemption happens.
     pub unsafe fn new() -> Self {
         Self { _increment: Increment::new(Runtime::current()) }
     }

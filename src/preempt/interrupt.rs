@@ -33,7 +33,7 @@ use crate::stackful::stacks::Reason;
 ///   it acknowledges the interrupt or takes a lock, turns an overflow into a fault of the
 ///   interrupted task. [`end_task`] can then end that task alone.
 /// - The handler interrupted task context, not another handler. A handler that enables interrupts
-///   holds an [`InterruptGuard`].
+///   holds an [`InterruptGuard`](super::InterruptGuard).
 /// - The handler holds no lock. If it holds a guard, or has disabled preemption, the core is not
 ///   taken in this call: the preemption becomes pending.
 pub unsafe fn on_timer() {

@@ -46,7 +46,7 @@ pub struct Stackful<F: Future> {
 ///   `stackful` outermost: `stackful(f.map(g))`.
 ///
 /// The task holds a stack only while it is being polled, is preempted, or is inside of
-/// [`block_on()`].
+/// [`block_on()`](crate::block_on()).
 ///
 /// The future must be `Send` for the same reason as with [`std::thread::spawn`]: it may be
 /// preempted between any two instructions, and other tasks of the core run then.
@@ -63,8 +63,8 @@ pub struct Stackful<F: Future> {
 /// - If polled on a core that is not inside of a runtime.
 /// - In the parent, if the child panicked, with the child's message.
 /// - If the child was ended by a fault, there is no output. Then the parent is aborted. If the
-///   parent waits in [`block_on()`], it is ended as well. The future of [`Runtime::run_until`]
-///   cannot be aborted, and panics.
+///   parent waits in [`block_on()`](crate::block_on()), it is ended as well. The future of
+///   [`Runtime::run_until`] cannot be aborted, and panics.
 pub fn stackful<F>(future: F) -> Stackful<F>
 where
     F: Future + Send + 'static,

@@ -72,4 +72,38 @@ impl Runtime {
         }
         !self.enable_and_test()
     }
+
+    /// Makes sure that a run in user mode ends with the slice. Returns `false` if the slice has
+    /// already ended.
+    #[cfg(all(
+        any(target_os = "none", doc),
+        any(target_arch = "riscv64", target_arch = "x86_64", target_arch = "loongarch64")
+    ))]
+    pub(crate) fn begin_user_slice(&self) -> bool {
+        if self.is_on_stack() {
+            // The slice of the task that runs on the stack has already begun.
+            return true;
+        }
+        if self.preempt_count().is_pending() {
+            // The preemption is reported only once, so that a task that ignores `Timer` makes
+            // progress.
+            self.preempt_count().clear_pending();
+            return false;
+        }
+        // Wakes by other cores must interrupt the program, as they interrupt a stackful task. If
+        // the inbox is not empty, the program gets the shortest slice.
+        let slice = if self.inbox().announce_stackful() {
+            self.slice()
+        } else {
+            crate::time::alarm::nanoseconds(crate::MIN_SLICE)
+        };
+        let next_timer = self.timers().next();
+        if self.alarm().begin_covered() {
+            // The loop does not look at a plain task's own timers before the task's poll is over.
+            self.alarm().set_by(next_timer);
+        } else {
+            self.alarm().begin_slice(slice, next_timer);
+        }
+        true
+    }
 }

@@ -109,7 +109,7 @@ impl fmt::Display for StalledTask {
 pub enum Holds {
     /// The task computes: it was preempted, and is resumed when its turn comes.
     Preempted,
-    /// The task waits in [`block_on()`].
+    /// The task waits in [`block_on()`](crate::block_on()).
     Suspended,
     /// The task was ended by a fault, and holds the stack for ever.
     Ended,

@@ -15,8 +15,8 @@ use crate::task::id::{Label, TaskId};
 /// - A panic in the drop of a task's future (also after a panic in its poll) or of its output.
 /// - A panic of a waker that another executor or the kernel made, when a finished task or a timer
 ///   wakes it; and a panic of [`Config::on_stall`](crate::Config::on_stall).
-/// - The report that one of these drops, wakers and hooks left a [`PreemptGuard`], or left
-///   interrupts masked.
+/// - The report that one of these drops, wakers and hooks left a
+///   [`PreemptGuard`](crate::preempt::PreemptGuard), or left interrupts masked.
 ///
 /// A panic that belongs to no task in particular (of `on_stall`, or of a timer's waker) is reported
 /// for the runtime's own task, whose name is `run_until`.

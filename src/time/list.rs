@@ -34,13 +34,20 @@ unsafe impl Send for List {}
 /// lock; while it is in none, only by its `Sleep`.
 #[derive(Debug)]
 pub(super) struct Node {
-    pub(super) deadline: u64,
-    pub(super) waker: Option<Waker>,
-    pub(super) previous: Option<NonNull<Node>>,
-    pub(super) next: Option<NonNull<Node>>,
-    pub(super) linked: bool,
+    deadline: u64,
+    waker: Option<Waker>,
+    previous: Option<NonNull<Node>>,
+    next: Option<NonNull<Node>>,
+    linked: bool,
     /// Whether the timer was taken out of the list because it was due.
-    pub(super) fired: bool,
+    fired: bool,
+}
+
+impl Node {
+    /// A timer that is in no list.
+    pub(super) const fn new(deadline: u64) -> Self {
+        Self { deadline, waker: None, previous: None, next: None, linked: false, fired: false }
+    }
 }
 
 impl Timers {
@@ -84,9 +91,9 @@ impl Timers {
         }
     }
 
-    /// Takes out the first timer, due or not, and returns its waker, if it has one. No timer is put in from now
-    /// on: the runtime has been shut down. A `Sleep` that is taken out belongs to a task of another runtime, and
-    /// its next poll puts it into that runtime's list.
+    /// Takes out the first timer, due or not, and returns its waker, if it has one. No timer is put
+    /// in from now on: the runtime has been shut down. A `Sleep` that is taken out here belongs to
+    /// a task of another runtime, and its next poll puts it into that runtime's list.
     ///
     /// # Safety
     ///
@@ -109,9 +116,9 @@ impl Timers {
     ///
     /// # Safety
     ///
-    /// `node` is in no list, and stays alive until it has been removed. The caller is on the core
-    /// of these timers' runtime.
-    /// The caller is in task context, with preemption disabled.
+    /// - `node` is in no list, and stays alive until it has been removed.
+    /// - The caller is on the core of these timers' runtime.
+    /// - The caller is in task context, with preemption disabled.
     pub(super) unsafe fn insert(&self, node: NonNull<Node>, waker: &mut Option<Waker>) -> bool {
         // SAFETY: the caller's promise.
         let mut list = unsafe { self.list.lock() };
@@ -132,8 +139,8 @@ impl Timers {
     ///
     /// # Safety
     ///
-    /// `node` is in no other list.
-    /// The caller is in task context, with preemption disabled.
+    /// - `node` is in no other list.
+    /// - The caller is in task context, with preemption disabled.
     pub(super) unsafe fn renew(&self, node: NonNull<Node>, waker: &mut Option<Waker>) -> Found {
         // SAFETY: the caller's promise.
         let _list = unsafe { self.list.lock() };
@@ -152,8 +159,8 @@ impl Timers {
     ///
     /// # Safety
     ///
-    /// `node` is in no other list.
-    /// The caller is in task context, with preemption disabled.
+    /// - `node` is in no other list.
+    /// - The caller is in task context, with preemption disabled.
     pub(super) unsafe fn remove(&self, node: NonNull<Node>) -> Found {
         // SAFETY: the caller's promise.
         let mut list = unsafe { self.list.lock() };

@@ -30,14 +30,7 @@ pub fn sleep_until(deadline: Instant) -> Sleep {
         deadline: deadline.0,
         polled: false,
         runtime: None,
-        node: UnsafeCell::new(Node {
-            deadline: deadline.0,
-            waker: None,
-            previous: None,
-            next: None,
-            linked: false,
-            fired: false,
-        }),
+        node: UnsafeCell::new(Node::new(deadline.0)),
         _pinned: PhantomPinned,
     }
 }
@@ -118,12 +111,13 @@ impl Sleep {
         let mut waker = Some(context.waker().clone());
         if let Some(owner) = this.runtime {
             let found = if here.is_none_or(|here| ptr::eq(here, owner)) {
-                // SAFETY: the node is in no other list than that of its runtime.
                 let _guard = PreemptGuard::new();
+                // SAFETY: the node is in no other list than that of its runtime. A poll is in task
+                // context, and the guard disables preemption.
                 unsafe { owner.timers().renew(node, &mut waker) }
             } else {
-                // SAFETY: as above.
                 let _guard = PreemptGuard::new();
+                // SAFETY: as above.
                 unsafe { owner.timers().remove(node) }
             };
             // The timer was taken out when it was due, perhaps just now on another core.
@@ -140,10 +134,10 @@ impl Sleep {
             )
         };
         this.runtime = Some(runtime);
-        // SAFETY: the node is in no list, is pinned, and is removed by `drop` at the latest. This
-        // is the core of the runtime.
         let is_in = {
             let _guard = PreemptGuard::new();
+            // SAFETY: the node is in no list, is pinned, and is removed by `drop` at the latest.
+            // This is the core of the runtime, in task context, and the guard disables preemption.
             unsafe { runtime.timers().insert(node, &mut waker) }
         };
         if !is_in {
@@ -168,9 +162,10 @@ impl Sleep {
 impl Drop for Sleep {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime {
-            // SAFETY: the node can be in no other list than that of its runtime.
             let found = {
                 let _guard = PreemptGuard::new();
+                // SAFETY: the node can be in no other list than that of its runtime. A future is
+                // dropped in task context, and the guard disables preemption.
                 unsafe { runtime.timers().remove(self.node()) }
             };
             // Its waker is dropped after the guard.
