@@ -9,9 +9,11 @@ use anyhow::{Context, Result, bail};
 use console::style;
 use serde::{Deserialize, Serialize};
 
-use crate::build::{self, Arch, Options, Program};
+use crate::build::{self, Options};
+use crate::machine::Arch;
 use crate::plot::{self, Curve};
 use crate::shell::{self, End};
+use crate::workspace::{self, Program};
 
 /// After this long it hangs.
 const LIMIT: Duration = Duration::from_secs(60 * 60);
@@ -55,9 +57,9 @@ impl Selection {
     /// Where the plot goes: the one that the README shows is not replaced by a quick look.
     fn plot(&self) -> Result<PathBuf> {
         if self.quick {
-            return Ok(build::target_directory("yield.svg")?.into());
+            return Ok(workspace::target_directory("yield.svg")?.into());
         }
-        Ok(build::root().join("benches/yield.svg"))
+        Ok(workspace::root().join("benches/yield.svg"))
     }
 }
 

@@ -7,10 +7,12 @@ use anyhow::{Context, Result, bail};
 use console::style;
 use serde::{Deserialize, Serialize};
 
-use crate::build::{self, Options, Program};
-use crate::qemu::{Guest, Machine};
+use crate::build::{self, Options};
+use crate::machine::Machine;
+use crate::qemu::Guest;
 use crate::setup::{self, Consent};
 use crate::shell::{self, End};
+use crate::workspace::Program;
 
 /// What the kernel prints before its figures.
 const MARK: &str = "cost: ";

@@ -8,11 +8,13 @@ use clap::ValueEnum as _;
 use console::style;
 use serde::{Deserialize, Serialize};
 
-use crate::build::{self, Arch, Options, Program};
-use crate::qemu::{Guest, Machine};
+use crate::build::{self, Options};
+use crate::machine::{Arch, Machine};
+use crate::qemu::Guest;
 use crate::setup::{self, Consent};
 use crate::shell::{self, End};
 use crate::threads::{self, Lateness, Load, Measured, Scheduling};
+use crate::workspace::Program;
 
 /// What the example prints before its results.
 const MARK: &str = "preempt: ";

@@ -3,9 +3,11 @@
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::build::{self, Arch, Cargo, Program};
+use crate::build::Cargo;
+use crate::machine::Arch;
 use crate::setup::{self, Consent};
 use crate::shell::step;
+use crate::workspace::{self, Program};
 
 /// A target that the crate has no file for in `src/arch/`.
 const FOREIGN: &str = "aarch64-unknown-none";
@@ -58,7 +60,7 @@ pub fn run(consent: Consent) -> Result<()> {
 /// The MSRV is checked by all the rest where that compiler is in use. A newer one has only clippy's word for
 /// it (`incompatible_msrv`), so that much is said; an older one is an error.
 fn msrv(host: &Cargo) -> Result<()> {
-    let declared = build::metadata()?.rust_version()?;
+    let declared = workspace::metadata()?.rust_version()?;
     let in_use = String::from_utf8(step("MSRV", &host.command("--version", &[]))?.stdout)?;
     let in_use = in_use.trim();
     let minors = setup::minor(declared).zip(setup::minor(in_use));

@@ -9,6 +9,7 @@ mod build;
 mod cost;
 mod demo;
 mod lint;
+mod machine;
 mod mutants;
 mod plot;
 mod qemu;
@@ -16,7 +17,9 @@ mod sanitize;
 mod setup;
 mod shell;
 mod suites;
+mod tally;
 mod threads;
+mod workspace;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -24,9 +27,9 @@ use std::time::Duration;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::build::{Arch, Program};
-use crate::qemu::Machine;
+use crate::machine::{Arch, Machine};
 use crate::suites::Suite;
+use crate::workspace::Program;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Set-up, demo, QEMU runner and tests of Trapline")]

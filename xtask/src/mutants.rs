@@ -14,9 +14,11 @@ use duct::cmd;
 use serde::Deserialize;
 
 use crate::build::{self, Cargo};
-use crate::qemu::{Guest, Machine};
+use crate::machine::Machine;
+use crate::qemu::Guest;
 use crate::shell::{self, End};
-use crate::suites::{Count, Tally};
+use crate::tally::{Count, Tally};
+use crate::workspace;
 
 /// The program that has the tests.
 pub const SUITE: &str = "suite";
@@ -118,7 +120,7 @@ fn parse(text: &str) -> Result<Vec<Mutant>> {
 pub fn list(only: Option<&str>) -> Result<Vec<Mutant>> {
     let mut all = Vec::new();
     for list in LISTS {
-        let text = fs::read_to_string(build::root().join(list)).context(list)?;
+        let text = fs::read_to_string(workspace::root().join(list)).context(list)?;
         all.extend(parse(&text).context(list)?);
     }
     let Some(only) = only else { return Ok(all) };
@@ -132,10 +134,10 @@ pub fn list(only: Option<&str>) -> Result<Vec<Mutant>> {
 /// Tries these mutants. Caught ones have passed. The set-up for their machines must be done, and what
 /// must fail must pass as long as nothing is broken.
 pub fn run(mutants: &[Mutant]) -> Result<Count> {
-    let tree = PathBuf::from(build::target_directory("mutants")?);
+    let tree = PathBuf::from(workspace::target_directory("mutants")?);
     // What did not change keeps its time stamp, so that little is compiled again.
-    let built = [build::root().join("target"), build::target_directory("")?.into()];
-    copy(build::root(), &tree, &|path| {
+    let built = [workspace::root().join("target"), workspace::target_directory("")?.into()];
+    copy(workspace::root(), &tree, &|path| {
         let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
         !hidden && !built.iter().any(|built| path == built)
     })?;

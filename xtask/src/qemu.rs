@@ -6,35 +6,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use clap::ValueEnum;
 use duct::Expression;
-use serde::Deserialize;
 
-use crate::build::Arch;
+use crate::machine::Machine;
 use crate::shell::{self, End};
 
-/// A machine that QEMU plays.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Machine {
-    /// `virt`, with OpenSBI as its firmware
-    Riscv64,
-    /// `q35`, without any
-    #[value(name = "x86_64")]
-    X86_64,
-    /// `virt`, without any
-    Loongarch64,
-}
-
 impl Machine {
-    pub fn arch(self) -> Arch {
-        match self {
-            Self::Riscv64 => Arch::Riscv64,
-            Self::X86_64 => Arch::X86_64,
-            Self::Loongarch64 => Arch::Loongarch64,
-        }
-    }
-
     fn arguments(self) -> &'static [&'static str] {
         match self {
             Self::Riscv64 => &["-M", "virt", "-bios", "default", "-m", "256M"],
@@ -81,11 +58,6 @@ impl Machine {
 /// Where the guest writes its exit code.
 const DEBUG_EXIT: &str = "isa-debug-exit,iobase=0xf4,iosize=0x04";
 
-/// QEMU's program for `arch`.
-pub fn binary(arch: Arch) -> String {
-    format!("qemu-system-{}", arch.name())
-}
-
 /// A kernel on its machine.
 pub struct Guest {
     pub machine: Machine,
@@ -124,7 +96,7 @@ impl Guest {
             ]),
             Machine::Riscv64 | Machine::X86_64 => words.extend(["-append".to_owned(), line]),
         }
-        duct::cmd(binary(self.machine.arch()), words)
+        duct::cmd(self.machine.arch().qemu(), words)
     }
 
     /// Runs it with its console on our terminal and returns its exit code.

@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use duct::cmd;
 
-use crate::build::{self, Cargo};
+use crate::build::Cargo;
 use crate::shell::step;
-use crate::suites::{Count, counted};
+use crate::tally::{Count, counted};
+use crate::workspace;
 
 /// Build scripts and procedural macros are built for the host without `--target`: nothing is sanitized in them.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -86,6 +87,6 @@ fn cargo(sanitizer: &str, flags: &[&str]) -> Result<Cargo> {
 fn suppressions(list: &str) -> String {
     format!(
         "suppressions={}:print_suppressions=0",
-        build::root().join("tests").join(list).display()
+        workspace::root().join("tests").join(list).display()
     )
 }

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use duct::cmd;
 
-use crate::build::{self, Arch};
-use crate::shell;
+use crate::machine::Arch;
+use crate::{shell, workspace};
 
 /// Debian's compiler and cargo, whatever else is in `PATH`.
 pub const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
@@ -76,7 +76,7 @@ impl Missing {
                 }
             }
             let Some(package) = qemu_package(arch) else { continue };
-            let qemu = crate::qemu::binary(arch);
+            let qemu = arch.qemu();
             if find_in_path(&qemu).is_none() {
                 missing.add(qemu, &[package]);
             }
@@ -93,7 +93,7 @@ pub fn run(archs: &[Arch], consent: Consent) -> Result<()> {
             println!("{}: nothing to set up", arch.name());
         }
         for &target in arch.targets() {
-            let qemu = find_in_path(&crate::qemu::binary(arch)).unwrap_or_default();
+            let qemu = find_in_path(&arch.qemu()).unwrap_or_default();
             let std = match find_std(target)? {
                 Std::Installed => "the toolchain's".to_owned(),
                 Std::Source { linker } => {
@@ -175,7 +175,7 @@ fn source_wanted() -> bool {
 /// Whether this compiler is at least the one that the workspace asks for.
 fn new_enough(rustc: &str) -> bool {
     let version = cmd!(rustc, "--version").env_remove("LD_LIBRARY_PATH").stderr_null().read();
-    let wanted = build::metadata().and_then(|metadata| metadata.rust_version());
+    let wanted = workspace::metadata().and_then(|metadata| metadata.rust_version());
     match (version, wanted) {
         (Ok(version), Ok(wanted)) => minor(&version) >= minor(wanted),
         _ => false,

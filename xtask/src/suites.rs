@@ -1,19 +1,20 @@
 //! `cargo xtask test`: the suites, and how their results are counted.
 
-use std::fmt;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use duct::Expression;
 
-use crate::build::{self, Cargo, Options, Program};
+use crate::build::{self, Cargo, Options};
+use crate::machine::{LOONGARCH64_HARD_FLOAT, Machine};
 use crate::mutants::{self, Catcher, Mutant};
-use crate::qemu::{Guest, Machine};
+use crate::qemu::Guest;
 use crate::sanitize;
 use crate::setup::{self, Consent};
-use crate::shell::{self, End, step};
+use crate::shell::step;
+use crate::tally::{Count, SUITE_LIMIT, Tally, counted, counted_within};
+use crate::workspace::Program;
 
 /// A set of tests that `--arch` names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -35,8 +36,6 @@ pub enum Suite {
     Loongarch64,
 }
 
-/// After this long a suite hangs.
-const SUITE_LIMIT: Duration = Duration::from_secs(20 * 60);
 /// After this long models hang that go deeper than usually.
 const DEEPER_LIMIT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// After this long a test kernel hangs.
@@ -90,83 +89,10 @@ const BOARDS: [Board; 5] = [
     Board {
         name: "1 core, hard float",
         machines: &[Machine::Loongarch64],
-        target: Some(build::LOONGARCH64_HARD_FLOAT),
+        target: Some(LOONGARCH64_HARD_FLOAT),
         ..ONE_CORE
     },
 ];
-
-/// What passed and what failed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Count {
-    pub passed: u64,
-    pub failed: u64,
-}
-
-impl Count {
-    pub const PASSED: Self = Self { passed: 1, failed: 0 };
-    pub const FAILED: Self = Self { passed: 0, failed: 1 };
-
-    /// The result that `line` closes a program's tests with: ours (`2 passed, 0 failed`) or
-    /// libtest's (`test result: ok. 2 passed; 0 failed; 0 ignored; ...`).
-    pub fn of_line(line: &str) -> Option<Self> {
-        let line = line.trim();
-        let libtest = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "));
-        let (passed, rest) = match libtest {
-            Some((_, counts)) => counts.split_once(" passed; ")?,
-            None => line.split_once(" passed, ")?,
-        };
-        let failed = match libtest {
-            Some(_) => rest.split_once(" failed;")?.0,
-            None => rest.strip_suffix(" failed")?,
-        };
-        Some(Self { passed: passed.parse().ok()?, failed: failed.parse().ok()? })
-    }
-
-    pub fn add(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-    }
-}
-
-impl fmt::Display for Count {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} passed, {} failed", self.passed, self.failed)
-    }
-}
-
-/// Adds up a program's lines. However it ended, no failure stays uncounted.
-#[derive(Default)]
-pub struct Tally {
-    lines: u64,
-    count: Count,
-}
-
-impl Tally {
-    pub fn line(&mut self, line: &str) {
-        if let Some(count) = Count::of_line(line) {
-            self.lines += 1;
-            self.count.add(count);
-        }
-    }
-
-    pub fn count(&self) -> Count {
-        self.count
-    }
-
-    fn ended(mut self, name: &str, end: End, limit: Duration) -> Count {
-        let trouble = match end {
-            End::TimeUp => Some(format!("had not ended after {} s", limit.as_secs())),
-            End::Exit(0) if self.lines == 0 => Some("ended without saying what passed".to_owned()),
-            End::Exit(0) => None,
-            End::Exit(code) => Some(format!("ended with exit code {code}")),
-        };
-        if let Some(trouble) = trouble {
-            eprintln!("{name}: {trouble}");
-            self.count.failed = self.count.failed.max(1);
-        }
-        self.count
-    }
-}
 
 /// `cargo xtask test`.
 pub fn run(suites: &[Suite], deeper: u8, consent: Consent) -> ExitCode {
@@ -238,20 +164,6 @@ fn or_failed(result: Result<Count>) -> Count {
         eprintln!("{} {error:#}", console::style("error:").red().bold().for_stderr());
         Count::FAILED
     })
-}
-
-/// Runs a program that prints results, showing what it prints.
-pub fn counted(name: &str, command: &Expression) -> Result<Count> {
-    counted_within(SUITE_LIMIT, name, command)
-}
-
-fn counted_within(limit: Duration, name: &str, command: &Expression) -> Result<Count> {
-    let mut tally = Tally::default();
-    let end = shell::lines(command, limit, |line| {
-        println!("{line}");
-        tally.line(line);
-    })?;
-    Ok(tally.ended(name, end, limit))
 }
 
 /// Both ways of compiling: races show with optimization, broken assumptions without.
@@ -344,60 +256,6 @@ fn kernel(machine: Machine, program: &Program, board: &Board) -> Result<Count> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const LIMIT: Duration = Duration::from_secs(1);
-
-    fn tally(lines: &[&str], end: End) -> Count {
-        let mut tally = Tally::default();
-        lines.iter().for_each(|line| tally.line(line));
-        tally.ended("a test", end, LIMIT)
-    }
-
-    #[test]
-    fn both_closing_lines_are_read() {
-        let ours = Count { passed: 12, failed: 3 };
-        assert_eq!(Count::of_line("12 passed, 3 failed"), Some(ours));
-        assert_eq!(Count::of_line("  12 passed, 3 failed\r"), Some(ours));
-        let libtest = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 \
-                       filtered out; finished in 0.00s";
-        assert_eq!(Count::of_line(libtest), Some(ours));
-    }
-
-    #[test]
-    fn other_lines_are_not_counted() {
-        for line in [
-            "",
-            "test result: ok.",
-            "test result: ok. many passed; 0 failed; 0 ignored",
-            "12 passed",
-            "12 passed, 3 failed, perhaps",
-            "we say: 12 passed, 3 failed",
-            "-1 passed, 0 failed",
-            "passed, failed",
-        ] {
-            assert_eq!(Count::of_line(line), None, "{line}");
-        }
-    }
-
-    #[test]
-    fn counts_are_read_as_they_are_written() {
-        let count = Count { passed: 7, failed: 2 };
-        assert_eq!(Count::of_line(&count.to_string()), Some(count));
-    }
-
-    #[test]
-    fn no_failure_stays_uncounted() {
-        let good = "3 passed, 0 failed";
-        assert_eq!(tally(&[good, good], End::Exit(0)), Count { passed: 6, failed: 0 });
-        // It says that all is well and then falls over.
-        assert_eq!(tally(&[good], End::Exit(1)), Count { passed: 3, failed: 1 });
-        assert_eq!(tally(&[good], End::TimeUp), Count { passed: 3, failed: 1 });
-        // It ends well and says nothing: a reset of the machine looks like that.
-        assert_eq!(tally(&[], End::Exit(0)), Count { passed: 0, failed: 1 });
-        // Its own failures are not counted twice, and are not forgotten over an exit code of 0.
-        assert_eq!(tally(&["1 passed, 2 failed"], End::Exit(1)), Count { passed: 1, failed: 2 });
-        assert_eq!(tally(&["1 passed, 2 failed"], End::Exit(0)), Count { passed: 1, failed: 2 });
-    }
 
     #[test]
     fn a_suite_that_cannot_run_has_failed() {
