@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::build::Cargo;
+use crate::layers;
 use crate::machine::Arch;
 use crate::setup::{self, Consent};
 use crate::shell::step;
@@ -18,6 +19,7 @@ pub fn run(consent: Consent) -> Result<()> {
     let format = host.command("fmt", &["--all", "--check"]);
     step("rustfmt", &format).context("`cargo fmt --all` puts it right")?;
     msrv(&host)?;
+    layers::check()?;
     let hosts = ["--workspace", "--exclude", "loom-tests", "--exclude", "shuttle-tests"];
     let all = [&hosts[..], &["--all-targets"]].concat();
     step("clippy for the host", &host.command("clippy", &[&all[..], &DENY].concat()))?;

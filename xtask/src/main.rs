@@ -8,6 +8,8 @@ mod bench;
 mod build;
 mod cost;
 mod demo;
+mod imports;
+mod layers;
 mod lint;
 mod machine;
 mod mutants;
@@ -129,6 +131,12 @@ enum Command {
         #[arg(long)]
         only: Option<String>,
     },
+    /// Print the files of src/ in floors: each imports only from below, or in its [circle]
+    Layers {
+        /// Print also which file imports what from which
+        #[arg(long)]
+        imports: bool,
+    },
     /// Formatting, clippy and documentation, on the host and for the targets, and the MSRV
     Lint,
 }
@@ -196,6 +204,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             return Ok(suites::run(&each(&arch), deeper, consent));
         }
         Command::Mutants { only } => return suites::run_mutants(only.as_deref(), consent),
+        Command::Layers { imports } => layers::run(imports)?,
         Command::Lint => lint::run(consent)?,
     }
     Ok(ExitCode::SUCCESS)
