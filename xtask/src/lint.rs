@@ -4,11 +4,11 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::build::Cargo;
-use crate::layers;
 use crate::machine::Arch;
 use crate::setup::{self, Consent};
 use crate::shell::step;
 use crate::workspace::{self, Program};
+use crate::{columns, layers};
 
 /// A target that the crate has no file for in `src/arch/`.
 const FOREIGN: &str = "aarch64-unknown-none";
@@ -19,6 +19,7 @@ pub fn run(consent: Consent) -> Result<()> {
     let format = host.command("fmt", &["--all", "--check"]);
     step("rustfmt", &format).context("`cargo fmt --all` puts it right")?;
     msrv(&host)?;
+    columns::check()?;
     layers::check()?;
     let hosts = ["--workspace", "--exclude", "loom-tests", "--exclude", "shuttle-tests"];
     let all = [&hosts[..], &["--all-targets"]].concat();

@@ -6,6 +6,7 @@
 
 mod bench;
 mod build;
+mod columns;
 mod cost;
 mod demo;
 mod imports;
