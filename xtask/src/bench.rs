@@ -2,7 +2,7 @@
 //! that we set ourselves.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -33,6 +33,9 @@ pub struct Selection {
     /// Only these implementations, separated by commas (likewise)
     #[arg(long = "impl", value_name = "IMPLEMENTATIONS", value_delimiter = ',')]
     implementations: Vec<String>,
+    /// Copy the plot of `yield` to benches/yield.svg, which the README shows
+    #[arg(long, conflicts_with_all = ["quick", "only", "implementations"])]
+    bless: bool,
 }
 
 impl Selection {
@@ -52,14 +55,6 @@ impl Selection {
 
     fn is_all(&self) -> bool {
         self.only.is_empty() && self.implementations.is_empty()
-    }
-
-    /// Where the plot goes: the one that the README shows is not replaced by a quick look.
-    fn plot(&self) -> Result<PathBuf> {
-        if self.quick {
-            return Ok(workspace::target_directory("yield.svg")?.into());
-        }
-        Ok(workspace::root().join("benches/yield.svg"))
     }
 }
 
@@ -118,14 +113,25 @@ pub fn run(selection: &Selection, json: bool) -> Result<()> {
         print(&cells);
     }
     if selection.is_all() {
-        let path = selection.plot()?;
-        std::fs::write(&path, plot::svg(&curves(&cells)))
-            .with_context(|| format!("writing {}", path.display()))?;
+        let path = PathBuf::from(workspace::target_directory("yield.svg")?);
+        write_plot(&path, &cells)?;
         if !json {
             println!("\nThe plot of `yield` is in {}.", path.display());
         }
     }
+    if selection.bless {
+        let path = workspace::root().join("benches/yield.svg");
+        write_plot(&path, &cells)?;
+        if !json {
+            println!("It is also in {}, which the README shows.", path.display());
+        }
+    }
     Ok(())
+}
+
+fn write_plot(path: &Path, cells: &[Cell]) -> Result<()> {
+    let plot = plot::svg(&curves(cells));
+    std::fs::write(path, plot).with_context(|| format!("writing {}", path.display()))
 }
 
 fn row_name(cell: &Promised) -> String {
@@ -484,6 +490,7 @@ mod tests {
             quick: true,
             only: list(&["yield", "hop"]),
             implementations: list(&["tokio"]),
+            bless: false,
         };
         let words = ["--quick", "--only", "yield,hop", "--impl", "tokio"];
         assert_eq!(selection.words(), words);

@@ -34,7 +34,7 @@ fn help_names_every_command() {
     let output = xtask(&["--help"]).output().unwrap();
     assert!(output.status.success());
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    for command in ["setup", "demo", "bench", "cost", "qemu", "test", "mutants", "lint"] {
+    for command in ["setup", "demo", "bench", "cost", "qemu", "test", "mutants", "layers", "lint"] {
         assert!(text.lines().any(|line| line.trim_start().starts_with(command)), "{text}");
     }
 }
@@ -78,6 +78,9 @@ fn numbers_and_words_out_of_range_are_refused() {
         &["qemu", "riscv64", "preempt", "--", "hogs"],
         &["qemu", "riscv64", "preempt", "--", "a=b c=d"],
         &["qemu", "riscv64"],
+        &["bench", "--bless", "--quick"],
+        &["bench", "--bless", "--only", "yield"],
+        &["bench", "--bless", "--impl", "tokio"],
         &[],
     ] {
         let output = xtask(words).output().unwrap();
