@@ -285,5 +285,35 @@ fn program() {
     ];
     #[cfg(not(target_os = "none"))]
     let here = &[];
+    #[cfg(not(target_os = "none"))]
+    let everywhere = &*selected(everywhere);
     hal_shim::test::run(&[everywhere, here])
+}
+
+/// Selects the tests whose name contains a word of the command line, as libtest does; all of them
+/// without a word. `name=value` is not such a word: `hal_shim::test::run` applies `filter=`.
+#[cfg(not(target_os = "none"))]
+fn selected(tests: &[hal_shim::test::Test]) -> Vec<hal_shim::test::Test> {
+    let mut words = Vec::new();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(word) = arguments.next() {
+        // libtest's options change nothing here. The value of one must not be taken for a filter.
+        if ["--skip", "--test-threads", "--format", "--color", "--logfile", "-Z"].contains(&&*word)
+        {
+            arguments.next();
+        } else if !word.starts_with('-') && !word.contains('=') {
+            words.push(word);
+        }
+    }
+    if words.is_empty() {
+        return tests.to_vec();
+    }
+    let mut selected = tests.to_vec();
+    selected.retain(|(name, _)| words.iter().any(|word| name.contains(&**word)));
+    let filtered = tests.len() - selected.len();
+    if selected.is_empty() {
+        println!("no test's name contains `{}`", words.join("` or `"));
+    }
+    println!("running {} tests, {filtered} filtered out", selected.len());
+    selected
 }
