@@ -1,7 +1,7 @@
-//! How one program is built for an architecture.
+//! Builds a program for an architecture.
 //!
-//! On the host that is plain cargo. On target, `core` and `alloc` come with the toolchain or are
-//! built from Debian's sources (see `setup`), and the linker script is `hal-shim`'s.
+//! The host takes plain cargo. On target, `core` and `alloc` come with the toolchain or are built
+//! from Debian's sources (see `setup`), and the linker script is `hal-shim`'s.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -15,16 +15,16 @@ use crate::setup::{self, Std};
 use crate::shell;
 use crate::workspace::{Program, cargo, root, target_directory};
 
-/// With what a program is built.
+/// Build options.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     pub release: bool,
     pub features: Vec<String>,
-    /// One of the architecture's targets, if not the usual one.
+    /// One of the architecture's targets; `None` is the first one.
     pub target: Option<&'static str>,
 }
 
-/// Builds `program` and returns the executable. The set-up must be done.
+/// Builds `program` and returns the path of the executable. `setup::ensure` must have run.
 pub fn build(arch: Arch, program: &Program, options: &Options) -> Result<PathBuf> {
     let [kind, name] = program.selection();
     let mut arguments = vec!["--message-format=json-render-diagnostics", &*kind, &*name];
@@ -49,7 +49,7 @@ pub fn build(arch: Arch, program: &Program, options: &Options) -> Result<PathBuf
         .with_context(|| format!("{what}: cargo names no executable"))
 }
 
-/// The executables, with their targets' names, in cargo's messages.
+/// Reads the names of the built targets and their executables from cargo's messages.
 pub fn executables(messages: &[u8]) -> Vec<(String, PathBuf)> {
     #[derive(Deserialize)]
     struct Artifact {
@@ -67,12 +67,12 @@ pub fn executables(messages: &[u8]) -> Vec<(String, PathBuf)> {
         .collect()
 }
 
-/// How cargo is called: which one, with what before and in its environment.
+/// A way to call cargo: the program, its first arguments and its environment.
 pub struct Cargo {
     program: OsString,
     arguments: Vec<String>,
     environment: Vec<(&'static str, String)>,
-    /// Debian's own, which must see nothing of the toolchain that runs us.
+    /// Whether it is Debian's, from which the variables of the running toolchain are hidden.
     debian: bool,
 }
 
@@ -82,7 +82,7 @@ impl Cargo {
         Self { program: cargo(), arguments: vec![], environment: vec![], debian: false }
     }
 
-    /// Cargo on the host with `flags` for rustc, in a target directory of its own.
+    /// Cargo on the host with `flags` for rustc and `directory` as its target directory.
     pub fn host_with(flags: &[&str], directory: &str) -> Result<Self> {
         let mut cargo = Self::host();
         cargo.environment = vec![
@@ -92,7 +92,7 @@ impl Cargo {
         Ok(cargo)
     }
 
-    /// Cargo as `target`, one of `arch`'s, needs it. The set-up must be done.
+    /// Cargo for `target`, one of `arch`'s. `setup::ensure` must have run.
     pub fn for_target(arch: Arch, target: &str) -> Result<Self> {
         let script = root().join("hal-shim").join(format!("{}.ld", arch.name()));
         let mut flags = vec![format!("-Clink-arg=-T{}", script.display())];
@@ -100,7 +100,7 @@ impl Cargo {
         Self::with_flags(arch.name(), target, flags)
     }
 
-    /// Cargo as a `target` needs it that no machine here has: to check, not to link.
+    /// Cargo for a `target` that no [`Arch`] has. It can check but not link.
     pub fn for_foreign_target(target: &str) -> Result<Self> {
         Self::with_flags(target, target, vec![])
     }
@@ -138,13 +138,13 @@ impl Cargo {
         Ok(cargo)
     }
 
-    /// The same, with one variable more in its environment.
+    /// Adds a variable to the environment.
     pub fn with_variable(mut self, name: &'static str, value: String) -> Self {
         self.environment.push((name, value));
         self
     }
 
-    /// The same, with its results in `directory` of the workspace's target directory.
+    /// Replaces the target directory by `directory` in the workspace's target directory.
     pub fn with_target_directory(mut self, directory: &str) -> Result<Self> {
         self.environment.retain(|(name, _)| *name != "CARGO_TARGET_DIR");
         self.environment.push(("CARGO_TARGET_DIR", target_directory(directory)?));
@@ -162,7 +162,7 @@ impl Cargo {
         let words = before.chain(arguments.iter().copied());
         let mut expression = duct::cmd(&self.program, words).dir(directory);
         if self.debian {
-            // rustup's proxy and `cargo run` set these for what they start.
+            // rustup's proxy and `cargo run` set these for the processes that they start.
             for name in ["LD_LIBRARY_PATH", "RUSTUP_TOOLCHAIN", "CARGO", "RUSTDOC"] {
                 expression = expression.env_remove(name);
             }

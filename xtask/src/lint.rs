@@ -1,4 +1,5 @@
-//! `cargo xtask lint`: all that must be clean, and the compiler that it was checked with.
+//! `cargo xtask lint`: formatting, line widths, circles of imports, clippy, documentation, and the
+//! version of the compiler in use.
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -10,14 +11,14 @@ use crate::shell::step;
 use crate::workspace::{self, Program};
 use crate::{columns, layers};
 
-/// A target that the crate has no file for in `src/arch/`.
+/// A target that has no file in `src/arch/`.
 const FOREIGN: &str = "aarch64-unknown-none";
 const DENY: [&str; 3] = ["--", "-D", "warnings"];
 
 pub fn run(consent: Consent) -> Result<()> {
     let host = Cargo::host();
     let format = host.command("fmt", &["--all", "--check"]);
-    step("rustfmt", &format).context("`cargo fmt --all` puts it right")?;
+    step("rustfmt", &format).context("`cargo fmt --all` formats the files")?;
     msrv(&host)?;
     columns::check()?;
     layers::check()?;
@@ -47,7 +48,7 @@ pub fn run(consent: Consent) -> Result<()> {
         }
     }
 
-    // An architecture whose backend a kernel would bring.
+    // On such an architecture a kernel brings the backend.
     setup::ensure_core(FOREIGN)?;
     let foreign = Cargo::for_foreign_target(FOREIGN)?;
     let check = foreign.command("check", &["--package", "trapline", "--lib"]);
@@ -60,14 +61,15 @@ pub fn run(consent: Consent) -> Result<()> {
     Ok(())
 }
 
-/// The MSRV is checked by all the rest where that compiler is in use. A newer one has only clippy's word for
-/// it (`incompatible_msrv`), so that much is said; an older one is an error.
+/// Compares the compiler in use with the declared MSRV. An older one is an error. If they are the
+/// same, the other checks cover the MSRV. With a newer one only clippy's `incompatible_msrv` does,
+/// and a message says so.
 fn msrv(host: &Cargo) -> Result<()> {
     let declared = workspace::metadata()?.rust_version()?;
     let in_use = String::from_utf8(step("MSRV", &host.command("--version", &[]))?.stdout)?;
     let in_use = in_use.trim();
     let minors = setup::minor(declared).zip(setup::minor(in_use));
-    let (declared_minor, minor) = minors.context("no version to be found")?;
+    let (declared_minor, minor) = minors.context("cannot read a version number")?;
     if minor < declared_minor {
         bail!("this is {in_use}, but Cargo.toml wants rust-version {declared}: update Rust");
     }

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use serde::Deserialize;
 
-/// Where a program runs.
+/// An architecture that a program is built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Arch {
     /// This Linux
@@ -18,7 +18,7 @@ pub enum Arch {
 }
 
 impl Arch {
-    /// As the command line and the demo's JSON say it.
+    /// The name on the command line and in the demo's JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Host => "host",
@@ -28,7 +28,7 @@ impl Arch {
         }
     }
 
-    /// The bare-metal targets, if it is bare metal; the usual one first.
+    /// The bare-metal targets, none for the host. Builds take the first one unless told otherwise.
     pub fn targets(self) -> &'static [&'static str] {
         match self {
             Self::Host => &[],
@@ -43,10 +43,10 @@ impl Arch {
         format!("qemu-system-{}", self.name())
     }
 
-    /// Flags for rustc, beside those that say how to link.
+    /// Flags for rustc, without those for linking.
     pub fn rustc_flags(self) -> &'static [&'static str] {
         match self {
-            // QEMU loads an ELF where the ELF says, and relocates nothing.
+            // QEMU loads an ELF file at the addresses in its headers and does not relocate it.
             Self::X86_64 => &["-Crelocation-model=static"],
             Self::Host | Self::Riscv64 | Self::Loongarch64 => &[],
         }
@@ -56,16 +56,16 @@ impl Arch {
 /// The target whose ABI has floating-point registers.
 pub const LOONGARCH64_HARD_FLOAT: &str = "loongarch64-unknown-none";
 
-/// A machine that QEMU plays.
+/// A machine that QEMU emulates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Machine {
     /// `virt`, with OpenSBI as its firmware
     Riscv64,
-    /// `q35`, without any
+    /// `q35`, without firmware
     #[value(name = "x86_64")]
     X86_64,
-    /// `virt`, without any
+    /// `virt`, without firmware
     Loongarch64,
 }
 

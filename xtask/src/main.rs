@@ -1,8 +1,13 @@
-//! `cargo xtask`: everything that is done with Trapline beside compiling it.
+//! `cargo xtask`: set-up, demo, benches, tests and checks of Trapline.
 //!
-//! This file is the command line. How a program is built is in `build`, how it runs in QEMU in
-//! `qemu`; `setup`, `demo`, `bench`, `cost`, `suites`, `mutants` and `lint` are the commands; `sanitize`
-//! is one of the suites.
+//! This file is the command line. The commands are in `setup`, `demo`, `bench`, `cost`, `suites`
+//! (`cargo xtask test`), `mutants`, `layers` and `lint`. They stand on these files:
+//!
+//! - `build` builds a program for an architecture; `qemu` runs it on a machine; `machine` lists both.
+//! - `workspace` finds the workspace's root and its programs; `shell` runs other programs.
+//! - `tally` adds up test results; `sanitize` runs the tests with sanitizers.
+//! - `imports` reads which file imports from which, for `layers`; `columns` checks line widths.
+//! - `threads` measures the demo's load on Linux threads; `plot` draws the plot of `bench`.
 
 mod bench;
 mod build;
@@ -37,7 +42,7 @@ use crate::workspace::Program;
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Set-up, demo, QEMU runner and tests of Trapline")]
 struct Cli {
-    /// Install what is missing without asking (so does CI=true, and so does no terminal)
+    /// Install missing programs without asking (as with CI=true, or without a terminal)
     #[arg(long, global = true)]
     yes: bool,
     #[command(subcommand)]
@@ -46,111 +51,112 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Find what is missing for building and running on target (QEMU, `core`), and install it
+    /// Find and install the programs that building and running on target needs (QEMU, `core`)
     Setup {
-        /// For which architecture; may be repeated
+        /// The architecture; may be repeated
         #[arg(long, default_value = "all", value_parser = one_or_all::<Arch>())]
         arch: Vec<Selected<Arch>>,
     },
-    /// A task that is due every millisecond, beside tasks that compute without end
+    /// Run a task that is due every millisecond beside tasks that compute without end
     ///
-    /// On the host it is compared, in the same run, with the same load on plain Linux threads.
+    /// On the host, the same run measures the same load on plain Linux threads.
     Demo {
-        /// Where to run it
+        /// The architecture to run on
         #[arg(long, default_value = "host", value_parser = one_or_all::<Arch>())]
         arch: Selected<Arch>,
-        /// How many tasks compute without end
+        /// The number of tasks that compute without end
         #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         hogs: u32,
-        /// For how long, in seconds
+        /// The duration in seconds
         #[arg(long, default_value_t = 5.0, value_parser = seconds)]
         seconds: f64,
-        /// Print only one JSON line an architecture on standard output
+        /// Print only one JSON line per architecture on standard output
         #[arg(long)]
         json: bool,
     },
-    /// What scheduling costs on this Linux, beside other runtimes in the same run
+    /// Measure the cost of scheduling on this Linux, beside other runtimes in the same run
     ///
-    /// On one core (`cross_wake` on two). The program in benches/ measures; its sources say what each row is.
+    /// On one core (`cross_wake` on two). The program in benches/ measures; its sources describe the
+    /// rows.
     Bench {
         #[command(flatten)]
         selection: bench::Selection,
-        /// Print only one JSON line a cell on standard output
+        /// Print only one JSON line per cell on standard output
         #[arg(long)]
         json: bool,
     },
-    /// What scheduling costs on target, in counted instructions
+    /// Count the instructions that scheduling costs on target
     ///
-    /// An optimized build in QEMU, where every instruction counts one: the same figures in every run.
-    /// benches/target/cost.rs says from where to where each is counted.
+    /// Runs an optimized build in QEMU and counts its instructions, so that each run gives the same
+    /// figures. benches/target/cost.rs says where the count of each begins and ends.
     Cost {
         /// The machine
         #[arg(long, default_value = "all", value_parser = one_or_all::<Machine>())]
         arch: Selected<Machine>,
-        /// Print only one JSON line an architecture on standard output
+        /// Print only one JSON line per architecture on standard output
         #[arg(long)]
         json: bool,
     },
-    /// Build one example and run it in QEMU; its exit code becomes ours (Ctrl-A X ends QEMU)
+    /// Build one example, run it in QEMU and exit with its exit code (Ctrl-A X ends QEMU)
     Qemu {
         /// The machine
         arch: Machine,
         /// The example's name
         example: String,
-        /// How many cores the machine has
+        /// The number of the machine's cores
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
         smp: u32,
-        /// Features to build with, separated by commas
+        /// Cargo features, separated by commas
         #[arg(long, value_delimiter = ',')]
         features: Vec<String>,
         /// Build with optimization
         #[arg(long)]
         release: bool,
-        /// Let the guest's clock count instructions: the same in every run
+        /// Let the guest's clock count instructions, so that each run is the same
         #[arg(long)]
         icount: bool,
-        /// Seconds after which a guest that has not ended is ended, and has failed
+        /// Seconds after which a guest that still runs is killed, which counts as a failure
         #[arg(long, default_value_t = 120)]
         timeout: u64,
-        /// Words for the example, as `key=value`
+        /// Arguments of the example, as `key=value`
         #[arg(last = true, value_parser = key_value)]
         words: Vec<String>,
     },
     /// Run the tests; the last line is `N passed, N failed`
     Test {
-        /// Which suite; may be repeated
+        /// The suite; may be repeated
         #[arg(long, default_value = "all", value_parser = one_or_all::<Suite>())]
         arch: Vec<Selected<Suite>>,
-        /// Let the models that are not checked in full go on for this many preemptions more than
-        /// usually (with 1 it takes hours)
+        /// Raise the preemption bound of the models that are not checked in full by this much (with 1
+        /// it takes hours)
         #[arg(long, default_value_t = 0)]
         deeper: u8,
     },
-    /// Break the code on purpose, as the files mutants.toml say: each time a named test must fail
+    /// Apply each edit of the files mutants.toml, which breaks the code; the named test must fail
     Mutants {
-        /// Only the mutant of this name
+        /// Run only the mutant of this name
         #[arg(long)]
         only: Option<String>,
     },
-    /// Print the files of src/ in floors: each imports only from below, or in its [circle]
+    /// Print the source files in floors: a file imports only from lower ones or in its [circle]
     Layers {
-        /// Print also which file imports what from which
+        /// Also print which file imports what from which
         #[arg(long)]
         imports: bool,
     },
-    /// Formatting, clippy and documentation, on the host and for the targets, and the MSRV
+    /// Check formatting, line widths, circles of imports, clippy, documentation and the MSRV
     Lint,
 }
 
-/// What one word selects: a single one, or all.
+/// The selection that one argument makes: a single value, or all.
 #[derive(Clone)]
 struct Selected<T>(Vec<T>);
 
-/// Reads the name of a `T`, or `all`.
+/// Parses the name of a `T`, or `all`.
 fn one_or_all<T: ValueEnum + Send + Sync + 'static>() -> impl TypedValueParser<Value = Selected<T>>
 {
     let names = T::value_variants().iter().filter_map(T::to_possible_value);
-    let all = PossibleValue::new("all").help("Each of these");
+    let all = PossibleValue::new("all").help("All of these");
     PossibleValuesParser::new(names.chain([all])).map(|name| {
         Selected(match T::from_str(&name, false) {
             Ok(one) => vec![one],
@@ -159,7 +165,7 @@ fn one_or_all<T: ValueEnum + Send + Sync + 'static>() -> impl TypedValueParser<V
     })
 }
 
-/// Each that was selected, once.
+/// Returns each selected value once.
 fn each<T: ValueEnum + PartialEq>(selected: &[Selected<T>]) -> Vec<T> {
     let mut each = T::value_variants().to_vec();
     each.retain(|one| selected.iter().any(|Selected(those)| those.contains(one)));

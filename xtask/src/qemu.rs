@@ -1,4 +1,4 @@
-//! Running a program in QEMU.
+//! Runs a kernel in QEMU.
 
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
@@ -16,7 +16,8 @@ impl Machine {
         match self {
             Self::Riscv64 => &["-M", "virt", "-bios", "default", "-m", "256M"],
             Self::X86_64 => &["-M", "q35", "-nodefaults", "-m", "256M", "-device", DEBUG_EXIT],
-            // A panic of the guest's ends QEMU with 1. Without the device it has no way to fail.
+            // With this device a panic of the guest ends QEMU with 1. The machine has no other way to
+            // report a failure.
             Self::Loongarch64 => &[
                 "-M",
                 "virt",
@@ -30,7 +31,7 @@ impl Machine {
         }
     }
 
-    /// The processor, unless a board has another: the one with all that is optional.
+    /// The usual processor; on x86_64 the one with all optional features.
     fn cpu(self) -> Option<&'static str> {
         match self {
             Self::X86_64 => Some("max"),
@@ -38,15 +39,16 @@ impl Machine {
         }
     }
 
-    /// The guest's exit code by QEMU's, and by what the guest `said` in a line `exit code N`.
+    /// Computes the guest's exit code from QEMU's and from the number that the guest `said` in a line
+    /// `exit code N`.
     fn exit_code(self, qemu: u8, said: Option<u8>) -> u8 {
         match self {
             Self::Riscv64 => qemu,
-            // The device ends QEMU with twice what it gets, plus one; it gets the code plus one. What isn't
-            // from it is QEMU's own failure (1) or a triple fault (0): nobody's success.
+            // The guest writes its code plus one to the device, which ends QEMU with twice that plus one.
+            // Other codes are QEMU's own failure (1) or a triple fault (0), and no success.
             Self::X86_64 if qemu % 2 == 1 && qemu > 1 => qemu / 2 - 1,
             Self::X86_64 => qemu.max(1),
-            // It has no device that takes a code.
+            // The machine has no device that takes a code.
             Self::Loongarch64 => match qemu {
                 0 => 0,
                 failed => said.filter(|&code| code != 0).unwrap_or(failed),
@@ -55,20 +57,20 @@ impl Machine {
     }
 }
 
-/// Where the guest writes its exit code.
+/// The device that the guest writes its exit code to.
 const DEBUG_EXIT: &str = "isa-debug-exit,iobase=0xf4,iosize=0x04";
 
-/// A kernel on its machine.
+/// A kernel and the machine that it runs on.
 pub struct Guest {
     pub machine: Machine,
     pub kernel: PathBuf,
     pub smp: u32,
-    /// Whether the guest's clock counts instructions (one is a nanosecond) and skips idle time:
-    /// whatever the host is doing, the same run again.
+    /// Whether the guest's clock counts instructions (one is a nanosecond) and skips idle time. Each
+    /// run is then the same, whatever load the host has.
     pub icount: bool,
-    /// The processor, if not the machine's usual one.
+    /// The processor; `None` is the machine's usual one.
     pub cpu: Option<&'static str>,
-    /// Handed to the guest: `hal_shim::arg` finds them.
+    /// Arguments of the guest, which `hal_shim::arg` reads.
     pub words: Vec<String>,
 }
 
@@ -76,7 +78,7 @@ impl Guest {
     fn command(&self) -> Expression {
         let mut words: Vec<String> =
             self.machine.arguments().iter().map(|&word| word.to_owned()).collect();
-        // `-no-reboot`: a guest that resets itself has ended.
+        // With `-no-reboot` a reset ends QEMU.
         words.extend(["-display", "none", "-serial", "mon:stdio", "-no-reboot"].map(str::to_owned));
         words.extend(["-smp".to_owned(), self.smp.to_string()]);
         if let Some(cpu) = self.cpu.or(self.machine.cpu()) {
@@ -89,7 +91,8 @@ impl Guest {
         let line = self.words.join(" ");
         match self.machine {
             _ if line.is_empty() => {}
-            // Older versions hand the kernel's command line over nowhere. (A comma would end the value.)
+            // Older QEMU passes no command line to this machine's kernel. A single comma would end the
+            // value.
             Machine::Loongarch64 => words.extend([
                 "-fw_cfg".to_owned(),
                 format!("name=opt/trapline/words,string={}", line.replace(',', ",,")),
@@ -99,7 +102,7 @@ impl Guest {
         duct::cmd(self.machine.arch().qemu(), words)
     }
 
-    /// Runs it with its console on our terminal and returns its exit code.
+    /// Runs it with its console on this terminal and returns its exit code.
     pub fn on_terminal(&self, limit: Duration) -> Result<u8> {
         let stdin = std::io::stdin();
         let mut command = self.command();
@@ -109,13 +112,13 @@ impl Guest {
         match self.run(&command, limit, |line| println!("{line}"))? {
             End::Exit(code) => Ok(code),
             End::TimeUp => bail!(
-                "the guest had not ended after {} s and was ended; `--timeout` gives it longer",
+                "the guest was killed after {} s; `--timeout` allows it more",
                 limit.as_secs()
             ),
         }
     }
 
-    /// Runs it and hands over its console line by line.
+    /// Runs it and passes each line of its console to `line`.
     pub fn lines(&self, limit: Duration, line: impl FnMut(&str)) -> Result<End> {
         self.run(&self.command(), limit, line)
     }
@@ -153,7 +156,7 @@ mod tests {
 
     #[test]
     fn no_failure_becomes_a_success() {
-        // A triple fault, a failure of QEMU's own, and its end by a signal.
+        // A triple fault, a failure of QEMU itself, and its end by a signal.
         assert_eq!(Machine::X86_64.exit_code(0, None), 1);
         assert_eq!(Machine::X86_64.exit_code(1, None), 1);
         assert_eq!(Machine::X86_64.exit_code(134, None), 134);

@@ -1,7 +1,8 @@
-//! The host's tests with the compiler's sanitizers.
+//! Runs the host's tests with the compiler's sanitizers.
 //!
-//! Both are the compiler's unstable options. `RUSTC_BOOTSTRAP` lets the stable one take them, and it
-//! comes with their runtimes, so that nothing is to be installed. std comes compiled without them.
+//! The sanitizers are unstable options, which a stable compiler accepts under `RUSTC_BOOTSTRAP`. Their
+//! runtimes come with the compiler, so that no installation is needed. The precompiled std is not
+//! instrumented.
 
 use std::path::PathBuf;
 
@@ -13,14 +14,15 @@ use crate::shell::step;
 use crate::tally::{Count, counted};
 use crate::workspace;
 
-/// Build scripts and procedural macros are built for the host without `--target`: nothing is sanitized in them.
+/// The host, as an explicit target: build scripts and procedural macros, which are built without
+/// `--target`, are then not instrumented.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// The tests of plain tasks, as the suite's word `filter` selects them.
+/// Values of the suite's `filter` that select the tests of plain tasks.
 ///
-/// ThreadSanitizer does not know our switches; and it puts a signal off until the thread calls a
-/// function that it intercepts, so that nobody would be preempted, and a core that waits for its alarm
-/// would wait for ever. Nor can it be had with libtest, whose channels were compiled without it.
+/// ThreadSanitizer does not know Trapline's stack switches. It also delays a signal until the thread
+/// calls a function that it intercepts, so that no task would be preempted and a core that waits for
+/// its alarm would hang. libtest cannot run under it, as its channels are not instrumented.
 const STACKLESS: [&str; 7] = [
     "^tasks::",
     "smp::wakes_back_and_forth",
@@ -31,9 +33,9 @@ const STACKLESS: [&str; 7] = [
     "errors::nothing_runs_after_a_shutdown",
 ];
 
-/// AddressSanitizer and LeakSanitizer over all of the host's tests.
+/// Runs all of the host's tests with AddressSanitizer and LeakSanitizer.
 pub fn addresses() -> Result<Count> {
-    // Of the switches it is told (`hal_shim::linux::fibers`), but not of a stack's end.
+    // `hal_shim::linux::fibers` reports stack switches to it, but not the end of a stack.
     let cargo = cargo("address", &["--cfg", "address_sanitizer"])?
         .with_variable("ASAN_OPTIONS", "detect_stack_use_after_return=0".to_owned())
         .with_variable("LSAN_OPTIONS", suppressions("leaks.supp"));
@@ -45,7 +47,7 @@ pub fn addresses() -> Result<Count> {
     counted("AddressSanitizer", &cargo.command("test", &run))
 }
 
-/// ThreadSanitizer over the tests of plain tasks.
+/// Runs the tests of plain tasks with ThreadSanitizer.
 pub fn races() -> Result<Count> {
     let cargo = cargo("thread", &["-Cunsafe-allow-abi-mismatch=sanitizer"])?
         .with_variable("TSAN_OPTIONS", suppressions("races.supp"));
@@ -61,7 +63,7 @@ pub fn races() -> Result<Count> {
     Ok(count)
 }
 
-/// Cargo with a sanitizer, which must be there.
+/// Cargo with a sanitizer; an error if the compiler comes without it.
 fn cargo(sanitizer: &str, flags: &[&str]) -> Result<Cargo> {
     let libraries = cmd!("rustc", "--print", "target-libdir", "--target", TARGET).read()?;
     let runtime = match sanitizer {
@@ -72,7 +74,7 @@ fn cargo(sanitizer: &str, flags: &[&str]) -> Result<Cargo> {
     if !found.into_iter().any(|file| file.file_name().to_string_lossy().ends_with(runtime)) {
         bail!(
             "this compiler comes without its sanitizers (no *{runtime} in {libraries}): \
-             use a toolchain of rustup's for {TARGET}, stable or nightly"
+             use a stable or nightly rustup toolchain for {TARGET}"
         );
     }
     let flag = format!("-Zsanitizer={sanitizer}");
@@ -83,7 +85,7 @@ fn cargo(sanitizer: &str, flags: &[&str]) -> Result<Cargo> {
         .with_variable("CARGO_BUILD_TARGET", TARGET.to_owned()))
 }
 
-/// The option that names a list in `tests/`.
+/// The sanitizer option for a list of suppressions in `tests/`.
 fn suppressions(list: &str) -> String {
     format!(
         "suppressions={}:print_suppressions=0",

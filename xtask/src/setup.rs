@@ -1,8 +1,9 @@
-//! Finding what building and running on target needs, and installing what is missing.
+//! `cargo xtask setup`: finds the programs that building and running on target needs, and installs
+//! missing ones.
 //!
-//! `core` and `alloc` for a bare-metal target come, in this order of preference, from the
-//! toolchain that is in use, from Debian's compiler and sources if they are installed, from
-//! `rustup target add`, and from Debian's packages. `TRAPLINE_STD=source` wants Debian's.
+//! `core` and `alloc` for a bare-metal target come, in this order of preference, from the toolchain
+//! in use, from Debian's compiler and sources if they are installed, from `rustup target add`, and
+//! from Debian's packages. With `TRAPLINE_STD=source` only Debian's are taken.
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -13,14 +14,14 @@ use duct::cmd;
 use crate::machine::Arch;
 use crate::{shell, workspace};
 
-/// Debian's compiler and cargo, whatever else is in `PATH`.
+/// Debian's compiler and cargo. `PATH` may find others first.
 pub const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 pub const DEBIAN_CARGO: &str = "/usr/bin/cargo";
-/// Its own sources, of the same version.
+/// The sources of Debian's `core`, of the compiler's version.
 const DEBIAN_LIBRARY: &str = "/usr/lib/rustlib/src/rust/library/Cargo.lock";
 const DEBIAN_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 
-/// Whether something may be installed without a question.
+/// Whether packages may be installed without a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consent {
     Given,
@@ -28,26 +29,26 @@ pub enum Consent {
 }
 
 impl Consent {
-    /// `--yes`, CI, or nobody there who could answer.
+    /// Consent is given by `--yes`, in CI, and where no terminal can answer.
     pub fn from_flag(yes: bool) -> Self {
         let ci = std::env::var("CI").is_ok_and(|ci| !ci.is_empty() && ci != "false");
         if yes || ci || !std::io::stdin().is_terminal() { Self::Given } else { Self::Ask }
     }
 }
 
-/// Where `core` and `alloc` for a target come from.
+/// The origin of `core` and `alloc` for a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Std {
-    /// The toolchain in use has them.
+    /// They come with the toolchain in use.
     Installed,
-    /// Debian's compiler builds them.
+    /// Debian's compiler builds them from source.
     Source { linker: PathBuf },
 }
 
-/// What is missing, and what installs it.
+/// Missing programs, and the packages and targets that bring them.
 #[derive(Default)]
 struct Missing {
-    /// For people.
+    /// Descriptions for the error message.
     what: Vec<String>,
     packages: Vec<&'static str>,
     targets: Vec<&'static str>,
@@ -106,7 +107,7 @@ pub fn run(archs: &[Arch], consent: Consent) -> Result<()> {
     Ok(())
 }
 
-/// Sees to it that programs for `archs` can be built and run.
+/// Ensures that programs for `archs` can be built and run, and installs missing packages.
 pub fn ensure(archs: &[Arch], consent: Consent) -> Result<()> {
     let mut missing = Missing::look(archs)?;
     if !missing.targets.is_empty() && !source_wanted() && rustup_adds(&missing.targets) {
@@ -122,7 +123,7 @@ pub fn ensure(archs: &[Arch], consent: Consent) -> Result<()> {
         for target in &missing.targets {
             help += &format!("\nor, where rustup works, for `core`: rustup target add {target}");
         }
-        help + "\nWhy it was not installed"
+        help + "\nThe installation failed"
     })?;
     let missing = Missing::look(archs)?;
     if !missing.packages.is_empty() {
@@ -131,7 +132,7 @@ pub fn ensure(archs: &[Arch], consent: Consent) -> Result<()> {
     Ok(())
 }
 
-/// `core` for a target that nothing is run on.
+/// Ensures that there is a `core` for `target`, on which no program is run.
 pub fn ensure_core(target: &'static str) -> Result<()> {
     if look_for_std(target).is_none() && !source_wanted() {
         rustup_adds(&[target]);
@@ -139,7 +140,7 @@ pub fn ensure_core(target: &'static str) -> Result<()> {
     find_std(target).map(drop)
 }
 
-/// Clippy for the compiler that builds for `target`.
+/// Ensures that the compiler that builds for `target` has clippy.
 pub fn ensure_clippy(target: &str, consent: Consent) -> Result<()> {
     if matches!(find_std(target)?, Std::Source { .. })
         && !Path::new("/usr/bin/cargo-clippy").exists()
@@ -149,7 +150,7 @@ pub fn ensure_clippy(target: &str, consent: Consent) -> Result<()> {
     Ok(())
 }
 
-/// Where `core` for `target` comes from. An error if there is none: `ensure` comes first.
+/// Finds the `core` for `target`. Without one this is an error; [`ensure`] installs it.
 pub fn find_std(target: &str) -> Result<Std> {
     look_for_std(target).with_context(|| format!("no `core` for {target}: run `cargo xtask setup`"))
 }
@@ -172,7 +173,7 @@ fn source_wanted() -> bool {
     std::env::var("TRAPLINE_STD").is_ok_and(|std| std == "source")
 }
 
-/// Whether this compiler is at least the one that the workspace asks for.
+/// Whether the compiler `rustc` is at least the declared MSRV.
 fn new_enough(rustc: &str) -> bool {
     let version = cmd!(rustc, "--version").env_remove("LD_LIBRARY_PATH").stderr_null().read();
     let wanted = workspace::metadata().and_then(|metadata| metadata.rust_version());
@@ -182,7 +183,7 @@ fn new_enough(rustc: &str) -> bool {
     }
 }
 
-/// The 95 of `rustc 1.95.0 (f2d3ce0bd 2026-03-21)` or of `1.95`.
+/// The minor version: 95 for `rustc 1.95.0 (f2d3ce0bd 2026-03-21)` and for `1.95`.
 pub fn minor(version: &str) -> Option<u32> {
     let number = version.split_whitespace().find(|word| word.starts_with("1."))?;
     number.split('.').nth(1)?.parse().ok()
@@ -194,7 +195,7 @@ fn sysroot() -> Option<PathBuf> {
     cmd!(rustc, "--print", "sysroot").stderr_null().read().ok().map(PathBuf::from)
 }
 
-/// A linker for ELF: the toolchain's own, or LLVM's.
+/// Finds a linker for ELF: the toolchain's own, or LLVM's.
 fn linker() -> Option<PathBuf> {
     let hosts = sysroot().and_then(|sysroot| sysroot.join("lib/rustlib").read_dir().ok());
     let mut own =
@@ -202,13 +203,13 @@ fn linker() -> Option<PathBuf> {
     own.find(|lld| lld.exists()).or_else(|| find_in_path("ld.lld"))
 }
 
-/// The program `name` in `PATH`.
+/// Finds the program `name` in `PATH`.
 fn find_in_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
-/// The package of QEMU's program. Newer Debians have one for RISC-V alone.
+/// The Debian package of QEMU for `arch`. Newer releases have a separate one for RISC-V.
 fn qemu_package(arch: Arch) -> Option<&'static str> {
     let known = |package| {
         let show = cmd!("apt-cache", "show", package).stdout_null().stderr_null().unchecked().run();
@@ -222,7 +223,7 @@ fn qemu_package(arch: Arch) -> Option<&'static str> {
     }
 }
 
-/// Tries to add `targets` to the toolchain in use.
+/// Tries to add `targets` to the toolchain in use by rustup; returns whether it succeeded.
 fn rustup_adds(targets: &[&str]) -> bool {
     if find_in_path("rustup").is_none() {
         return false;
@@ -261,7 +262,7 @@ fn install(packages: &[&str], consent: Consent) -> Result<()> {
         let mut answer = String::new();
         let read = std::io::stdin().read_line(&mut answer)?;
         if read == 0 || !matches!(answer.trim().to_lowercase().as_str(), "" | "y" | "yes") {
-            bail!("you said no");
+            bail!("the installation was declined");
         }
     }
     let update = ["apt-get", "update"].map(str::to_owned);

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: the suites, and how their results are counted.
+//! `cargo xtask test`: runs the suites and prints their results.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,16 +16,16 @@ use crate::shell::step;
 use crate::tally::{Count, SUITE_LIMIT, Tally, counted, counted_within};
 use crate::workspace::Program;
 
-/// A set of tests that `--arch` names.
+/// A set of tests that `--arch` selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Suite {
     /// Unit, integration and documentation tests on this Linux
     Host,
     /// The model-checked interleavings, and the mutants that they must catch
     Loom,
-    /// Many tasks of several cores, in schedules at random (see shuttle-tests/src/lib.rs)
+    /// Many tasks of several cores in random schedules (see shuttle-tests/src/lib.rs)
     Shuttle,
-    /// The host's tests with AddressSanitizer and, as far as no stack is involved, ThreadSanitizer
+    /// The host's tests with AddressSanitizer, and those without stacks with ThreadSanitizer
     Sanitize,
     /// The test kernels on QEMU's RISC-V machine
     Riscv64,
@@ -36,21 +36,21 @@ pub enum Suite {
     Loongarch64,
 }
 
-/// After this long models hang that go deeper than usually.
+/// The time limit of models with `--deeper`.
 const DEEPER_LIMIT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// After this long a test kernel hangs.
+/// The time limit of a test kernel.
 const KERNEL_LIMIT: Duration = Duration::from_secs(5 * 60);
 
-/// What each test kernel runs on.
+/// A configuration that each test kernel runs in.
 struct Board {
     name: &'static str,
     machines: &'static [Machine],
     smp: u32,
-    /// Whether the guest's clock counts instructions: then a failure comes again in the next run.
+    /// Whether the guest's clock counts instructions, which makes a failure reproducible.
     icount: bool,
-    /// If not the machine's usual one.
+    /// The processor; `None` is the machine's usual one.
     cpu: Option<&'static str>,
-    /// What the kernel is built for, if not the usual one.
+    /// The target; `None` is the architecture's first one.
     target: Option<&'static str>,
     words: &'static [&'static str],
 }
@@ -67,9 +67,9 @@ const ONE_CORE: Board = Board {
 
 const BOARDS: [Board; 5] = [
     ONE_CORE,
-    // Each core has a thread of the host's, and they really race.
+    // Each core is a thread of the host, so that the cores race.
     Board { name: "4 cores", smp: 4, icount: false, ..ONE_CORE },
-    // The timer by way of the firmware, which only preemption and sleeping can tell.
+    // The firmware sets the timer, which only preemption and sleeping depend on.
     Board {
         name: "1 core without sstc",
         machines: &[Machine::Riscv64],
@@ -77,7 +77,7 @@ const BOARDS: [Board; 5] = [
         words: &["filter=stacks"],
         ..ONE_CORE
     },
-    // User programs' vector registers by other instructions.
+    // User programs' vector registers are saved by other instructions.
     Board {
         name: "1 core without XSAVE",
         machines: &[Machine::X86_64],
@@ -85,7 +85,7 @@ const BOARDS: [Board; 5] = [
         words: &["filter=users"],
         ..ONE_CORE
     },
-    // The kernel's own code computes in floating-point registers.
+    // The kernel's own code uses floating-point registers.
     Board {
         name: "1 core, hard float",
         machines: &[Machine::Loongarch64],
@@ -120,7 +120,7 @@ pub fn run(suites: &[Suite], deeper: u8, consent: Consent) -> ExitCode {
 /// `cargo xtask mutants`.
 pub fn run_mutants(only: Option<&str>, consent: Consent) -> Result<ExitCode> {
     let mutants = mutants::list(only)?;
-    // What fails already would catch anything.
+    // A test that fails without an edit would catch any mutant.
     let mut unbroken = Count::default();
     if mutants.iter().any(|mutant| matches!(mutant.catcher, Catcher::Model(_))) {
         let model = only.and(mutants.iter().find_map(|mutant| match &mutant.catcher {
@@ -138,7 +138,7 @@ pub fn run_mutants(only: Option<&str>, consent: Consent) -> Result<ExitCode> {
         }
     }
     if unbroken.failed > 0 {
-        anyhow::bail!("all tests must pass before anything is broken on purpose");
+        anyhow::bail!("the tests must pass before mutants are tried");
     }
     Ok(finish(&[("mutants", or_failed(mutants::run(&mutants)))]))
 }
@@ -158,7 +158,7 @@ fn finish(counts: &[(&str, Count)]) -> ExitCode {
     if total.failed == 0 && total.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// A suite that cannot run has failed.
+/// Prints an error and counts it as one failure.
 fn or_failed(result: Result<Count>) -> Count {
     result.unwrap_or_else(|error| {
         eprintln!("{} {error:#}", console::style("error:").red().bold().for_stderr());
@@ -166,7 +166,8 @@ fn or_failed(result: Result<Count>) -> Count {
     })
 }
 
-/// Both ways of compiling: races show with optimization, broken assumptions without.
+/// Runs the host's tests without optimization, which checks debug assertions, and with it, which
+/// shows races.
 fn host() -> Result<Count> {
     let cargo = Cargo::host();
     let mut count = Count::default();
@@ -193,19 +194,21 @@ fn host() -> Result<Count> {
     Ok(count)
 }
 
-/// Those that a model must catch. The others, each of which is a kernel to be built, take longer.
+/// Runs the mutants that a model must catch. Each of the others needs a kernel to be built, which
+/// takes longer.
 fn mutants_of_models() -> Result<Count> {
     let mut mutants = mutants::list(None)?;
     mutants.retain(|mutant| matches!(mutant.catcher, Catcher::Model(_)));
     mutants::run(&mutants)
 }
 
-/// The models, or those whose name contains `only`; `deeper` than usually, where they have a bound.
+/// Runs the models, or those whose name contains `only`, with their preemption bounds raised by
+/// `deeper`.
 fn models(only: Option<&str>, deeper: u8) -> Result<Count> {
     checked("loom", only, deeper)
 }
 
-/// The tests that `checker` runs, or those whose name contains `only`.
+/// Runs the tests of the model checker `checker`, or those whose name contains `only`.
 fn checked(checker: &str, only: Option<&str>, deeper: u8) -> Result<Count> {
     let cargo = Cargo::host_with(&["--cfg", checker], checker)?;
     let cargo = cargo.with_variable("LOOM_DEEPER", deeper.to_string());

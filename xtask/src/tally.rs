@@ -1,4 +1,4 @@
-//! The results that programs print, and their sum.
+//! Adds up the test results that programs print.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use duct::Expression;
 
 use crate::shell::{self, End};
 
-/// After this long a suite hangs.
+/// The time limit of a suite.
 pub const SUITE_LIMIT: Duration = Duration::from_secs(20 * 60);
 
-/// What passed and what failed.
+/// The numbers of passed and failed tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
     pub passed: u64,
@@ -22,8 +22,8 @@ impl Count {
     pub const PASSED: Self = Self { passed: 1, failed: 0 };
     pub const FAILED: Self = Self { passed: 0, failed: 1 };
 
-    /// The result that `line` closes a program's tests with: ours (`2 passed, 0 failed`) or
-    /// libtest's (`test result: ok. 2 passed; 0 failed; 0 ignored; ...`).
+    /// Parses the line that closes a program's tests: hal-shim's (`2 passed, 0 failed`) or libtest's
+    /// (`test result: ok. 2 passed; 0 failed; 0 ignored; ...`).
     pub fn of_line(line: &str) -> Option<Self> {
         let line = line.trim();
         let libtest = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "));
@@ -50,7 +50,7 @@ impl fmt::Display for Count {
     }
 }
 
-/// Adds up a program's lines. However it ended, no failure stays uncounted.
+/// Adds up the results among a program's lines. A bad end counts as a failure too.
 #[derive(Default)]
 pub struct Tally {
     lines: u64,
@@ -69,10 +69,11 @@ impl Tally {
         self.count
     }
 
+    /// The final count, with one failure at least if the program did not end well.
     pub fn ended(mut self, name: &str, end: End, limit: Duration) -> Count {
         let trouble = match end {
             End::TimeUp => Some(format!("had not ended after {} s", limit.as_secs())),
-            End::Exit(0) if self.lines == 0 => Some("ended without saying what passed".to_owned()),
+            End::Exit(0) if self.lines == 0 => Some("ended without a line of results".to_owned()),
             End::Exit(0) => None,
             End::Exit(code) => Some(format!("ended with exit code {code}")),
         };
@@ -84,7 +85,7 @@ impl Tally {
     }
 }
 
-/// Runs a program that prints results, showing what it prints.
+/// Runs a program that prints test results, passes its output on and returns the count.
 pub fn counted(name: &str, command: &Expression) -> Result<Count> {
     counted_within(SUITE_LIMIT, name, command)
 }
@@ -146,12 +147,12 @@ mod tests {
     fn no_failure_stays_uncounted() {
         let good = "3 passed, 0 failed";
         assert_eq!(tally(&[good, good], End::Exit(0)), Count { passed: 6, failed: 0 });
-        // It says that all is well and then falls over.
+        // It reports success and then fails.
         assert_eq!(tally(&[good], End::Exit(1)), Count { passed: 3, failed: 1 });
         assert_eq!(tally(&[good], End::TimeUp), Count { passed: 3, failed: 1 });
-        // It ends well and says nothing: a reset of the machine looks like that.
+        // It exits with 0 and without results, as after a reset of the machine.
         assert_eq!(tally(&[], End::Exit(0)), Count { passed: 0, failed: 1 });
-        // Its own failures are not counted twice, and are not forgotten over an exit code of 0.
+        // A reported failure is counted once, whatever the exit code.
         assert_eq!(tally(&["1 passed, 2 failed"], End::Exit(1)), Count { passed: 1, failed: 2 });
         assert_eq!(tally(&["1 passed, 2 failed"], End::Exit(0)), Count { passed: 1, failed: 2 });
     }

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-/// A target of a package in the workspace: of the root package, where nothing else is said.
+/// A cargo target (example, test, ...) of a package in the workspace.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Program {
     pub name: String,
@@ -17,7 +17,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// The example called `name`.
+    /// Finds the example `name` of the root package.
     pub fn example(name: &str) -> Result<Self> {
         let mut examples = metadata()?.programs("example");
         if let Some(found) = examples.iter().position(|example| example.name == name) {
@@ -27,21 +27,22 @@ impl Program {
         bail!("no example `{name}`; there is: {}", known.join(", "));
     }
 
-    /// The kernel that counts instructions.
+    /// Finds the kernel that counts instructions.
     pub fn cost() -> Result<Self> {
         let benches = metadata()?.programs("bench");
         let cost = benches.into_iter().find(|bench| bench.name == "cost");
         cost.context("the root package has no bench `cost`")
     }
 
-    /// The program that measures on the host.
+    /// Finds the program that measures on the host.
     pub fn measure() -> Result<Self> {
         let programs = metadata()?.programs_of("benches", "bin");
         let measure = programs.into_iter().find(|program| program.name == "measure");
         measure.context("the package `benches` has no program `measure`")
     }
 
-    /// The test kernels: the programs in `tests/target/`, and the suite that the host runs too.
+    /// Lists the test kernels: the programs in `tests/target/`, and the suite, which the host runs
+    /// too.
     pub fn test_kernels() -> Result<Vec<Self>> {
         let mut kernels = metadata()?.programs("test");
         kernels.retain(|test| {
@@ -54,7 +55,7 @@ impl Program {
         Ok(kernels)
     }
 
-    /// The words that select it on cargo's command line.
+    /// The arguments that select it on cargo's command line.
     pub fn selection(&self) -> [String; 2] {
         let kind = self.kind.first().map_or("bin", |kind| kind);
         [format!("--{kind}"), self.name.clone()]
@@ -63,7 +64,7 @@ impl Program {
 
 const ROOT_PACKAGE: &str = "trapline";
 
-/// What `cargo metadata` says about the workspace.
+/// The output of `cargo metadata` for the workspace.
 #[derive(Deserialize)]
 pub struct Metadata {
     packages: Vec<Package>,
@@ -91,7 +92,7 @@ impl Metadata {
         targets.filter(|target| target.kind.iter().any(|k| k == kind)).cloned().collect()
     }
 
-    /// The oldest compiler that the workspace claims to work with, as `1.95`.
+    /// The MSRV that the workspace declares, as `1.95`.
     pub fn rust_version(&self) -> Result<&str> {
         let version =
             self.package(ROOT_PACKAGE).and_then(|package| package.rust_version.as_deref());
@@ -106,22 +107,23 @@ pub fn metadata() -> Result<&'static Metadata> {
     }
     let arguments = ["metadata", "--no-deps", "--format-version=1"];
     let command = duct::cmd(cargo(), arguments).dir(root());
-    let json = command.stderr_capture().read().context("cargo metadata")?;
-    let metadata = serde_json::from_str(&json).context("what cargo metadata says")?;
+    let json = command.stderr_capture().read().context("running cargo metadata")?;
+    let metadata = serde_json::from_str(&json).context("reading the output of cargo metadata")?;
     Ok(METADATA.get_or_init(|| metadata))
 }
 
 /// The workspace's root.
 pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the workspace")
 }
 
-/// `name` in the workspace's target directory.
+/// The path of `name` in the workspace's target directory.
 pub fn target_directory(name: &str) -> Result<String> {
     Ok(metadata()?.target_directory.join(name).display().to_string())
 }
 
-/// The cargo that runs us. (No `Path`: duct would look for it in the working directory.)
+/// The cargo that started this program. It is no `Path`, which duct would look for in the working
+/// directory.
 pub fn cargo() -> OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
