@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: runs the program of `benches/`, which measures, and shows its figures beside the limits
-//! that we set ourselves.
+//! `cargo xtask bench`: runs the program `measure` of `benches/` and shows its figures beside
+//! Trapline's limits.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -15,22 +15,22 @@ use crate::plot::{self, Curve};
 use crate::shell::{self, End};
 use crate::workspace::{self, Program};
 
-/// After this long it hangs.
+/// The time limit of the program.
 const LIMIT: Duration = Duration::from_secs(60 * 60);
 
-/// How a program ends that doesn't take its words.
+/// The program's exit code for invalid arguments.
 const REFUSED: u8 = 2;
 
-/// What is to be measured.
+/// The rows and implementations to be measured.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Selection {
-    /// Fewer and shorter samples: a minute instead of five
+    /// Take fewer and shorter samples: a minute instead of five
     #[arg(long)]
     quick: bool,
-    /// Only these rows, separated by commas (an unknown name is answered with the known ones)
+    /// Only these rows, separated by commas (an unknown name lists the known ones)
     #[arg(long, value_name = "ROWS", value_delimiter = ',')]
     only: Vec<String>,
-    /// Only these implementations, separated by commas (likewise)
+    /// Only these implementations, separated by commas (an unknown name lists the known ones)
     #[arg(long = "impl", value_name = "IMPLEMENTATIONS", value_delimiter = ',')]
     implementations: Vec<String>,
     /// Copy the plot of `yield` to benches/yield.svg, which the README shows
@@ -39,7 +39,7 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// The words for the program.
+    /// The arguments of the program.
     fn words(&self) -> Vec<String> {
         let mut words = Vec::new();
         if self.quick {
@@ -58,7 +58,7 @@ impl Selection {
     }
 }
 
-/// One row in one implementation, as the program prints it.
+/// The figures of one implementation in one row, as the program prints them.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 struct Cell {
     #[serde(flatten)]
@@ -96,14 +96,14 @@ pub fn run(selection: &Selection, json: bool) -> Result<()> {
         })?;
         match (end, wrong) {
             (End::Exit(0), None) => {}
-            (End::Exit(0), Some(wrong)) => bail!("what the program prints: {wrong}"),
-            // The program knows the names, and has said what is wrong with ours.
+            (End::Exit(0), Some(wrong)) => bail!("cannot read the program's output: {wrong}"),
+            // The program has printed which name it does not know.
             (End::Exit(REFUSED), _) => bail!("nothing was measured"),
-            (end, _) => bail!("the program that measures has failed: {end:?}"),
+            (end, _) => bail!("the program `measure` failed: {end:?}"),
         }
     }
     if cells.is_empty() {
-        bail!("none of these implementations has such a row");
+        bail!("none of these implementations has one of these rows");
     }
     if json {
         for cell in &cells {
@@ -141,7 +141,7 @@ fn row_name(cell: &Promised) -> String {
     }
 }
 
-/// What `yield` costs, for each implementation.
+/// The cost of `yield` over the number of tasks, for each implementation.
 fn curves(cells: &[Cell]) -> Vec<Curve<'static>> {
     let cells = || cells.iter().map(|cell| &cell.promised).filter(|cell| cell.bench == "yield");
     let points = |name: &str| {
@@ -152,7 +152,7 @@ fn curves(cells: &[Cell]) -> Vec<Curve<'static>> {
     names.map(|name| Curve { name, points: points(name) }).collect()
 }
 
-/// The implementations, in the order of the table's columns.
+/// The implementations in the order of the table's columns.
 const COLUMNS: [&str; 12] = [
     TRAPLINE,
     "trapline-static",
@@ -176,26 +176,26 @@ fn is_peer(name: &str) -> bool {
     !name.starts_with("trapline") && !name.starts_with("floor")
 }
 
-/// embassy's tasks have neither an allocation nor a reference count.
+/// embassy-executor's tasks have neither an allocation nor a reference count.
 fn is_peer_that_allocates(name: &str) -> bool {
     is_peer(name) && name != EMBASSY
 }
 
-/// A limit that we set ourselves.
+/// A limit for a figure of Trapline.
 #[derive(Clone, Copy, Debug)]
 enum Goal {
-    /// So many times that implementation's figure.
+    /// At most this many times the figure of this implementation.
     Times(f64, &'static str),
-    /// So many times the best figure of those.
+    /// At most this many times the best figure of the implementations that the function selects.
     TimesBest(f64, fn(&str) -> bool),
-    /// That figure.
+    /// At most this figure.
     Absolute(f64),
 }
 
-/// Two runs of the same code differ by so much.
+/// The ratio by which two runs of the same code differ.
 const NOT_SLOWER: f64 = 1.03;
 
-/// Who has to reach what in a row.
+/// The implementation that is judged in a row, and its limits.
 fn goals(bench: &str, n: Option<u64>) -> (&'static str, Vec<Goal>) {
     use Goal::{Absolute, Times, TimesBest};
     let goals = match bench {
@@ -228,7 +228,7 @@ struct Row<'a> {
     goals: Vec<Goal>,
 }
 
-/// How a row stands.
+/// The result of comparing a row's figure with its limits.
 #[derive(Debug, PartialEq)]
 struct Verdict {
     text: String,
@@ -250,7 +250,7 @@ impl<'a> Row<'a> {
         self.figures.iter().find(|figure| figure.0 == name).map(|figure| figure.1)
     }
 
-    /// The goal that is the hardest to reach, and whether it is.
+    /// Judges the limit that is the hardest to keep.
     fn verdict(&self) -> Option<Verdict> {
         let ours = self.figure(self.ours)?;
         let against = |limit: f64, (name, other): (&str, f64)| {
@@ -288,23 +288,22 @@ fn print(cells: &[Cell]) {
             }
         }
     }
-    let title = "What scheduling costs, in nanoseconds (idle_bytes: in bytes), medians of one run";
+    let title = "Cost of scheduling in nanoseconds (idle_bytes: in bytes), medians of one run";
     println!("\n{}\n", style(title).bold());
     for line in table(&rows) {
         println!("{line}");
     }
     println!(
-        "\nLast column: the limit that is the hardest to keep. `floor-boxed` is the least that tasks cost"
-    );
-    println!(
-        "with `malloc` and the textbook's protocol; benches/src/runtimes/floor.rs says what it leaves out."
+        "\nLast column: the limit that is the hardest to keep. `floor-boxed` is the least that\n\
+         tasks cost with `malloc` and the textbook's protocol; benches/src/runtimes/floor.rs says\n\
+         what it leaves out."
     );
     if let Some(spread) = spread(cells) {
         println!("{spread}");
     }
 }
 
-/// The lines of the table. Rows about stacks have columns of their own.
+/// Formats the table. Rows about stacks form a table with its own columns.
 fn table(rows: &[Row<'_>]) -> Vec<String> {
     let is_about_stacks = |row: &Row<'_>| !row.figures.iter().any(|(name, _)| TASKS.contains(name));
     let (stacks, tasks): (Vec<_>, Vec<_>) = rows.iter().partition(|row| is_about_stacks(row));
@@ -316,7 +315,7 @@ fn table(rows: &[Row<'_>]) -> Vec<String> {
         if !lines.is_empty() {
             lines.push(String::new());
         }
-        // Names of two words take two lines.
+        // A name of several words takes two lines.
         let names: Vec<_> =
             columns.iter().map(|name| name.rsplit_once('-').unwrap_or(("", name))).collect();
         let name_width = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0).max(20);
@@ -351,10 +350,10 @@ fn table(rows: &[Row<'_>]) -> Vec<String> {
     lines
 }
 
-/// Who is in a row is not about stacks alone.
+/// A row in which one of these has a figure is not about stacks.
 const TASKS: [&str; 3] = [FLOOR, EMBASSY, "async-task"];
 
-/// Three digits, and no more behind the point than make sense.
+/// Formats a figure with three digits, but without decimals from 100 on.
 fn digits(figure: f64) -> String {
     match figure {
         _ if figure < 10.0 => format!("{figure:.2}"),
@@ -363,7 +362,7 @@ fn digits(figure: f64) -> String {
     }
 }
 
-/// How far the samples spread.
+/// Describes how far the samples spread.
 fn spread(cells: &[Cell]) -> Option<String> {
     let mut spreads: Vec<_> = cells
         .iter()
@@ -376,7 +375,8 @@ fn spread(cells: &[Cell]) -> Option<String> {
     let (typical, _) = spreads.get(spreads.len() / 2)?;
     let (worst, cell) = spreads.last()?;
     Some(format!(
-        "Half of a figure's samples lie within ± {typical:.1} % (median; at worst ± {worst:.0} %: {}, {}).",
+        "Half of a figure's samples lie within ± {typical:.1} % \
+         (median; at worst ± {worst:.0} %: {}, {}).",
         row_name(cell),
         cell.implementation
     ))
@@ -406,7 +406,10 @@ mod tests {
 
     #[test]
     fn json_has_the_promised_shape() {
-        let printed = r#"{"bench":"yield","n":10,"impl":"tokio","ns":21.5,"spread":[21.0,22.0],"bytes":null,"allocs":0.0}"#;
+        let printed = concat!(
+            r#"{"bench":"yield","n":10,"impl":"tokio","ns":21.5,"spread":[21.0,22.0],"#,
+            r#""bytes":null,"allocs":0.0}"#
+        );
         let cell: Cell = serde_json::from_str(printed).unwrap();
         assert_eq!(
             serde_json::to_string(&cell.promised).unwrap(),
@@ -421,12 +424,12 @@ mod tests {
         assert_eq!(judged, ("1.10 × floor-boxed (≤ 1.15)".to_owned(), true));
         let judged = verdict("yield", Some(100), &[("trapline", 11.0), floor, ("tokio", 10.5)]);
         assert_eq!(judged, ("1.05 × tokio (≤ 1)".to_owned(), false));
-        // embassy counts up to 10 000 tasks.
+        // embassy-executor is a peer up to 10 000 tasks.
         let figures = [("trapline", 11.0), floor, ("embassy-executor", 9.0)];
         assert!(!verdict("yield", Some(10_000), &figures).1);
         assert!(verdict("yield", Some(100_000), &figures).1);
         assert_eq!(verdict("switch", None, &[("trapline", 4.75)]), ("4.75 (≤ 4.5)".into(), false));
-        // Without the other one there is nothing to be said.
+        // Without the figure to compare with there is no verdict.
         let alone = [cell("spawn_join", None, "trapline", 1.0)];
         assert_eq!(Row::of(&alone, |cell| cell.promised.ns).verdict(), None);
     }

@@ -1,5 +1,5 @@
-//! `cargo xtask cost`: runs `benches/target/cost.rs`, which counts instructions, and shows its figures
-//! beside the limits that we set ourselves.
+//! `cargo xtask cost`: runs `benches/target/cost.rs`, which counts instructions, and shows its
+//! figures beside Trapline's limits.
 
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ use crate::setup::{self, Consent};
 use crate::shell::{self, End};
 use crate::workspace::Program;
 
-/// What the kernel prints before its figures.
+/// The prefix of the line in which the kernel prints its figures.
 const MARK: &str = "cost: ";
 
-/// After this long it hangs.
+/// The time limit of the kernel.
 const LIMIT: Duration = Duration::from_secs(5 * 60);
 
-/// In instructions; the kernel says what each is.
+/// Numbers of instructions; `benches/target/cost.rs` describes each.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 struct Figures {
     #[serde(flatten)]
@@ -29,7 +29,7 @@ struct Figures {
     switch: u64,
 }
 
-/// What `--json` shows.
+/// The figures that `--json` prints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Promised {
     suspend_resume: u64,
@@ -73,7 +73,7 @@ pub fn run(machines: &[Machine], json: bool, consent: Consent) -> Result<()> {
     Ok(())
 }
 
-/// The figures among the lines that `run` hands over.
+/// Finds the figures in the lines that `run` passes on.
 fn figures(run: impl FnOnce(&mut dyn FnMut(&str)) -> Result<End>) -> Result<Figures> {
     let (mut found, mut console) = (None, String::new());
     let end = run(&mut |line: &str| match line.strip_prefix(MARK) {
@@ -81,18 +81,17 @@ fn figures(run: impl FnOnce(&mut dyn FnMut(&str)) -> Result<End>) -> Result<Figu
         None => console += &format!("{line}\n"),
     })?;
     match (end, found) {
-        (End::Exit(0), Some(json)) => {
-            serde_json::from_str(&json).with_context(|| format!("the kernel's figures: {json}"))
-        }
+        (End::Exit(0), Some(json)) => serde_json::from_str(&json)
+            .with_context(|| format!("cannot read the kernel's figures: {json}")),
         (end, _) => bail!("the kernel gave no figures: {end:?}\n{}", shell::tail(&console)),
     }
 }
 
-/// What hand-written assembly needs for the least of it, measured once on the same machines.
+/// The instructions that hand-written assembly needs at least, measured once on the same machines.
 struct Floors {
-    /// Away from a stack and back, callee-saved registers.
+    /// A switch to another stack and back, with the callee-saved registers.
     switch: u64,
-    /// From a trap to the first instruction of a Rust handler, all registers saved.
+    /// From a trap to the first instruction of a Rust handler, with all registers saved.
     entry: u64,
 }
 
@@ -111,7 +110,7 @@ struct Row {
     what: &'static str,
     figure: u64,
     floor: Option<u64>,
-    /// What we want it to be at most.
+    /// The most that the figure should be.
     limit: Option<u64>,
 }
 
@@ -158,14 +157,18 @@ fn print(machine: Machine, figures: &Figures) {
         };
         println!("{what:<34}{counted} {:>7} {:>7}", or_dash(floor), or_dash(limit));
     }
-    println!("\nFloor: the least of it in assembly alone. Limit: what we want.");
+    println!("\nFloor: the least that assembly alone needs. Limit: the most that it should be.");
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const PRINTED: &str = r#"cost: {"suspend_resume":1,"preempt_to_poll":2,"resume_preempted":3,"wake_to_poll":4,"spawn_to_poll":5,"irq_entry":6,"stackful_poll_extra":7,"plain_poll":8,"switch":9}"#;
+    const PRINTED: &str = concat!(
+        r#"cost: {"suspend_resume":1,"preempt_to_poll":2,"resume_preempted":3,"#,
+        r#""wake_to_poll":4,"spawn_to_poll":5,"irq_entry":6,"stackful_poll_extra":7,"#,
+        r#""plain_poll":8,"switch":9}"#
+    );
 
     fn printed(lines: &[&str], end: End) -> Result<Figures> {
         figures(|line| {
@@ -180,7 +183,11 @@ mod tests {
         let line = serde_json::to_string(&Line { arch: "riscv64", promised: &promised }).unwrap();
         assert_eq!(
             line,
-            r#"{"arch":"riscv64","suspend_resume":1,"preempt_to_poll":2,"resume_preempted":3,"wake_to_poll":4,"spawn_to_poll":5,"irq_entry":6,"stackful_poll_extra":7}"#
+            concat!(
+                r#"{"arch":"riscv64","suspend_resume":1,"preempt_to_poll":2,"#,
+                r#""resume_preempted":3,"wake_to_poll":4,"spawn_to_poll":5,"irq_entry":6,"#,
+                r#""stackful_poll_extra":7}"#
+            )
         );
     }
 

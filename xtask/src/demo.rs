@@ -1,5 +1,5 @@
-//! `cargo xtask demo`: runs `examples/preempt.rs` and shows what it measured, on the host beside
-//! the same load on plain threads.
+//! `cargo xtask demo`: runs `examples/preempt.rs` and shows its results, on the host beside those
+//! of the same load on plain threads.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::shell::{self, End};
 use crate::threads::{self, Lateness, Load, Measured, Scheduling};
 use crate::workspace::Program;
 
-/// What the example prints before its results.
+/// The prefix of the line in which the example prints its results.
 const MARK: &str = "preempt: ";
 
 /// The example's results.
@@ -30,7 +30,7 @@ struct Results {
     preemptions: u64,
     hog_share: f64,
     hog_shares: Vec<f64>,
-    /// The same with hogs that are not stackful, for a moment.
+    /// The results of a short run with hogs that are not stackful.
     plain: Plain,
 }
 
@@ -44,7 +44,7 @@ struct Plain {
 #[derive(Clone, Debug, Serialize)]
 struct Threads {
     default: Measured,
-    /// `None` where we may not schedule so.
+    /// `None` if SCHED_FIFO is not permitted.
     fifo: Option<Measured>,
 }
 
@@ -92,7 +92,8 @@ pub fn run(archs: &[Arch], load: Load, json: bool, consent: Consent) -> Result<(
         let (results, threads) = match machine {
             None => {
                 let cpu = threads::measured_cpu()?;
-                // Generous: two seconds beside the load, and whatever else this machine does.
+                // The run takes about two seconds longer than the load. The rest is for a busy
+                // machine.
                 let limit = Duration::from_secs_f64(60.0 + 3.0 * load.seconds);
                 let results = {
                     let _doing = shell::doing(&format!("Trapline: {what}"));
@@ -104,7 +105,8 @@ pub fn run(archs: &[Arch], load: Load, json: bool, consent: Consent) -> Result<(
             }
             Some(&machine) => {
                 let _doing = shell::doing(&format!("Trapline on {} in QEMU: {what}", arch.name()));
-                // A guest's second may take ten and more of ours: every instruction is counted.
+                // A guest that counts instructions may take ten seconds and more for one of its
+                // own.
                 let limit = Duration::from_secs_f64(120.0 + 60.0 * load.seconds);
                 let guest =
                     Guest { machine, kernel: executable, smp: 1, icount: true, cpu: None, words };
@@ -120,7 +122,7 @@ pub fn run(archs: &[Arch], load: Load, json: bool, consent: Consent) -> Result<(
     Ok(())
 }
 
-/// The results among the lines that `run` hands over.
+/// Finds the results in the lines that `run` passes on.
 fn results(run: impl FnOnce(&mut dyn FnMut(&str)) -> Result<End>) -> Result<Results> {
     let (mut found, mut console) = (None, String::new());
     let end = run(&mut |line: &str| match line.strip_prefix(MARK) {
@@ -128,15 +130,14 @@ fn results(run: impl FnOnce(&mut dyn FnMut(&str)) -> Result<End>) -> Result<Resu
         None => console += &format!("{line}\n"),
     })?;
     match (end, found) {
-        (End::Exit(0), Some(json)) => {
-            serde_json::from_str(&json).with_context(|| format!("the example's results: {json}"))
-        }
+        (End::Exit(0), Some(json)) => serde_json::from_str(&json)
+            .with_context(|| format!("cannot read the example's results: {json}")),
         (End::Exit(0), None) => bail!("the example gave no results\n{}", shell::tail(&console)),
         (End::Exit(code), _) => {
             bail!("the example ended with exit code {code}\n{}", shell::tail(&console))
         }
         (End::TimeUp, _) => {
-            bail!("the example did not end and was ended\n{}", shell::tail(&console))
+            bail!("the example was killed at its time limit\n{}", shell::tail(&console))
         }
     }
 }
@@ -147,7 +148,7 @@ fn on_threads(load: Load, what: &str, cpu: usize) -> Result<Threads> {
         threads::measure(load, scheduling, cpu)
     };
     let default = measure("default scheduling", Scheduling::Default)?;
-    let default = default.context("Linux does not permit its default scheduling")?;
+    let default = default.context("Linux refuses its default scheduling")?;
     Ok(Threads { default, fifo: measure("SCHED_FIFO", Scheduling::Fifo)? })
 }
 
@@ -211,12 +212,14 @@ fn print(arch: Arch, results: &Results, threads: Option<&Threads>) {
         100.0 * spread.1
     );
     if threads.is_some_and(|threads| threads.fifo.is_none()) {
-        println!("SCHED_FIFO is not permitted here (it takes root or CAP_SYS_NICE).");
+        println!("SCHED_FIFO is not permitted here (it needs root or CAP_SYS_NICE).");
     }
-    println!("Bars: p99 on a logarithmic scale. `hogs`: their work, of what they do alone.");
+    println!(
+        "Bars: p99 on a logarithmic scale. `hogs`: their work as a share of what one does alone."
+    );
 }
 
-/// The lines of the table, none wider than `width` if that is at all possible.
+/// Formats the table. No line is wider than `width`, unless that leaves no room for the figures.
 fn table(rows: &[Row], width: usize) -> Vec<String> {
     let head = format!(
         "{:<22}{:>8} {:>8} {:>8} {:>8}  {:>13} {:>7}",
@@ -239,7 +242,7 @@ fn table(rows: &[Row], width: usize) -> Vec<String> {
             row.missed,
             share
         );
-        // A tick of the scale is a tenth of a microsecond's power of ten.
+        // The scale is the decimal logarithm and begins at 0.1 µs.
         let scale = |us: f64| (us.max(0.1) * 10.0).log10();
         let length = (room as f64 * scale(p99) / scale(highest).max(1e-9)).round() as usize;
         let bar = style("█".repeat(length.min(room)));
@@ -249,7 +252,7 @@ fn table(rows: &[Row], width: usize) -> Vec<String> {
     lines
 }
 
-/// Microseconds for people, three digits of them.
+/// Formats microseconds with three digits and a unit.
 fn time(us: f64) -> String {
     let (value, unit) = match us {
         _ if us < 1000.0 => (us, "µs"),
@@ -267,7 +270,13 @@ fn time(us: f64) -> String {
 mod tests {
     use super::*;
 
-    const PRINTED: &str = r#"{"hogs":2,"seconds":0.5,"activations":500,"missed":1,"lateness_us":{"p50":4.5,"p99":9.0,"p999":20.0,"max":1200.0},"preemptions":900,"hog_share":0.99,"hog_shares":[0.5,0.5],"plain":{"activations":200,"missed":199,"lateness_us":{"p50":1.0,"p99":2.0,"p999":3.0,"max":4.0}}}"#;
+    const PRINTED: &str = concat!(
+        r#"{"hogs":2,"seconds":0.5,"activations":500,"missed":1,"#,
+        r#""lateness_us":{"p50":4.5,"p99":9.0,"p999":20.0,"max":1200.0},"#,
+        r#""preemptions":900,"hog_share":0.99,"hog_shares":[0.5,0.5],"#,
+        r#""plain":{"activations":200,"missed":199,"#,
+        r#""lateness_us":{"p50":1.0,"p99":2.0,"p999":3.0,"max":4.0}}}"#
+    );
 
     fn printed(lines: &[&str], end: End) -> Result<Results> {
         results(|line| {
@@ -327,7 +336,7 @@ mod tests {
         let marked = format!("{MARK}{PRINTED}");
         assert!(error(&["boom"], End::Exit(0)).contains("no results\n    boom"));
         assert!(error(&["boom", &marked], End::Exit(101)).contains("exit code 101\n    boom"));
-        assert!(error(&["boom"], End::TimeUp).contains("was ended\n    boom"));
+        assert!(error(&["boom"], End::TimeUp).contains("time limit\n    boom"));
         assert!(error(&["preempt: {}"], End::Exit(0)).contains("the example's results: {}"));
     }
 

@@ -1,11 +1,11 @@
 //! Which files of a crate import from which, read from their sources.
 //!
-//! A file imports from another if a `use`, or a path in its code or in its macros, leads to something
-//! that the other file defines, or names the other file's module. Re-exports are followed to the file
-//! that defines the name. A re-export (`pub use`, `pub(crate) use`) is itself no import, except in
-//! the crate's root, unless the code of its file uses the name. Modules and functions under `#[cfg(test)]`,
-//! and comments, do not count. Method calls and trait implementations leave no path, so they are
-//! not seen.
+//! A file imports from another if a `use`, or a path in its code or in its macros, leads to
+//! something that the other file defines, or names the other file's module. Re-exports are followed
+//! to the file that defines the name. A re-export (`pub use`, `pub(crate) use`) is itself no
+//! import, except in the crate's root, unless the code of its file uses the name. Modules and
+//! functions under `#[cfg(test)]`, and comments, do not count. Method calls and trait
+//! implementations leave no path, so they are not seen.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -1,9 +1,10 @@
 //! `cargo xtask`: set-up, demo, benches, tests and checks of Trapline.
 //!
 //! This file is the command line. The commands are in `setup`, `demo`, `bench`, `cost`, `suites`
-//! (`cargo xtask test`), `mutants`, `layers` and `lint`. They stand on these files:
+//! (`cargo xtask test`), `mutants`, `layers` and `lint`. They use these files:
 //!
-//! - `build` builds a program for an architecture; `qemu` runs it on a machine; `machine` lists both.
+//! - `build` builds a program for an architecture; `qemu` runs it on a machine; `machine` lists
+//!   both.
 //! - `workspace` finds the workspace's root and its programs; `shell` runs other programs.
 //! - `tally` adds up test results; `sanitize` runs the tests with sanitizers.
 //! - `imports` reads which file imports from which, for `layers`; `columns` checks line widths.
@@ -76,8 +77,8 @@ enum Command {
     },
     /// Measure the cost of scheduling on this Linux, beside other runtimes in the same run
     ///
-    /// On one core (`cross_wake` on two). The program in benches/ measures; its sources describe the
-    /// rows.
+    /// On one core (`cross_wake` on two). The program in benches/ measures; its sources describe
+    /// the rows.
     Bench {
         #[command(flatten)]
         selection: bench::Selection,
@@ -127,8 +128,8 @@ enum Command {
         /// The suite; may be repeated
         #[arg(long, default_value = "all", value_parser = one_or_all::<Suite>())]
         arch: Vec<Selected<Suite>>,
-        /// Raise the preemption bound of the models that are not checked in full by this much (with 1
-        /// it takes hours)
+        /// Raise the preemption bound of the models that are not checked in full by this much (with
+        /// 1 it takes hours)
         #[arg(long, default_value_t = 0)]
         deeper: u8,
     },

@@ -1,8 +1,8 @@
-//! Breaking the code on purpose: a test that does not notice checks nothing.
+//! `cargo xtask mutants`: applies edits that break the code, and checks that a test fails.
 //!
-//! `loom-tests/mutants.toml` and `tests/mutants.toml` list edits that each take one fix away. They are
-//! applied one at a time to a copy of the workspace, and the named model, or the named test of the
-//! suite on the named machine, must fail there.
+//! `loom-tests/mutants.toml` and `tests/mutants.toml` list edits (mutants) that each remove one
+//! fix. Each is applied alone to a copy of the workspace. There the named model, or the named test
+//! of the suite on the named machine, must fail.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,16 +20,17 @@ use crate::shell::{self, End};
 use crate::tally::{Count, Tally};
 use crate::workspace;
 
-/// The program that has the tests.
+/// The program that contains the tests.
 pub const SUITE: &str = "suite";
 const LISTS: [&str; 2] = ["loom-tests/mutants.toml", "tests/mutants.toml"];
 
-/// After this long a model hangs. Loom reports a deadlock as a panic, so that is no catch.
+/// The time limit of a model. Exceeding it does not count as caught, as loom reports a deadlock by
+/// a panic.
 const LIMIT: Duration = Duration::from_secs(180);
-/// After this long a broken kernel hangs, which is the failure of many.
+/// The time limit of a kernel. Exceeding it counts as caught, as many mutants make a kernel hang.
 const KERNEL_LIMIT: Duration = Duration::from_secs(60);
 
-/// One entry of a list.
+/// A checked entry of a list.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "Entry")]
 pub struct Mutant {
@@ -40,7 +41,7 @@ pub struct Mutant {
     pub catcher: Catcher,
 }
 
-/// What must fail.
+/// The model or test that must fail.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Catcher {
     Model(String),
@@ -56,20 +57,20 @@ impl std::fmt::Display for Catcher {
     }
 }
 
-/// As it is written.
+/// An entry as it is written in a list.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
     name: String,
     /// Relative to the workspace's root.
     file: PathBuf,
-    /// Occurs exactly once in the file ...
+    /// The text to replace, which occurs exactly once in the file.
     from: String,
-    /// ... and is replaced by this.
+    /// The replacement.
     to: String,
-    /// The model that must fail, ...
+    /// The model that must fail. Excludes `test` and `arch`.
     model: Option<String>,
-    /// ... or the suite's test, on this machine.
+    /// The suite's test that must fail on the machine `arch`.
     test: Option<String>,
     arch: Option<Machine>,
 }
@@ -83,7 +84,7 @@ impl TryFrom<Entry> for Mutant {
             (Some(model), None, None) => Catcher::Model(model),
             (None, Some(test), Some(machine)) => Catcher::Test { machine, test },
             _ => {
-                return Err(format!("`{name}` wants either a `model`, or a `test` and its `arch`"));
+                return Err(format!("`{name}` needs either a `model`, or a `test` and an `arch`"));
             }
         };
         Ok(Self { name, file, from, to, catcher })
@@ -110,13 +111,13 @@ fn parse(text: &str) -> Result<Vec<Mutant>> {
     let mut names = BTreeMap::new();
     for mutant in &mutants {
         if names.insert(&mutant.name, ()).is_some() {
-            bail!("two mutants are called `{}`", mutant.name);
+            bail!("two mutants are named `{}`", mutant.name);
         }
     }
     Ok(mutants)
 }
 
-/// The listed mutants, or the one called `only`.
+/// Reads the lists; returns all mutants, or the one named `only`.
 pub fn list(only: Option<&str>) -> Result<Vec<Mutant>> {
     let mut all = Vec::new();
     for list in LISTS {
@@ -131,11 +132,11 @@ pub fn list(only: Option<&str>) -> Result<Vec<Mutant>> {
     }
 }
 
-/// Tries these mutants. Caught ones have passed. The set-up for their machines must be done, and what
-/// must fail must pass as long as nothing is broken.
+/// Tries these mutants; a caught one counts as passed. `setup::ensure` must have run for their
+/// machines, and each catcher must pass without a mutant.
 pub fn run(mutants: &[Mutant]) -> Result<Count> {
     let tree = PathBuf::from(workspace::target_directory("mutants")?);
-    // What did not change keeps its time stamp, so that little is compiled again.
+    // Unchanged files keep their time stamps, so that little is compiled again.
     let built = [workspace::root().join("target"), workspace::target_directory("")?.into()];
     copy(workspace::root(), &tree, &|path| {
         let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
@@ -175,7 +176,8 @@ fn try_one(mutant: &Mutant, tree: &Path) -> Result<()> {
 const MESSAGE: &str = "--message-format=json-render-diagnostics";
 
 fn model_must_fail(mutant: &str, model: &str, tree: &Path) -> Result<()> {
-    // A target directory of their own: cargo would take a mutant for the real tree's fresh build.
+    // A separate target directory, as cargo would take a mutant for an up-to-date build of the real
+    // tree.
     let cargo = Cargo::host_with(&["--cfg", "loom"], "loom-mutants")?;
     let arguments = ["--package", "loom-tests", "--profile=mutant", "--tests", "--no-run", MESSAGE];
     let command = cargo.command_in(tree, "test", &arguments);
@@ -190,7 +192,7 @@ fn model_must_fail(mutant: &str, model: &str, tree: &Path) -> Result<()> {
         match shell::lines(&command, LIMIT, |_| ())? {
             End::Exit(0) => {}
             End::Exit(_) => return Ok(()),
-            End::TimeUp => bail!("{model} had not ended after {} s", LIMIT.as_secs()),
+            End::TimeUp => bail!("{model} was killed after {} s", LIMIT.as_secs()),
         }
     }
     if ran { bail!("{model} passes") } else { bail!("no model `{model}`") }
@@ -215,19 +217,19 @@ fn test_must_fail(mutant: &str, machine: Machine, test: &str, tree: &Path) -> Re
         began |= line.starts_with(&format!("test {test} ... "));
     })?;
     match (end, tally.count()) {
-        _ if !began => bail!("the suite has no test `{test}`, or did not come to it"),
+        _ if !began => bail!("the suite has no test `{test}`, or ended before it"),
         (End::Exit(0), Count { failed: 0, .. }) => bail!("{test} passes"),
         _ => Ok(()),
     }
 }
 
-/// The full name of the test `model` among those that libtest lists.
+/// Finds the full name of the test `model` in the list that libtest prints.
 fn find_test<'a>(listed: &'a str, model: &str) -> Option<&'a str> {
     let tests = listed.lines().filter_map(|line| line.strip_suffix(": test"));
     tests.into_iter().find(|test| test.rsplit("::").next() == Some(model) || *test == model)
 }
 
-/// Makes `to` like `from`, as far as `wanted` says, and touches only what differs.
+/// Makes `to` a copy of those entries of `from` that are `wanted`. Equal files are not written.
 fn copy(from: &Path, to: &Path, wanted: &dyn Fn(&Path) -> bool) -> Result<()> {
     fs::create_dir_all(to).with_context(|| to.display().to_string())?;
     for entry in to.read_dir()? {

@@ -1,29 +1,29 @@
-//! The plot of `cargo xtask bench`: curves over numbers of tasks, as SVG.
+//! Draws the plot of `cargo xtask bench`: curves over the number of tasks, as SVG.
 //!
-//! Both axes are logarithmic. Each curve has its name at its right end, moved up or down so far that no two
-//! names overlap.
+//! Both axes are logarithmic. The name of each curve is at its right end, and is moved up or down
+//! if it would overlap another one.
 
 use std::fmt::Write as _;
 
-/// What one implementation costs.
+/// The cost of one implementation.
 pub struct Curve<'a> {
     pub name: &'a str,
-    /// Tasks, and nanoseconds; in ascending order.
+    /// Pairs of a number of tasks and nanoseconds, in ascending order.
     pub points: Vec<(f64, f64)>,
 }
 
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 480.0;
-/// Of the area with the curves.
+/// The area of the curves.
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 700.0;
 const TOP: f64 = 70.0;
 const BOTTOM: f64 = 424.0;
-/// Between the names of two curves at least.
+/// The least distance between the names of two curves.
 const LINE: f64 = 18.0;
 
-/// For the curves that are not ours. They can be told apart also by who sees few colours, and are legible on
-/// the ground.
+/// The colours of other runtimes' curves. They differ for colour-blind readers too, and are legible
+/// on the background.
 const COLOURS: [&str; 7] =
     ["#0072b2", "#d55e00", "#009e73", "#b3589a", "#a07800", "#3fa0dd", "#7a5230"];
 const OURS: &str = "#c1121f";
@@ -32,7 +32,10 @@ const INK: &str = "#1f2933";
 const FAINT: &str = "#5b6670";
 const GRID: &str = "#e4e7eb";
 
-/// The picture.
+const SUBTITLE: &str =
+    "nanoseconds, one core, by the number of tasks that are ready (both axes logarithmic)";
+
+/// Draws the plot.
 pub fn svg(curves: &[Curve<'_>]) -> String {
     let values = || curves.iter().flat_map(|curve| curve.points.iter().copied());
     let most = |of: fn((f64, f64)) -> f64| values().map(of).fold(f64::MIN, f64::max);
@@ -41,11 +44,13 @@ pub fn svg(curves: &[Curve<'_>]) -> String {
     let y = Scale { from: least * 0.85, to: most(|point| point.1) * 1.15, low: BOTTOM, high: TOP };
 
     let mut svg = format!(
-        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" font-family="system-ui, 'Segoe UI', Helvetica, Arial, sans-serif" font-size="13" fill="{INK}">
+        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"
+    width="{WIDTH}" height="{HEIGHT}" font-size="13" fill="{INK}"
+    font-family="system-ui, 'Segoe UI', Helvetica, Arial, sans-serif">
 <title>What a yield costs</title>
 <rect width="{WIDTH}" height="{HEIGHT}" rx="8" fill="white"/>
 <text x="24" y="32" font-size="17" font-weight="600">What a yield costs</text>
-<text x="24" y="52" fill="{FAINT}">nanoseconds, one core, by the number of tasks that are ready (both axes logarithmic)</text>
+<text x="24" y="52" fill="{FAINT}">{SUBTITLE}</text>
 "#
     );
     let mut add = |line: String| _ = writeln!(svg, "{line}");
@@ -77,7 +82,7 @@ pub fn svg(curves: &[Curve<'_>]) -> String {
     let ends: Vec<_> =
         curves.iter().map(|curve| y.at(curve.points.last().map_or(1.0, |end| end.1))).collect();
     let names = apart(&ends);
-    // Ours last, on top of the others.
+    // Trapline's is drawn last, on top of the others.
     let mut order: Vec<_> = (0..curves.len()).collect();
     order.sort_by_key(|&index| styles[index].colour == OURS);
     for index in order {
@@ -88,8 +93,14 @@ pub fn svg(curves: &[Curve<'_>]) -> String {
             .map(|&(tasks, ns)| format!("{:.1},{:.1}", x.at(tasks), y.at(ns)))
             .collect();
         add(format!(
-            r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="{width}" stroke-dasharray="{dash}" stroke-linejoin="round" stroke-linecap="round"/>"#,
-            points.join(" ")
+            concat!(
+                r#"<polyline points="{}" fill="none" stroke="{}" stroke-width="{}" "#,
+                r#"stroke-dasharray="{}" stroke-linejoin="round" stroke-linecap="round"/>"#
+            ),
+            points.join(" "),
+            colour,
+            width,
+            dash
         ));
         let (end, name) = (ends[index], names[index]);
         add(format!(
@@ -108,7 +119,7 @@ pub fn svg(curves: &[Curve<'_>]) -> String {
     svg + "</svg>\n"
 }
 
-/// How a curve is drawn.
+/// The line style of a curve.
 struct Style {
     colour: &'static str,
     width: f64,
@@ -129,9 +140,9 @@ fn styles(curves: &[Curve<'_>]) -> Vec<Style> {
 struct Scale {
     from: f64,
     to: f64,
-    /// Where `from` is in the picture.
+    /// The coordinate of `from`.
     low: f64,
-    /// Where `to` is.
+    /// The coordinate of `to`.
     high: f64,
 }
 
@@ -141,18 +152,20 @@ impl Scale {
         self.low + (self.high - self.low) * part
     }
 
-    /// Round values in its range: powers of ten times each of these.
+    /// The values in its range that are a power of ten times one of `times`.
     fn ticks(&self, times: &[f64]) -> Vec<f64> {
         let all = (0..10).flat_map(|power| times.iter().map(move |t| t * 10_f64.powi(power)));
         all.filter(|&tick| (self.from * 0.999..=self.to * 1.001).contains(&tick)).collect()
     }
 }
 
-/// Places as near as possible to those wanted, in the same order, and `LINE` apart.
+/// Moves the `wanted` places apart, as little as possible and in the same order, until they are
+/// `LINE` apart.
 fn apart(wanted: &[f64]) -> Vec<f64> {
     let mut order: Vec<_> = (0..wanted.len()).collect();
     order.sort_by(|&one, &other| wanted[one].total_cmp(&wanted[other]));
-    // Groups that touch each other: the sum of what they want, less the offsets of their members; how many.
+    // Groups of adjacent names: the sum of the wanted places less the offsets of the members, and
+    // the number of members.
     let mut groups: Vec<(f64, usize)> = Vec::new();
     let top = |&(sum, members): &(f64, usize)| sum / members as f64;
     for &index in &order {
@@ -177,7 +190,7 @@ fn apart(wanted: &[f64]) -> Vec<f64> {
     places
 }
 
-/// A number with a narrow blank before each three digits.
+/// Formats a number with a narrow blank between groups of three digits.
 pub fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -201,7 +214,7 @@ mod tests {
         let mut sorted = places.clone();
         sorted.sort_by(f64::total_cmp);
         assert!(sorted.windows(2).all(|two| two[1] - two[0] >= LINE - 1e-9), "{places:?}");
-        // In the order of what they want, and who is alone has it.
+        // They keep the order of the wanted places, and a name without neighbours is not moved.
         assert_eq!(sorted, [3, 0, 1, 4, 2].map(|index| places[index]));
         assert_eq!(places[2], 300.0);
     }

@@ -16,8 +16,8 @@ impl Machine {
         match self {
             Self::Riscv64 => &["-M", "virt", "-bios", "default", "-m", "256M"],
             Self::X86_64 => &["-M", "q35", "-nodefaults", "-m", "256M", "-device", DEBUG_EXIT],
-            // With this device a panic of the guest ends QEMU with 1. The machine has no other way to
-            // report a failure.
+            // With this device a panic of the guest ends QEMU with 1. The machine has no other way
+            // to report a failure.
             Self::Loongarch64 => &[
                 "-M",
                 "virt",
@@ -39,13 +39,14 @@ impl Machine {
         }
     }
 
-    /// Computes the guest's exit code from QEMU's and from the number that the guest `said` in a line
-    /// `exit code N`.
+    /// Computes the guest's exit code from QEMU's and from the number that the guest `said` in a
+    /// line `exit code N`.
     fn exit_code(self, qemu: u8, said: Option<u8>) -> u8 {
         match self {
             Self::Riscv64 => qemu,
-            // The guest writes its code plus one to the device, which ends QEMU with twice that plus one.
-            // Other codes are QEMU's own failure (1) or a triple fault (0), and no success.
+            // The guest writes its code plus one to the device, which ends QEMU with twice that
+            // plus one. Other codes are QEMU's own failure (1) or a triple fault (0), and no
+            // success.
             Self::X86_64 if qemu % 2 == 1 && qemu > 1 => qemu / 2 - 1,
             Self::X86_64 => qemu.max(1),
             // The machine has no device that takes a code.
@@ -65,8 +66,8 @@ pub struct Guest {
     pub machine: Machine,
     pub kernel: PathBuf,
     pub smp: u32,
-    /// Whether the guest's clock counts instructions (one is a nanosecond) and skips idle time. Each
-    /// run is then the same, whatever load the host has.
+    /// Whether the guest's clock counts instructions (one is a nanosecond) and skips idle time.
+    /// Each run is then the same, whatever load the host has.
     pub icount: bool,
     /// The processor; `None` is the machine's usual one.
     pub cpu: Option<&'static str>,
@@ -91,8 +92,8 @@ impl Guest {
         let line = self.words.join(" ");
         match self.machine {
             _ if line.is_empty() => {}
-            // Older QEMU passes no command line to this machine's kernel. A single comma would end the
-            // value.
+            // Older QEMU passes no command line to this machine's kernel. A single comma would end
+            // the value.
             Machine::Loongarch64 => words.extend([
                 "-fw_cfg".to_owned(),
                 format!("name=opt/trapline/words,string={}", line.replace(',', ",,")),

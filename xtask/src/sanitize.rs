@@ -1,8 +1,8 @@
 //! Runs the host's tests with the compiler's sanitizers.
 //!
-//! The sanitizers are unstable options, which a stable compiler accepts under `RUSTC_BOOTSTRAP`. Their
-//! runtimes come with the compiler, so that no installation is needed. The precompiled std is not
-//! instrumented.
+//! The sanitizers are unstable options, which a stable compiler accepts under `RUSTC_BOOTSTRAP`.
+//! Their runtimes come with the compiler, so that no installation is needed. The precompiled std is
+//! not instrumented.
 
 use std::path::PathBuf;
 
@@ -20,9 +20,10 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Values of the suite's `filter` that select the tests of plain tasks.
 ///
-/// ThreadSanitizer does not know Trapline's stack switches. It also delays a signal until the thread
-/// calls a function that it intercepts, so that no task would be preempted and a core that waits for
-/// its alarm would hang. libtest cannot run under it, as its channels are not instrumented.
+/// ThreadSanitizer does not know Trapline's stack switches. It also delays a signal until the
+/// thread calls a function that it intercepts, so that no task would be preempted and a core that
+/// waits for its alarm would hang. libtest cannot run under it, as its channels are not
+/// instrumented.
 const STACKLESS: [&str; 7] = [
     "^tasks::",
     "smp::wakes_back_and_forth",

@@ -1,4 +1,4 @@
-//! Running other programs: behind a spinner, or line by line with a time limit.
+//! Runs other programs: with a spinner, or line by line with a time limit.
 
 use std::io::{BufRead, BufReader};
 use std::process::Output;
@@ -11,11 +11,11 @@ use duct::Expression;
 use indicatif::{ProgressBar, ProgressStyle};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How many lines of a failed program's output its error shows.
+/// The number of lines of a failed program's output that its error shows.
 const TAIL: usize = 30;
 
-/// Says on standard error what is being done, until it is dropped: a spinner on a terminal, else
-/// one plain line.
+/// Shows a message on standard error until it is dropped: with a spinner on a terminal, otherwise
+/// as one plain line.
 pub struct Doing(ProgressBar);
 
 pub fn doing(what: &str) -> Doing {
@@ -24,14 +24,14 @@ pub fn doing(what: &str) -> Doing {
         eprintln!("{what} ...");
     } else {
         let style = ProgressStyle::with_template("{spinner} {msg} … {elapsed}");
-        bar.set_style(style.expect("a template that is right at all times"));
+        bar.set_style(style.expect("the template is valid"));
         bar.enable_steady_tick(Duration::from_millis(200));
     }
     Doing(bar)
 }
 
 impl Doing {
-    /// Says something else from now on.
+    /// Replaces the message.
     pub fn now(&self, what: &str) {
         if self.0.is_hidden() {
             eprintln!("{what} ...");
@@ -47,8 +47,8 @@ impl Drop for Doing {
     }
 }
 
-/// Runs `command` to its end and returns what it printed. If it fails, the error shows the end of
-/// that.
+/// Runs `command` to its end and returns its output. If it fails, the error shows the last lines of
+/// the output.
 pub fn step(what: &str, command: &Expression) -> Result<Output> {
     let _doing = doing(what);
     let output = command
@@ -65,7 +65,7 @@ pub fn step(what: &str, command: &Expression) -> Result<Output> {
     Ok(output)
 }
 
-/// The last lines of `text`.
+/// The last lines of `text`, indented.
 pub fn tail(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let last = &lines[lines.len().saturating_sub(TAIL)..];
@@ -75,14 +75,14 @@ pub fn tail(text: &str) -> String {
 /// How a program with a time limit ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// By itself, with this exit code; a signal counts as code 128 + its number.
+    /// It exited with this code; a signal counts as code 128 + its number.
     Exit(u8),
-    /// By us: its time was up.
+    /// It was killed at its time limit.
     TimeUp,
 }
 
-/// Runs `command`, hands over each line of its standard output as it comes, and ends it with all
-/// its children when `limit` has passed.
+/// Runs `command` and passes each line of its standard output to `line` at once. Kills it with all
+/// its children after `limit`.
 pub fn lines(command: &Expression, limit: Duration, mut line: impl FnMut(&str)) -> Result<End> {
     let deadline = Instant::now() + limit;
     let start = command.stdin_null().unchecked().reader();
@@ -104,7 +104,8 @@ pub fn lines(command: &Expression, limit: Duration, mut line: impl FnMut(&str)) 
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
                 child.pids().into_iter().for_each(kill_tree);
-                // What was begun says where it hangs. The output's end: they are gone.
+                // An incomplete last line shows where it hangs. The channel closes when all of them
+                // are gone.
                 while let Ok(text) = receiver.recv_timeout(Duration::from_secs(5)) {
                     line(&printed(&text));
                 }
@@ -112,8 +113,8 @@ pub fn lines(command: &Expression, limit: Duration, mut line: impl FnMut(&str)) 
             }
         }
     }
-    // The output's end is seen only after the exit.
-    let output = child.try_wait()?.context("a program closed its output and went on")?;
+    // duct reports the end of the output only after the exit.
+    let output = child.try_wait()?.context("a program closed its output and did not exit")?;
     Ok(End::Exit(exit_code(output.status)))
 }
 
@@ -121,23 +122,23 @@ fn printed(line: &[u8]) -> String {
     String::from_utf8_lossy(line).trim_end_matches('\r').to_owned()
 }
 
-/// The exit code of a shell for `status`.
+/// The exit code that a shell would report for `status`.
 pub fn exit_code(status: std::process::ExitStatus) -> u8 {
     use std::os::unix::process::ExitStatusExt;
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
 }
 
-/// Ends a process and what it started: cargo, when killed, leaves the test that it runs behind.
+/// Kills a process and its descendants. A killed cargo would leave its running test behind.
 pub fn kill_tree(pid: u32) {
-    // Read first: orphans belong to somebody else.
+    // Read before the kill, after which the children have another parent.
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let children: Vec<_> = threads
         .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok())
         .flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
         .collect();
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-        // It may have ended by itself in the meantime, which is as well.
+        // An error means that it has ended already.
         _ = kill_process(pid, Signal::KILL);
     }
     children.iter().filter_map(|child| child.parse().ok()).for_each(kill_tree);
@@ -171,7 +172,7 @@ mod tests {
         assert_eq!(end.unwrap(), End::TimeUp);
         let [pid, begun] = &seen[..] else { panic!("{seen:?}") };
         assert_eq!(begun, "test x ... ");
-        // The end came when nobody held the output open any more, the sleeping child included.
+        // The output was closed early, so no process holds it open, not even the sleeping child.
         assert!(before.elapsed() < Duration::from_secs(5));
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
     }

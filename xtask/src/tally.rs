@@ -22,8 +22,8 @@ impl Count {
     pub const PASSED: Self = Self { passed: 1, failed: 0 };
     pub const FAILED: Self = Self { passed: 0, failed: 1 };
 
-    /// Parses the line that closes a program's tests: hal-shim's (`2 passed, 0 failed`) or libtest's
-    /// (`test result: ok. 2 passed; 0 failed; 0 ignored; ...`).
+    /// Parses the line that closes a program's tests: hal-shim's (`2 passed, 0 failed`) or
+    /// libtest's (`test result: ok. 2 passed; 0 failed; 0 ignored; ...`).
     pub fn of_line(line: &str) -> Option<Self> {
         let line = line.trim();
         let libtest = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "));
@@ -72,7 +72,7 @@ impl Tally {
     /// The final count, with one failure at least if the program did not end well.
     pub fn ended(mut self, name: &str, end: End, limit: Duration) -> Count {
         let trouble = match end {
-            End::TimeUp => Some(format!("had not ended after {} s", limit.as_secs())),
+            End::TimeUp => Some(format!("was killed after {} s", limit.as_secs())),
             End::Exit(0) if self.lines == 0 => Some("ended without a line of results".to_owned()),
             End::Exit(0) => None,
             End::Exit(code) => Some(format!("ended with exit code {code}")),

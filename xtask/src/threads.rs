@@ -1,7 +1,7 @@
-//! The demo's load on plain Linux threads: what a kernel scheduler makes of it.
+//! Runs the demo's load on plain Linux threads, to compare with a kernel's scheduler.
 //!
-//! The same work, the same due times and the same arithmetic as in `examples/preempt.rs`, with a
-//! thread where that has a task.
+//! The work, the due times and the arithmetic are those of `examples/preempt.rs`, with a thread in
+//! place of each task.
 
 use std::hint::black_box;
 use std::io;
@@ -15,14 +15,14 @@ use rustix::thread::{sched_getaffinity, sched_setaffinity};
 use rustix::time::{Timespec, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-/// What the demo asks for.
+/// The load of the demo.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     pub hogs: u32,
     pub seconds: f64,
 }
 
-/// How late the periodic task ran, in microseconds.
+/// The lateness of the periodic task in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Lateness {
     pub p50: f64,
@@ -32,7 +32,7 @@ pub struct Lateness {
 }
 
 impl Lateness {
-    /// Nearest-rank percentiles of `nanoseconds`.
+    /// Computes the nearest-rank percentiles of `nanoseconds`.
     fn of(mut nanoseconds: Vec<u64>) -> Self {
         nanoseconds.sort_unstable();
         let at = |permille: usize| {
@@ -43,7 +43,7 @@ impl Lateness {
     }
 }
 
-/// What one kind of threads made of the load.
+/// The results of the load with one scheduling of the periodic thread.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Measured {
     pub lateness_us: Lateness,
@@ -52,18 +52,20 @@ pub struct Measured {
     pub missed: u64,
 }
 
-/// How the periodic thread is scheduled. The hogs always have Linux's default.
+/// The scheduling of the periodic thread. The hogs always have Linux's default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheduling {
     Default,
     Fifo,
 }
 
-/// The core that the demo measures on: the last of those that we may use. Everything else of ours
-/// keeps off it from now on, if there is another.
+/// Returns the core that the demo measures on: the last one that this process may use. If there are
+/// others, this thread and the threads that it starts use only those from now on.
 pub fn measured_cpu() -> Result<usize> {
-    let mut ours = sched_getaffinity(None).context("asking for our cores")?;
-    let cpu = (0..CpuSet::MAX_CPU).rfind(|&cpu| ours.is_set(cpu)).context("no core is ours")?;
+    let mut ours = sched_getaffinity(None).context("reading the cores of this process")?;
+    let cpu = (0..CpuSet::MAX_CPU)
+        .rfind(|&cpu| ours.is_set(cpu))
+        .context("this process may use no core")?;
     if ours.count() > 1 {
         ours.unset(cpu);
         sched_setaffinity(None, &ours).context("leaving the measured core")?;
@@ -71,15 +73,15 @@ pub fn measured_cpu() -> Result<usize> {
     Ok(cpu)
 }
 
-/// Runs `work` on a new thread that may only use `cpu`, and goes before other programs there where that
-/// is permitted; what it starts inherits both. So what is compared is disturbed as little as can be,
-/// and all of it alike.
+/// Runs `work` on a new thread that is pinned to `cpu` and, where that is permitted, has the
+/// highest nice priority. Its threads and processes inherit both, so that other programs disturb
+/// all measured loads little and alike.
 pub fn pinned<T: Send>(cpu: usize, work: impl FnOnce() -> T + Send) -> Result<T> {
     let thread = || {
         let mut one = CpuSet::new();
         one.set(cpu);
         sched_setaffinity(None, &one).with_context(|| format!("pinning to core {cpu}"))?;
-        // Without the privilege it stays as it is.
+        // This fails without the privilege, and the priority stays as it is.
         _ = setpriority_process(None, -20);
         Ok(work())
     };
@@ -87,7 +89,7 @@ pub fn pinned<T: Send>(cpu: usize, work: impl FnOnce() -> T + Send) -> Result<T>
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Measures the load on threads that share `cpu`; `None` if we may not schedule so.
+/// Measures the load on threads that share `cpu`; `None` if `scheduling` is not permitted.
 pub fn measure(load: Load, scheduling: Scheduling, cpu: usize) -> Result<Option<Measured>> {
     pinned(cpu, || {
         let permitted = thread::scope(|scope| {
@@ -102,13 +104,13 @@ pub fn measure(load: Load, scheduling: Scheduling, cpu: usize) -> Result<Option<
 
 const PERIOD: Duration = Duration::from_millis(1);
 
-/// Busy stretches and stretches in which one hog computes alone alternate, at fixed times, as in
-/// the example.
+/// Runs the load on the calling thread's core. As in the example, stretches in which all threads
+/// run alternate at fixed times with stretches in which one hog computes alone.
 fn together(load: Load, scheduling: Scheduling) -> Measured {
     let count = ((load.seconds * 4.0) as u32).max(1);
     let busy = Duration::from_secs_f64(load.seconds) / count;
     let alone = busy / 5;
-    // Everybody is there before it begins.
+    // All threads have started before the first stretch begins.
     let start = now() + Duration::from_millis(50) + Duration::from_micros(200) * load.hogs;
     let stretches = move || (0..count).map(move |turn| start + (busy + alone) * turn);
 
@@ -134,7 +136,7 @@ fn together(load: Load, scheduling: Scheduling) -> Measured {
     let one_alone = move || {
         let (mut work, mut took) = (0, Duration::ZERO);
         for begin in stretches() {
-            // The hogs see that their time is over when they get the core, so leave it to them first.
+            // Each hog needs the core once more to see that its stretch is over.
             sleep_until(begin + busy + alone / 5);
             let from = now();
             work += work_until(begin + busy + alone);
@@ -142,7 +144,7 @@ fn together(load: Load, scheduling: Scheduling) -> Measured {
         }
         work as f64 / took.as_secs_f64()
     };
-    // Threads inherit the pinning.
+    // These threads inherit the pinning.
     thread::scope(|scope| {
         let periodic = scope.spawn(periodic);
         let one_alone = scope.spawn(one_alone);
@@ -159,7 +161,7 @@ fn together(load: Load, scheduling: Scheduling) -> Measured {
     })
 }
 
-/// Computes until `end`; returns how many pieces of work that were.
+/// Computes until `end` and returns the number of pieces of work.
 fn work_until(end: Duration) -> u64 {
     let mut pieces = 0;
     while now() < end {
@@ -175,7 +177,7 @@ fn work_until(end: Duration) -> u64 {
     pieces
 }
 
-/// The clock that the sleeps below use.
+/// The time of the clock that `sleep_until` uses.
 fn now() -> Duration {
     let now = clock_gettime(rustix::time::ClockId::Monotonic);
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
@@ -183,11 +185,11 @@ fn now() -> Duration {
 
 fn sleep_until(due: Duration) {
     let due = Timespec { tv_sec: due.as_secs() as i64, tv_nsec: due.subsec_nanos().into() };
-    // A signal ends the sleep early; nothing else can go wrong with a time in range.
+    // A signal ends the sleep early. With a time in range there is no other error.
     while clock_nanosleep_absolute(ClockId::Monotonic, &due).is_err() {}
 }
 
-/// Schedules the calling thread.
+/// Sets the scheduling of the calling thread.
 fn schedule(scheduling: Scheduling) -> io::Result<()> {
     if scheduling == Scheduling::Default {
         return Ok(());

@@ -1,5 +1,5 @@
-//! The command line as people meet it, mostly with what is wrong. Nothing here installs anything:
-//! where a package manager is called, it is a stand-in.
+//! Runs the command line, mostly with errors. No test installs packages: each package manager here
+//! is a shell script that takes its place.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -16,7 +16,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A folder of programs that are shell scripts, to be all of `PATH`.
+/// Makes a folder of shell scripts that becomes the whole `PATH`.
 fn programs(name: &str, scripts: &[(&str, &str)]) -> PathBuf {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     _ = fs::remove_dir_all(&folder);
@@ -105,7 +105,7 @@ fn without_qemu_and_a_package_manager_it_says_what_to_do() {
 #[test]
 fn without_permission_to_install_it_says_what_to_do() {
     let denied = "echo 'Could not open lock file (13: Permission denied)' >&2; exit 100";
-    // Whether we are root or not: both ways end at somebody who refuses.
+    // Root calls apt-get and other users call sudo; both refuse.
     let path = programs("denied", &[("apt-get", denied), ("sudo", denied)]);
     let output = xtask(&["setup", "--yes"]).env("PATH", &path).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
