@@ -1,4 +1,4 @@
-//! The rows under criterion, which compares with its last run.
+//! Measures the rows with criterion, which compares them with its last run.
 #[cfg(target_os = "linux")]
 fn main() {
     use std::time::Duration;

@@ -1,10 +1,11 @@
-//! The allocator of all that is measured: the system's, which counts on request.
+//! The allocator of all measured code: the system's, which counts on request.
 //!
-//! It doesn't preempt, as Trapline's stackful tasks want it. hal-shim's own, which tests use, masks interrupts as
-//! well and counts all the time; nobody should pay for that here.
+//! No task is preempted in it, as Trapline's stackful tasks need it. hal-shim's allocator, which
+//! the tests use, also masks interrupts and always counts, which would add to the figures.
 //!
-//! All that allocate pay for the guard, which is Trapline's; Trapline itself hardly, since it keeps the memory of
-//! its tasks. Without the guard a spawn of the floor's takes 1.3 to 3.6 ns less, with up to 1 000 tasks.
+//! Every implementation that allocates pays for Trapline's guard. Trapline hardly does, since it
+//! keeps the memory of its tasks. Without the guard a spawn of the floor takes 1.3 to 3.6 ns less,
+//! with up to 1 000 tasks.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ops::Sub;
@@ -19,12 +20,12 @@ static COUNTS: AtomicBool = AtomicBool::new(false);
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 static BYTES: AtomicU64 = AtomicU64::new(0);
 
-/// What was asked of the heap.
+/// Counts of the use of the heap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Allocations, also those that changed the size of one.
+    /// The number of allocations and reallocations.
     pub allocations: u64,
-    /// What allocations take that were not given back, in bytes: what malloc makes of them, with its own head.
+    /// The bytes of live allocations, rounded up by malloc and with its header.
     pub bytes: i64,
 }
 
@@ -39,12 +40,12 @@ impl Sub for Counts {
     }
 }
 
-/// The counts so far. Only one thread is busy while it counts.
+/// The counts so far. Only one thread runs while the heap counts.
 pub fn counts() -> Counts {
     Counts { allocations: ALLOCATIONS.load(Relaxed), bytes: BYTES.load(Relaxed).cast_signed() }
 }
 
-/// Calls `f`, and counts what is asked of the heap meanwhile. What is measured in it takes longer.
+/// Calls `f` and counts its use of the heap, which makes it slower.
 pub fn counted<R>(f: impl FnOnce() -> R) -> R {
     COUNTS.store(true, Relaxed);
     let result = f();
@@ -55,31 +56,32 @@ pub fn counted<R>(f: impl FnOnce() -> R) -> R {
 struct Counting;
 
 impl Counting {
-    /// Notes that `block` came.
+    /// Counts `block` as allocated.
     #[cold]
     fn allocated(block: *mut u8) {
         ALLOCATIONS.store(ALLOCATIONS.load(Relaxed) + 1, Relaxed);
         BYTES.store(BYTES.load(Relaxed).wrapping_add(Self::taken(block)), Relaxed);
     }
 
-    /// Notes that `block` goes.
+    /// Counts `block` as freed.
     #[cold]
     fn freed(block: *mut u8) {
         BYTES.store(BYTES.load(Relaxed).wrapping_sub(Self::taken(block)), Relaxed);
     }
 
-    /// How many bytes `block` takes in memory: what is usable, and the word in front that malloc keeps of it.
+    /// The number of bytes that `block` takes: its usable size, and the word of malloc in front of
+    /// it.
     fn taken(block: *mut u8) -> u64 {
         if block.is_null() {
             return 0;
         }
-        // SAFETY: the block is the system allocator's, which is malloc, and alive.
+        // SAFETY: the block comes from the system allocator, which is malloc, and is alive.
         let usable = unsafe { libc::malloc_usable_size(block.cast()) };
         (usable + size_of::<usize>()) as u64
     }
 }
 
-// SAFETY: every call is passed on.
+// SAFETY: every call goes to `System`, which keeps the contract.
 unsafe impl GlobalAlloc for Counting {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -118,7 +120,7 @@ unsafe impl GlobalAlloc for Counting {
         // SAFETY: passed on.
         let moved = unsafe { System.realloc(block, layout, size) };
         if COUNTS.load(Relaxed) {
-            // Refused, the old block is still there.
+            // A failed reallocation leaves the old block alive.
             Self::allocated(if moved.is_null() { block } else { moved });
         }
         moved

@@ -1,4 +1,4 @@
-//! What stacks cost: entering and leaving them, and what `may` does with them.
+//! The shapes that measure the cost of stacks: switches, and the coroutines of `may`.
 
 use std::cell::UnsafeCell;
 use std::ptr::NonNull;
@@ -10,10 +10,10 @@ use trapline::stackful::{Context, StackfulBackend as _};
 
 use crate::{Cell, Sample, Shape, Span};
 
-/// How large each stack is, in bytes.
+/// The size of each stack in bytes.
 const STACK: usize = 64 * 1024;
 
-/// The cells of stacks.
+/// Adds the cells of stacks.
 pub(crate) fn add_to(cells: &mut Vec<Cell>) {
     let rows: [(_, [(_, Shape); 3]); 2] = [
         (
@@ -45,16 +45,16 @@ pub(crate) fn add_to(cells: &mut Vec<Cell>) {
     }
 }
 
-/// Code on a stack that leaves it again and again.
+/// Code on a stack that repeatedly leaves it.
 trait Coroutine {
-    /// The `index`th of many.
+    /// Makes the `index`th of many.
     fn new(index: usize) -> Self;
 
-    /// Enters the stack until it is left.
+    /// Enters the stack and returns when its code leaves it.
     fn enter(&mut self);
 }
 
-/// Enters `n` stacks in turn, all of which hold frames.
+/// Enters `n` stacks in turn. All of them hold frames.
 fn switch<C: Coroutine>(n: usize, operations: u64) -> Sample {
     let mut coroutines: Vec<C> = (0..n).map(C::new).collect();
     coroutines.iter_mut().for_each(C::enter);
@@ -66,26 +66,28 @@ fn switch<C: Coroutine>(n: usize, operations: u64) -> Sample {
     span.end(rounds * n as u64)
 }
 
-/// The backend of Trapline, on stacks like corosensei's.
+/// Trapline's backend, on stacks like corosensei's.
 ///
-/// This is the bare switch: without the values that the others pass and the panics that they catch, and without
-/// the slices that the runtime gives. That the stacks end at different offsets within their pages, as those of the
-/// runtime's pool, so that many don't share a few sets of the cache (colouring), is ours too.
+/// This is the bare switch. It passes no values and catches no panics, as the others do, and has
+/// none of the runtime's slices. Like those of the runtime's pool, its stacks end at different
+/// offsets within their pages (colouring), so that many of them do not compete for a few cache
+/// sets.
 struct Trapline {
     _memory: DefaultStack,
-    /// Where it is, while it is off the core: on top of the stack, as in the pool.
+    /// The place of its context while it is off the core: on top of the stack, as in the pool.
     context: *mut Context,
 }
 
-/// What the runtime has once a core: nothing waits for what is loaded from a stack that was long off the core.
+/// The state that the runtime has once per core. A switch then does not wait for loads from a stack
+/// that was off the core for long.
 struct Core {
-    /// Whoever entered the stack that is on the core.
+    /// The context of the code that entered the stack on the core.
     outside: UnsafeCell<Context>,
-    /// Where that stack's context goes.
+    /// The place for the context of the stack on the core.
     running: UnsafeCell<*mut Context>,
 }
 
-// SAFETY: it is whose that is on the core, and rows are measured by one thread at a time.
+// SAFETY: only the code that is on the core uses it, and one thread at a time measures rows.
 unsafe impl Sync for Core {}
 
 static CORE: Core = Core {
@@ -94,19 +96,21 @@ static CORE: Core = Core {
 };
 
 impl Trapline {
-    /// How far apart, and how many different, the ends of stacks are.
+    /// The distance between the ends of stacks within a page; `COLOURS` is the number of different
+    /// ends.
     const COLOUR: usize = 64;
     const COLOURS: usize = STACK / 16 / Self::COLOUR;
-    /// How much of a stack's upper end is kept for its context, and whatever else the pool keeps of it there.
+    /// The size of the upper end of a stack that holds its context. The pool keeps its other data
+    /// about the stack there too.
     const ACCOUNT: usize = 128;
 }
 
 /// # Safety
 ///
-/// It is entered by `enter` alone.
+/// Only `enter` may enter it.
 unsafe extern "C" fn leave_for_ever(_: *mut ()) -> ! {
     loop {
-        // SAFETY: `enter` has stored where it is, and where this shall be.
+        // SAFETY: `enter` has stored its own context and the place for this one.
         unsafe { Native::switch(*CORE.running.get(), *CORE.outside.get()) };
     }
 }
@@ -118,16 +122,16 @@ impl Coroutine for Trapline {
         let top = std::ptr::with_exposed_provenance_mut(end - Self::ACCOUNT);
         let top = NonNull::new(top).expect("a stack's end");
         let context = top.cast::<Context>().as_ptr();
-        // SAFETY: nobody else uses the stack. What is below `top` is for its frames, and what is above for the
-        // context; both are multiples of 16 bytes and large enough.
+        // SAFETY: only this value uses the stack. The part below `top` is for frames and the part
+        // above for the context; both are multiples of 16 bytes and large enough.
         unsafe { context.write(Native::prepare(top, leave_for_ever, std::ptr::null_mut())) };
         Self { _memory: memory, context }
     }
 
     #[inline]
     fn enter(&mut self) {
-        // SAFETY: the two take turns, so each context is entered once for each time that it was stored. The stack
-        // is alive and nobody else's.
+        // SAFETY: this code and the stack's alternate, so that each context is entered once for
+        // each time that it was stored. The stack is alive, and only this value uses it.
         unsafe {
             *CORE.running.get() = self.context;
             Native::switch(CORE.outside.get(), *self.context);
@@ -173,7 +177,7 @@ impl Coroutine for Generator {
     }
 }
 
-/// What `main` returns, which runs as a coroutine of `may`'s on one thread.
+/// Runs `main` as a coroutine of `may` on one thread and returns its result.
 fn in_may<T: Send + 'static>(main: impl FnOnce() -> T + Send + 'static) -> T {
     may::config().set_workers(1).set_worker_pin(false);
     // SAFETY: coroutines here use no thread-local values and little of their stacks.

@@ -1,7 +1,8 @@
-//! What tasks cost: the shapes that are the same for every runtime.
+//! The shapes that measure the cost of tasks. They are the same for every runtime.
 //!
-//! A main task spawns and waits, as a program does; time begins and ends in it, or in the tasks. Tasks are `Send`,
-//! so what they share is atomic, but all that is not a wake is a load or a store, which cost next to nothing.
+//! A main task spawns tasks and waits, as a program does. The measurement begins and ends in it or
+//! in its tasks. Tasks are `Send`, so shared state is atomic; but apart from wakes the tasks only
+//! load and store it, which costs next to nothing.
 
 use std::future::poll_fn;
 use std::hint::black_box;
@@ -20,12 +21,12 @@ use crate::runtimes::{
 };
 use crate::{Cell, Sample, Shape, Span, cores};
 
-/// How many tasks are blocked in `idle_bytes`.
+/// The number of tasks that are blocked in `idle_bytes`.
 const BLOCKED: usize = 10_000;
 
-/// The cells of all runtimes.
+/// Adds the cells of all runtimes.
 pub(crate) fn add_to(cells: &mut Vec<Cell>) {
-    // The order of the rows, and of the implementations in each.
+    // This is the order of the rows, and of the implementations in each.
     boxed::<Trapline>(cells);
     boxed::<FloorBoxed>(cells);
     boxed::<AsyncTask>(cells);
@@ -58,8 +59,8 @@ pub(crate) fn add_to(cells: &mut Vec<Cell>) {
         cross::<EdgeExecutor>(cells);
         cross::<Futures>(cells);
     }
-    // Trapline's two kinds of tasks beside each other. The first of these is its `hop` once more,
-    // since what is compared is best measured one soon after the other.
+    // Trapline's two kinds of tasks, alone and mixed. The first of these repeats its `hop`, since
+    // cells that are compared are best measured shortly after each other.
     cells.push(cell::<Trapline>("turn_plain", None, hop::<Trapline>));
     cells.push(cell::<Stackful>("turn_stackful", None, hop::<Stackful>));
     cells.push(cell::<Mixed>("turn_mixed", None, hop::<Mixed>));
@@ -74,26 +75,26 @@ fn cell<R: Runtime>(bench: &'static str, n: Option<usize>, shape: Shape) -> Cell
     Cell { bench, n, implementation: R::NAME, shape }
 }
 
-/// Rows of runtimes that allocate their tasks.
+/// Adds the rows of runtimes that allocate their tasks.
 fn boxed<R: Runtime>(cells: &mut Vec<Cell>) {
     for n in [1, 100, 1_000, 100_000] {
         cells.push(cell::<R>("spawn", Some(n), spawn::<R>));
     }
 }
 
-/// Rows of runtimes that need not.
+/// Adds the rows of runtimes whose tasks can be static.
 fn places<R: Static>(cells: &mut Vec<Cell>) {
     for n in [1, 100, 1_000, 100_000] {
         cells.push(cell::<R>("spawn_static", Some(n), spawn_static::<R>));
     }
 }
 
-/// Rows of runtimes that have join handles.
+/// Adds the rows of runtimes that have join handles.
 fn join<R: Join>(cells: &mut Vec<Cell>) {
     cells.push(cell::<R>("spawn_join", None, spawn_join::<R>));
 }
 
-/// Rows of all.
+/// Adds the rows of all runtimes.
 fn all<R: Runtime>(cells: &mut Vec<Cell>) {
     for n in [1, 10, 100, 1_000, 10_000, 100_000, 1_000_000] {
         cells.push(cell::<R>("yield", Some(n), yields::<R>));
@@ -108,52 +109,52 @@ fn all<R: Runtime>(cells: &mut Vec<Cell>) {
     memory::<R>(cells);
 }
 
-/// The row that is about memory.
+/// Adds the row that measures memory.
 fn memory<R: Runtime>(cells: &mut Vec<Cell>) {
     cells.push(cell::<R>("idle_bytes", None, idle_bytes::<R>));
 }
 
-/// Rows of those who can take wakes from other cores.
+/// Adds the rows of runtimes that accept wakes from other cores.
 fn cross<R: CrossCore>(cells: &mut Vec<Cell>) {
     cells.push(cell::<R>("cross_wake", None, cross_wake::<R>));
 }
 
-/// Something that tasks share and that is there for ever.
+/// Leaks a value that tasks share.
 fn leaked<T>(value: T) -> &'static T {
     Box::leak(Box::new(value))
 }
 
-/// Counts tasks down, and wakes the one that waits for the last.
+/// Counts tasks down and wakes the task that waits for the last one.
 struct Latch {
     left: AtomicUsize,
     waiting: OnceLock<Waker>,
 }
 
 impl Latch {
-    /// A latch at zero. It wakes the task that awaits this.
+    /// Makes a latch at zero, which wakes the task that awaits this function.
     async fn mine() -> &'static Self {
         let waiting = poll_fn(|context| Poll::Ready(OnceLock::from(context.waker().clone()))).await;
         leaked(Self { left: AtomicUsize::new(0), waiting })
     }
 
-    /// As many are to come.
+    /// Sets the number of tasks that are still to count down.
     fn set(&self, n: usize) {
         self.left.store(n, Ordering::Relaxed);
     }
 
-    /// One more is there. Whether it is the last. All are on one core, so a load and a store do.
-    /// Tasks that may be preempted between the two call this [in one step](Runtime::in_one_step),
-    /// or a count would be lost.
+    /// Decrements the number and returns whether it is zero. A load and a store suffice, as all
+    /// tasks are on one core. Tasks that may be preempted between the two call this [in one
+    /// step](Runtime::in_one_step), so that no count is lost.
     fn count_down(&self) -> bool {
         let left = self.left.load(Ordering::Relaxed) - 1;
         self.left.store(left, Ordering::Relaxed);
         if left == 0 {
-            self.waiting.get().expect("it was made with one").wake_by_ref();
+            self.waiting.get().expect("the latch was made with a waker").wake_by_ref();
         }
         left == 0
     }
 
-    /// All are there.
+    /// Waits until the number is zero.
     async fn zero(&self) {
         poll_fn(|_| match self.left.load(Ordering::Relaxed) {
             0 => Poll::Ready(()),
@@ -163,7 +164,7 @@ impl Latch {
     }
 }
 
-/// Spawns `n` tasks that do nothing, lets them run, and again.
+/// Repeatedly spawns `n` tasks that do nothing and lets them run.
 fn spawn<R: Runtime>(n: usize, operations: u64) -> Sample {
     R::run(move |runtime| async move {
         let latch = Latch::mine().await;
@@ -176,7 +177,7 @@ fn spawn<R: Runtime>(n: usize, operations: u64) -> Sample {
     })
 }
 
-/// The same in places that are used again.
+/// The same in static places that are reused.
 fn spawn_static<R: Static>(n: usize, operations: u64) -> Sample {
     R::run(move |runtime| async move {
         let latch = Latch::mine().await;
@@ -196,7 +197,7 @@ where
 {
     let places: Box<[R::Place<F>]> = (0..n).map(|_| R::place()).collect();
     let places = Box::into_raw(places);
-    // SAFETY: freed below, when every task is done.
+    // SAFETY: they are freed below, when every task is done.
     let borrowed: &'static [R::Place<F>] = unsafe { &*places };
     let sample = rounds(n, operations, latch, || {
         for place in borrowed {
@@ -204,13 +205,13 @@ where
         }
     })
     .await;
-    // SAFETY: each task has counted itself down, and nobody comes between that and its end: the runtime polls
-    // this task after it.
+    // SAFETY: `rounds` has returned, so each task has counted down. No other task runs between that
+    // and the task's end, as the runtime polls this task after it.
     drop(unsafe { Box::from_raw(places) });
     sample
 }
 
-/// Rounds of `n` tasks that `spawn` spawns. The first is not measured.
+/// Runs rounds of `n` tasks that `spawn` spawns. The first round is not measured.
 async fn rounds(n: usize, operations: u64, latch: &Latch, mut spawn: impl FnMut()) -> Sample {
     let mut round = async || {
         latch.set(n);
@@ -226,7 +227,7 @@ async fn rounds(n: usize, operations: u64, latch: &Latch, mut spawn: impl FnMut(
     span.end(rounds * n as u64)
 }
 
-/// Spawns one and waits for it.
+/// Repeatedly spawns one task and waits for it.
 fn spawn_join<R: Join>(_: usize, operations: u64) -> Sample {
     R::run(move |runtime| async move {
         runtime.spawn_join(async {}).await;
@@ -238,7 +239,7 @@ fn spawn_join<R: Join>(_: usize, operations: u64) -> Sample {
     })
 }
 
-/// A stackful task that spawns a plain one and waits for it: [`spawn_join`] from a stack.
+/// [`spawn_join`] in a stackful task, which spawns a plain task and waits for it.
 fn spawn_join_in_stackful(_: usize, operations: u64) -> Sample {
     Stackful::run(move |runtime| async move {
         let sample = leaked(Mutex::new(None));
@@ -253,12 +254,12 @@ fn spawn_join_in_stackful(_: usize, operations: u64) -> Sample {
                 *lock(sample) = Some(measured);
             })
             .await;
-        lock(sample).take().expect("it has measured")
+        lock(sample).take().expect("the task has measured")
     })
 }
 
-/// `n` tasks that yield. Time begins when each has been polled once and ends when each has been polled as often
-/// again as it shall yield.
+/// Runs `n` tasks that yield. The measurement begins when each has been polled once and ends when
+/// each has been polled once more for each of its yields.
 fn yields<R: Runtime>(n: usize, operations: u64) -> Sample {
     struct Shared {
         all_started: &'static Latch,
@@ -292,7 +293,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Two tasks that wake each other by wakers that they keep.
+/// Runs two tasks that wake each other by wakers that they keep.
 fn hop<R: Runtime>(_: usize, operations: u64) -> Sample {
     take_turns::<R, OnceLock<Waker>>(operations, |context, mine, other| {
         mine.get_or_init(|| context.waker().clone());
@@ -302,7 +303,7 @@ fn hop<R: Runtime>(_: usize, operations: u64) -> Sample {
     })
 }
 
-/// Two tasks that wake each other by way of `AtomicWaker`, as drivers do.
+/// Runs two tasks that wake each other through `AtomicWaker`, as drivers do.
 fn hop_atomic_waker<R: Runtime>(_: usize, operations: u64) -> Sample {
     take_turns::<R, AtomicWaker>(operations, |context, mine, other| {
         mine.register(context.waker());
@@ -310,8 +311,8 @@ fn hop_atomic_waker<R: Runtime>(_: usize, operations: u64) -> Sample {
     })
 }
 
-/// Two tasks which in each poll do `turn`, with the places where each keeps its waker, until they have been
-/// polled so often.
+/// Runs two tasks that call `turn` in each poll, with the places of their wakers, until they have
+/// been polled as often as `operations` asks.
 fn take_turns<R: Runtime, P: Default + Send + Sync + 'static>(
     operations: u64,
     turn: impl Fn(&mut Context<'_>, &P, &P) + Copy + Send + 'static,
@@ -330,9 +331,9 @@ fn take_turns<R: Runtime, P: Default + Send + Sync + 'static>(
                         R::in_one_step(|| latch.count_down());
                         Poll::Ready(())
                     }
-                    // If a stackful task is preempted between the load and the store, the other's
-                    // turn meanwhile isn't counted. That is one in a slice at most, and makes no
-                    // difference.
+                    // If a stackful task is preempted between the load and the store, the turn of
+                    // the other task in that time is not counted. That is one per slice at most and
+                    // makes no difference.
                     turns => {
                         left.store(turns - 1, Ordering::Relaxed);
                         Poll::Pending
@@ -345,7 +346,7 @@ fn take_turns<R: Runtime, P: Default + Send + Sync + 'static>(
     })
 }
 
-/// Wakes a task that has been woken and has not been polled yet.
+/// Wakes a task that is already woken and not polled yet.
 fn redundant_wake<R: Runtime>(_: usize, operations: u64) -> Sample {
     with_anothers_waker::<R>(operations, |waker| waker.wake_by_ref())
 }
@@ -355,7 +356,7 @@ fn waker_clone<R: Runtime>(_: usize, operations: u64) -> Sample {
     with_anothers_waker::<R>(operations, |waker| drop(black_box(waker.clone())))
 }
 
-/// Does something so often with the waker of another task, which is READY.
+/// Repeats an operation with the waker of another task, which is READY.
 fn with_anothers_waker<R: Runtime>(operations: u64, act: impl Fn(&Waker) + 'static) -> Sample {
     R::run(move |runtime| async move {
         let place: &'static OnceLock<Waker> = leaked(OnceLock::new());
@@ -378,7 +379,7 @@ fn with_anothers_waker<R: Runtime>(operations: u64, act: impl Fn(&Waker) + 'stat
     })
 }
 
-/// What many tasks wait for. It has their wakers.
+/// A gate that many tasks wait for. It holds their wakers.
 struct Gate {
     open: AtomicBool,
     wakers: Mutex<Vec<Waker>>,
@@ -406,8 +407,8 @@ impl Future for Blocked {
     }
 }
 
-/// What tasks take while they are blocked, of 48 bytes each. Not the list of their wakers, which is whose they wait
-/// for; but all else that the runtime has for so many tasks.
+/// Measures the memory of blocked tasks whose futures take 48 bytes. It includes all memory that
+/// the runtime has for so many tasks, but not the list of wakers, which belongs to the gate.
 fn idle_bytes<R: Runtime>(_: usize, _: u64) -> Sample {
     R::run(move |runtime| async move {
         let latch = Latch::mine().await;
@@ -426,13 +427,14 @@ fn idle_bytes<R: Runtime>(_: usize, _: u64) -> Sample {
     })
 }
 
-/// Two tasks on two cores, of which each waits until it is its turn and then wakes the other. Both cores have
-/// something else to do, so neither sleeps. An operation is to the other core and back.
+/// Runs two tasks on two cores, which wait for their turn and then wake each other. Both cores also
+/// run a task that yields, so that neither sleeps. An operation is a wake of the other core and one
+/// back.
 fn cross_wake<R: CrossCore>(_: usize, operations: u64) -> Sample {
     #[derive(Default)]
     struct Court {
         wakers: [OnceLock<Waker>; 2],
-        /// Whose turn it is: even, or odd.
+        /// Core 0 has the even turns, core 1 the odd ones.
         turn: AtomicU64,
     }
     let court: &'static Court = leaked(Court::default());
@@ -449,20 +451,23 @@ fn cross_wake<R: CrossCore>(_: usize, operations: u64) -> Sample {
                 latch.count_down();
             });
             runtime.spawn(async move {
-                // Until the other is there, whom there would be nobody to wake.
+                // Until the other task is there, no task would wake this one.
                 poll_fn(|context| Poll::Ready(court.wakers[me].set(context.waker().clone())))
                     .await
-                    .expect("nobody else is this side");
+                    .expect("each side has one task");
                 while court.wakers[1 - me].get().is_none() {
                     R::yield_now().await;
                 }
                 *lock(span) = Some(Span::begin());
                 poll_fn(|_| {
-                    // Acquire pairs with the other's release, as with anything that one is woken for.
+                    // Pairs with the release of the other task, as for any data behind a wake.
                     let turn = court.turn.load(Ordering::Acquire);
                     if turn % 2 == me as u64 && turn < end {
                         court.turn.store(turn + 1, Ordering::Release);
-                        court.wakers[1 - me].get().expect("it was there").wake_by_ref();
+                        court.wakers[1 - me]
+                            .get()
+                            .expect("both tasks have stored their wakers")
+                            .wake_by_ref();
                     }
                     if turn + 1 >= end { Poll::Ready(()) } else { Poll::Pending }
                 })
@@ -470,11 +475,11 @@ fn cross_wake<R: CrossCore>(_: usize, operations: u64) -> Sample {
                 latch.count_down();
             });
             latch.zero().await;
-            let span = lock(span).take().expect("both were there");
+            let span = lock(span).take().expect("the task has begun a measurement");
             span.end(operations)
         })
     };
-    let other = cores::other().expect("there are no such cells without");
+    let other = cores::other().expect("`cross_wake` has cells only with a second processor");
     std::thread::scope(|scope| {
         let other = scope.spawn(move || cores::on(other, move || side(1)));
         let sample = side(0);

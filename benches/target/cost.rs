@@ -1,33 +1,33 @@
-//! What things cost on target, in counted instructions: `cargo xtask cost` runs this in QEMU with
-//! `-icount shift=0,sleep=off`, where every instruction counts one and nothing else counts.
+//! Counts the instructions that scheduling costs on target. `cargo xtask cost` runs this in QEMU
+//! with `-icount shift=0,sleep=off`, where the counter counts instructions and nothing else.
 //!
-//! Each figure is the mean of 10 000 stretches between two readings of the counter, less the mean of
-//! the same two readings with nothing in between. Some counters tell only tens of instructions, so each
-//! round begins a few instructions earlier or later ([`dither`]): what a reading cuts off is then
-//! spread evenly, and the mean is right. The runtime is alone on its core with the tasks that are
-//! named here, and no slice ends while something is measured.
+//! Each figure is the mean of 10 000 differences of two readings of the counter, less the mean of
+//! two readings with nothing in between. Some counters have a resolution of ten instructions, so
+//! each round begins a few instructions earlier or later ([`dither`]): the rounding errors are then
+//! spread evenly, and the mean is right. The core runs only the runtime and the tasks that are
+//! named here, and no slice ends during a measurement.
 //!
 //! - `suspend_resume`: from where a future inside of `block_on`, which has woken its task, returns
-//!   `Pending`, to the beginning of its next poll. The stack is left, the loop turns, nobody else is to
-//!   run, and the stack is entered again.
+//!   `Pending`, to the beginning of its next poll. The task leaves the stack, the loop finds no
+//!   other task, and the stack is entered again.
 //! - `preempt_to_poll`: from the enabling of interrupts in a stackful task that computes, with the
-//!   timer's pending, to the beginning of the poll of the plain task that slept until then.
+//!   timer interrupt pending, to the beginning of the poll of the plain task that slept until then.
 //! - `resume_preempted`: from where that plain task returns `Pending`, to the instruction after the
 //!   interrupted one.
 //! - `wake_to_poll`: from where a plain task calls `wake_by_ref` for another, which is blocked, and
 //!   then returns `Pending`, to the beginning of the other's poll.
 //! - `spawn_to_poll`: from where a plain task calls `spawn` with a future of two words, and then
-//!   returns `Pending`, to the beginning of the new task's poll. The allocation is part of it: first
-//!   fit in a heap with few holes, under hal-shim's counting and its lock.
-//! - `irq_entry`: from the enabling of interrupts, with the software interrupt pending, to the beginning
-//!   of what `interrupt::on_soft` was given.
+//!   returns `Pending`, to the beginning of the new task's poll. The allocation is part of it:
+//!   first fit in a heap with few holes, under hal-shim's counting and its lock.
+//! - `irq_entry`: from the enabling of interrupts, with the software interrupt pending, to the
+//!   beginning of the function that `interrupt::on_soft` was given.
 //! - `stackful_poll_extra`: from where a stackful task that has woken itself returns `Pending`, to
-//!   the beginning of its next poll; less the same of a plain task, which is `plain_poll`.
+//!   the beginning of its next poll, less the same for a plain task, which is `plain_poll`.
 //! - `switch`: the backend's `switch` to a stack that at once switches back.
 //!
-//! "The beginning of a poll" is the first thing that the future's own code does; the registers that the
-//! task's poll function saves before count as ours. "The enabling of interrupts" is the instruction
-//! that does it ([`masked`]).
+//! "The beginning of a poll" is the first instruction of the future's own code. The registers that
+//! the task's poll function saves before it count as the runtime's. "The enabling of interrupts" is
+//! the instruction that enables them ([`masked`]).
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(not(target_os = "none"))]
@@ -50,9 +50,9 @@ use trapline::stackful::{Context, StackfulBackend as _};
 use trapline::time::{Instant, Sleep, now, sleep_until};
 use trapline::{Config, JoinHandle, Runtime, block_on, spawn, stackful};
 
-/// How often each is measured.
+/// The number of measurements of each figure.
 const ROUNDS: u64 = 10_000;
-/// How large a stack is that only switches.
+/// The size of a stack that only switches.
 const STACK: usize = 16 * 1024;
 
 static RUNTIME: Runtime =
@@ -82,7 +82,7 @@ fn program() {
     );
 }
 
-/// Adds up stretches.
+/// Adds up differences of the instruction counter.
 struct Meter {
     from: AtomicU64,
     sum: AtomicU64,
@@ -94,13 +94,13 @@ impl Meter {
         Self { from: AtomicU64::new(0), sum: AtomicU64::new(0), rounds: AtomicU64::new(0) }
     }
 
-    /// Begins a stretch.
+    /// Begins a measurement.
     #[inline(always)]
     fn start(&self) {
         self.from.store(instructions(), Ordering::Relaxed);
     }
 
-    /// Ends it, if it was begun.
+    /// Ends a measurement, if one has begun.
     #[inline(always)]
     fn end(&self) {
         let to = instructions();
@@ -115,24 +115,24 @@ impl Meter {
         }
     }
 
-    /// Whether that is enough. Lets chance shift the next round.
+    /// Returns whether there are enough measurements, and shifts the next round at random.
     #[inline(never)]
     fn done(&self) -> bool {
         dither();
         self.rounds.load(Ordering::Relaxed) >= ROUNDS
     }
 
-    /// The mean, rounded.
+    /// The rounded mean.
     fn mean(&self) -> u64 {
         let rounds = self.rounds.load(Ordering::Relaxed);
         (self.sum.load(Ordering::Relaxed) + rounds / 2) / rounds
     }
 }
 
-/// Takes a few instructions, as many as chance will have it.
+/// Executes a random number of instructions.
 fn dither() {
     static SEED: AtomicU64 = AtomicU64::new(1);
-    // Knuth's; the upper bits are the random ones.
+    // Knuth's generator, whose upper bits are the random ones.
     let seed = SEED.load(Ordering::Relaxed).wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
     SEED.store(seed, Ordering::Relaxed);
     for _ in 0..(seed >> 33) % 10 {
@@ -142,25 +142,25 @@ fn dither() {
 
 #[inline(always)]
 fn nop() {
-    // SAFETY: nothing happens. For all that the compiler knows something does, so it stays where it is.
+    // SAFETY: the instruction has no effect. The compiler must assume one, so it does not move it.
     unsafe { core::arch::asm!("nop", options(nostack, preserves_flags)) };
 }
 
-/// Calls `f` with interrupts masked. When something is pending at its end, the trap is taken right behind the
-/// instruction that enables them, or on x86_64 one later, which is ours.
+/// Calls `f` with interrupts masked. A pending interrupt is taken right after the instruction that
+/// enables interrupts, or on x86_64 one instruction later, which is the `nop` here.
 #[inline(always)]
 fn masked(f: impl FnOnce()) {
     interrupt::masked(f);
     nop();
 }
 
-/// Runs everything until `task` is done.
+/// Runs the runtime until `task` is done.
 fn run(task: JoinHandle<()>) {
-    let ran = RUNTIME.run_until(task).expect("this core is inside of no runtime");
-    ran.expect("nobody aborts it");
+    let ran = RUNTIME.run_until(task).expect("this core is in no runtime");
+    ran.expect("the task is not aborted");
 }
 
-/// The measuring itself.
+/// Measures the measurement itself.
 fn nothing() -> u64 {
     static METER: Meter = Meter::new();
     while !METER.done() {
@@ -170,7 +170,7 @@ fn nothing() -> u64 {
     METER.mean()
 }
 
-/// The measuring itself, and enabling interrupts while none is pending.
+/// Measures the measurement itself with the enabling of interrupts while none is pending.
 fn enabling() -> u64 {
     static METER: Meter = Meter::new();
     while !METER.done() {
@@ -182,13 +182,13 @@ fn enabling() -> u64 {
 
 fn switch() -> u64 {
     static METER: Meter = Meter::new();
-    /// Ours and the other's, while they are off the core.
+    /// The contexts of this code and of the other stack while they are off the core.
     type Contexts = [Context; 2];
 
     unsafe extern "C" fn other(contexts: *mut ()) -> ! {
         let contexts = contexts.cast::<Contexts>();
         loop {
-            // SAFETY: as below, the other way round.
+            // SAFETY: as below, with the contexts exchanged.
             unsafe { Native::switch(&raw mut (*contexts)[1], (*contexts)[0]) };
         }
     }
@@ -196,9 +196,9 @@ fn switch() -> u64 {
     let contexts = &raw mut contexts;
     let mut stack = Box::new([0_u128; STACK / size_of::<u128>()]);
     let base = NonNull::from(&mut *stack).cast::<u8>();
-    // SAFETY: the stack is alive, nobody else's and large enough, and its end is aligned to 16. The two
-    // take turns, so each context is entered once for each time that it was stored, in a place that
-    // outlives them.
+    // SAFETY: the stack is alive, only `other` uses it, it is large enough, and its end is aligned
+    // to 16. The two alternate, so that each context is entered once for each time that it was
+    // stored, in a place that outlives them.
     unsafe {
         (*contexts)[1] = Native::prepare(base.add(STACK), other, contexts.cast());
         while !METER.done() {
@@ -223,7 +223,7 @@ fn irq_entry() -> u64 {
     METER.mean()
 }
 
-/// A task that always wakes itself.
+/// Runs a task that always wakes itself.
 fn poll_again(on_stack: bool) -> u64 {
     static METERS: [Meter; 2] = [const { Meter::new() }; 2];
     let meter = &METERS[usize::from(on_stack)];
@@ -240,12 +240,13 @@ fn poll_again(on_stack: bool) -> u64 {
     meter.mean()
 }
 
-/// Two tasks that wake each other.
+/// Runs two tasks that wake each other.
 fn wake_to_poll() -> u64 {
     static METER: Meter = Meter::new();
     static WAKERS: SpinMutex<[Option<Waker>; 2]> = SpinMutex::new([None, None]);
 
-    /// Gives the others this task's waker, and has theirs unless they come later.
+    /// Stores this task's waker for the other task, and returns the other's if it is stored
+    /// already.
     #[inline(never)]
     fn introduce(me: usize, own: &Waker) -> Option<Waker> {
         let mut wakers = WAKERS.lock();
@@ -311,11 +312,11 @@ fn suspend_resume() -> u64 {
     METER.mean()
 }
 
-/// A sleeper, and a task that computes. Returns `preempt_to_poll` and `resume_preempted`.
+/// Runs a task that sleeps and one that computes. Returns `preempt_to_poll` and `resume_preempted`.
 fn preempt() -> (u64, u64) {
     static TO_POLL: Meter = Meter::new();
     static RESUMED: Meter = Meter::new();
-    /// Nanoseconds of the platform's clock.
+    /// The due time in nanoseconds of the platform's clock.
     static DUE: AtomicU64 = AtomicU64::new(0);
     const SLEEP: Duration = Duration::from_micros(10);
     /// The alarm may be coarser than the clock.

@@ -1,4 +1,4 @@
-//! The command line of the program that measures.
+//! Runs the command line of `measure`.
 #![cfg(target_os = "linux")]
 
 use std::process::Command;

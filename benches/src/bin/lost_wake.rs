@@ -1,19 +1,20 @@
-//! Does a wake that finds the task woken already have to write?
+//! Counts lost wakes, to show that a wake must write even if the task is woken already.
 //!
-//! Some runtimes look first, by a plain load, and return when the task is READY. Then nothing orders the
-//! waker's data before that look: the data may still be in the core's store buffer when the task's core
-//! takes the task and polls, and the poll misses it. Nobody wakes again. x86 does this too.
+//! Some runtimes first read the state by a plain load and return if the task is READY. That load
+//! does not order the waker's data before it: the data may still be in the core's store buffer when
+//! the task's core takes the task and polls it, and the poll misses the data. No other wake
+//! follows. This happens on x86 too.
 //!
-//! So does maitake's `wake_by_ref`, which is the `load-first` below, and so did tokio's (1.47.1 loses a
-//! wake in a few hundred rounds here; 1.54.1, which writes, none).
+//! maitake's `wake_by_ref`, which is `load-first` below, does this, and tokio's did (1.47.1 loses a
+//! wake in a few hundred rounds here; 1.54.1, which writes, loses none).
 //!
-//! One core runs a task that waits for a number. The other, in each round, wakes it, waits for a random
-//! moment, stores the next number and wakes it again: often just when the task is about to be polled
-//! for the first wake. The wake is lost if the task has not seen the number although its core went round
-//! its loop a thousand times. Then it is woken once more.
+//! One core runs a task that waits for a number. In each round the other core wakes it, waits for a
+//! random time, stores the next number and wakes it again, often just when the task is about to be
+//! polled for the first wake. The wake is lost if the task has not seen the number after a thousand
+//! turns of its core's loop. The task is then woken once more.
 //!
-//! `lost_wake [ROUNDS]`, on two cores of their own. `load-first` and `always-write` are one executor of one
-//! task with either way to wake.
+//! Run it as `lost_wake [ROUNDS]` on two idle cores. `load-first` and `always-write` are an
+//! executor of one task with each way to wake.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -25,47 +26,47 @@ use std::thread;
 
 hal_shim::entry!(unsafe program);
 
-/// Each on a cache line of its own: a store to a line that the other core has just read takes its time.
+/// A value on its own cache line, as a store is slow to a line that the other core has just read.
 #[derive(Default)]
 #[repr(align(128))]
 struct Shared<T>(T);
 
-/// What the two cores share in the rounds of one implementation.
+/// The state that the two cores share in the rounds of one implementation.
 #[derive(Default)]
 struct Game {
     /// The number that the task waits for.
     number: Shared<AtomicUsize>,
     /// The last number that it has seen.
     seen: Shared<AtomicUsize>,
-    /// How often its core has gone round its loop.
+    /// The number of turns of the loop of the task's core.
     turns: Shared<AtomicUsize>,
     over: AtomicBool,
     waker: OnceLock<Waker>,
 }
 
 impl Game {
-    /// The task.
+    /// Polls the task.
     fn poll(&self, context: &Context<'_>) -> Poll<()> {
         self.waker.get_or_init(|| context.waker().clone());
-        // Relaxed: it is the wake that is to bring it.
+        // Relaxed, as the wake must make the number visible.
         self.seen.0.store(self.number.0.load(Relaxed), Relaxed);
         if self.over.load(Relaxed) { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// Beside the task, so that its core never waits.
+    /// Counts a turn of the loop of the task's core, which never waits. Returns whether it goes on.
     fn turn(&self) -> bool {
-        // Release: who sees a later turn sees what the task saw before it.
+        // Release: a core that reads a later turn also reads what the task had seen before it.
         self.turns.0.fetch_add(1, Release);
         !self.over.load(Relaxed)
     }
 
-    /// Plays the other core. Returns how many wakes were lost.
+    /// Runs the rounds of the other core and returns the number of lost wakes.
     fn play(&self, rounds: usize) -> usize {
         pin(0);
         while self.waker.get().is_none() {
             std::hint::spin_loop();
         }
-        let waker = self.waker.get().expect("just seen");
+        let waker = self.waker.get().expect("the loop has seen it");
         let mut random = 0x9e37_79b9_7f4a_7c15_u64;
         let mut lost = 0;
         for number in 1..=rounds {
@@ -92,20 +93,20 @@ impl Game {
     }
 }
 
-/// Runs a game's task, on a core of its own, until the game is over.
+/// Runs a game's task on its own core until the game is over.
 type Player = fn(&'static Game);
 
 fn pin(core: usize) {
-    // SAFETY: all-zero is an empty set, which then gets one core.
+    // SAFETY: all-zero is a valid empty set, to which one core is added.
     let result = unsafe {
         let mut set = std::mem::zeroed::<libc::cpu_set_t>();
         libc::CPU_SET(core, &mut set);
         libc::sched_setaffinity(0, size_of_val(&set), &set)
     };
-    assert_eq!(result, 0, "this takes two cores");
+    assert_eq!(result, 0, "this needs two cores");
 }
 
-/// A task's state, with its queue of one.
+/// The state of a task, with a queue that holds only this task.
 struct One {
     state: AtomicUsize,
     queued: AtomicBool,

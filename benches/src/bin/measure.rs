@@ -1,8 +1,10 @@
-//! Measures the rows and prints a JSON line for each cell. `cargo xtask bench` runs it and shows the figures.
+//! Measures the rows and prints a JSON line for each cell. `cargo xtask bench` runs it and shows
+//! the figures.
 //!
-//! In a row, the implementations take turns: each is measured once, then each again, so that what disturbs
-//! the machine for a while disturbs all. A figure is the median of those samples, and the quartiles say how far
-//! they spread. Bytes and allocations are counted in a run of their own, whose time counts for nothing.
+//! In a row the implementations alternate: each is measured once, then each again, so that a
+//! disturbance of the machine affects all of them. A figure is the median of the samples; the
+//! quartiles show how far they spread. Bytes and allocations are counted in a separate run, which
+//! is not timed.
 
 #[cfg(target_os = "linux")]
 mod measure {
@@ -14,13 +16,18 @@ mod measure {
     use serde::Serialize;
 
     #[derive(Parser)]
-    #[command(about = "What scheduling costs, as JSON lines; made for `cargo xtask bench`")]
+    #[command(about = "Measure the cost of scheduling as JSON lines, for `cargo xtask bench`")]
     struct Options {
-        /// Fewer and shorter samples
+        /// Take fewer and shorter samples
         #[arg(long)]
         quick: bool,
         /// Only these rows
-        #[arg(long, value_name = "ROWS", value_delimiter = ',', value_parser = names(|cell| cell.bench))]
+        #[arg(
+            long,
+            value_name = "ROWS",
+            value_delimiter = ',',
+            value_parser = names(|cell| cell.bench)
+        )]
         only: Vec<String>,
         /// Only these implementations
         #[arg(
@@ -32,7 +39,7 @@ mod measure {
         implementations: Vec<String>,
     }
 
-    /// Reads a name that one of the cells has.
+    /// Parses a name that one of the cells has.
     fn names(of: impl Fn(&Cell) -> &'static str) -> PossibleValuesParser {
         let mut names = Vec::new();
         for name in benches::cells().iter().map(of) {
@@ -43,13 +50,13 @@ mod measure {
         names.into()
     }
 
-    /// How carefully.
+    /// The number and length of samples.
     struct Care {
-        /// How long a sample takes, unless one round of so many tasks takes longer.
+        /// The length of a sample, unless one round of the cell's tasks takes longer.
         sample: Duration,
-        /// How many samples there are of a cell at least, and at most.
+        /// The least and the greatest number of samples of a cell.
         samples: (usize, usize),
-        /// How long a cell takes, if that is enough samples.
+        /// The time for a cell, unless the least number of samples takes longer.
         cell: Duration,
     }
 
@@ -89,13 +96,14 @@ mod measure {
             for line in measure(row, &care) {
                 println!(
                     "{}",
-                    serde_json::to_string(&line).expect("it is all strings and numbers")
+                    serde_json::to_string(&line)
+                        .expect("strings and numbers can be written as JSON")
                 );
             }
         }
     }
 
-    /// The figures of a row.
+    /// Measures a row.
     fn measure(row: &[Cell], care: &Care) -> Vec<Line> {
         let mut samples = vec![Vec::new(); row.len()];
         if !row[0].is_memory() {
@@ -115,14 +123,14 @@ mod measure {
         row.iter().zip(samples).map(|(cell, samples)| line(cell, samples)).collect()
     }
 
-    /// How many operations take as long as a sample shall.
+    /// Finds the number of operations that take as long as a sample should.
     fn operations(cell: &Cell, care: &Care) -> u64 {
         let mut operations = 100;
         loop {
             let sample = cell.measure(operations);
             let nanoseconds = sample.nanoseconds().max(0.1);
             let enough = (care.sample.as_nanos() as f64 / nanoseconds) as u64;
-            // The first are slower than those that come later.
+            // The first operations are slower than later ones.
             if sample.operations >= enough / 2 {
                 return enough.max(sample.operations);
             }
@@ -134,7 +142,7 @@ mod measure {
         samples.sort_unstable_by(f64::total_cmp);
         let at = |quarter: usize| samples[(samples.len() - 1) * quarter / 4];
         let timed = !samples.is_empty();
-        // Enough that what happens now and then (a queue that grows) is seen as that.
+        // So many that a rare event (a queue that grows) has little weight.
         let counted = heap::counted(|| cell.measure(10_000));
         let each = |count: f64| (count / counted.operations as f64 * 1000.0).round() / 1000.0;
         Line {

@@ -1,10 +1,10 @@
-//! async-executor, in its static form: it is the faster one, as it keeps no list of its tasks.
+//! async-executor in its static form, which is the faster one, as it keeps no list of its tasks.
 
 use async_executor::{Executor, StaticExecutor};
 
 use super::{CrossCore, Join, Runtime};
 
-/// The executor. A leaked one, as its type demands.
+/// The executor. It is leaked, as its type demands.
 #[derive(Debug)]
 pub struct AsyncExecutor(&'static StaticExecutor);
 

@@ -1,6 +1,6 @@
-//! async-task with a `VecDeque`: the least that one would write with what there is.
+//! async-task with a `VecDeque`: the least executor on top of that crate.
 //!
-//! The queue is the thread's own and takes no wakes from others.
+//! The queue belongs to the thread and accepts no wakes from other threads.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -11,14 +11,15 @@ use super::{Join, Output, Runtime};
 
 type Queue = RefCell<VecDeque<Runnable>>;
 
-/// The queue. It is leaked, so that a task that is woken needs no reference count to find it.
+/// The queue. It is leaked, so that a wake reaches it without a reference count.
 pub struct AsyncTask(&'static Queue);
 
 impl AsyncTask {
     fn task<T>(&self, future: impl Future<Output = T> + 'static) -> Task<T> {
         let queue = self.0;
         let schedule = move |runnable| queue.borrow_mut().push_back(runnable);
-        // SAFETY: all is polled, woken and dropped on this thread. Future and queue live as long as they like.
+        // SAFETY: tasks are polled, woken and dropped on this thread only. Future and queue have no
+        // lifetime that could end before.
         let (runnable, task) = unsafe { async_task::spawn_unchecked(future, schedule) };
         runnable.schedule();
         task
@@ -42,7 +43,7 @@ impl Runtime for AsyncTask {
                 None => break,
             }
         }
-        output.take().expect("nobody is left to wake main")
+        output.take().expect("no task is left to wake main")
     }
 
     fn spawn<F>(&self, future: F)

@@ -1,4 +1,4 @@
-//! edge-executor, for one thread, with the queue that has no limit: the other holds 64 tasks.
+//! edge-executor for one thread, with the unbounded queue. Its bounded queue holds 64 tasks.
 
 use std::rc::Rc;
 

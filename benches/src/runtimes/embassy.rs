@@ -1,4 +1,5 @@
-//! embassy-executor: its raw executor, polled in a loop. Its tasks lie in static places and are never freed.
+//! embassy-executor: its raw executor, polled in a loop. Its tasks are in static places and are
+//! never freed.
 
 use std::pin::Pin;
 
@@ -7,8 +8,8 @@ use embassy_executor::raw::{Executor, TaskStorage};
 
 use super::{CrossCore, Output, Places, Runtime, Static};
 
-/// There is always somebody who polls, so nobody must be told that there is something to be polled.
-// SAFETY: the executor looks for this name, with this type, and nobody else has it.
+/// Called when there is a task to poll. It does nothing, as the executor is polled in a loop.
+// SAFETY: the executor links to this name with this type, and no other code defines it.
 #[unsafe(no_mangle)]
 fn __pender(_: *mut ()) {}
 
@@ -19,9 +20,10 @@ pub struct Embassy {
 }
 
 impl Embassy {
-    /// As many places side by side, as in a task's `static` pool.
+    /// Makes `n` adjacent places, as in a task's `static` pool.
     fn places<F: Future + 'static>(&self, n: usize) -> &'static [TaskStorage<F>] {
-        // SAFETY: `run` keeps them until nobody polls the executor any more, and what is measured wakes nobody then.
+        // SAFETY: `run` keeps them until it no longer polls the executor, and the measured code
+        // wakes no task after that.
         unsafe { self.places.add(n, TaskStorage::new) }
     }
 }
@@ -48,7 +50,7 @@ impl Runtime for Embassy {
         let (output, main) = Output::of(main(embassy));
         spawn_at(spawner, &main_place[0], Box::pin(main));
         let output = loop {
-            // SAFETY: on the thread that made it, and nowhere else.
+            // SAFETY: only the thread that made the executor polls it.
             unsafe { executor.poll() };
             if let Some(output) = output.take() {
                 break output;

@@ -1,18 +1,20 @@
 //! The floor: the least that tasks cost with `malloc` and the textbook's protocol.
 //!
-//! One allocation a task, one atomic word of flags and references, wakers that count as references, an intrusive
-//! first-in-first-out queue. The transitions are as they must be where another core or an interrupt may come
-//! between: a yield takes two read-modify-writes, a wake of another task and its poll three.
+//! It has one allocation per task, one atomic word of flags and references, wakers that count as
+//! references, and an intrusive first-in-first-out queue. The transitions are those that are needed
+//! if another core or an interrupt may come between: a yield takes two read-modify-writes, a wake
+//! of another task and its poll take three.
 //!
-//! It is no bound: one can be below it, and Trapline is here and there, by what the floor leaves out. Tasks'
-//! memory is not kept for the next ones. A yield goes by way of the waker, and not past it. A wake on the
-//! task's own core takes the steps of one from anywhere, of which the read-modify-write that takes the task
-//! from the queue could go.
+//! The floor is no lower bound: a runtime can be below it, and Trapline is in some rows, by
+//! optimizations that the floor lacks. The floor does not keep the memory of tasks for new ones. A
+//! yield uses the waker. A wake on the task's own core takes the same steps as one from anywhere,
+//! of which the read-modify-write that takes the task from the queue could be saved.
 //!
-//! And it leaves out what a runtime for kernels can't: other cores and interrupts (a wake pushes into the loop's
-//! own queue, so all happens on one thread), join handles and outputs, abort, panics in a poll, the list
-//! of all tasks and a shutdown (what is blocked at the end is leaked), overflow of the reference count,
-//! parking, timers, names, and any look at whether somebody must be preempted.
+//! It also lacks what a runtime for kernels needs: other cores and interrupts (a wake pushes into
+//! the loop's own queue, so all happens on one thread), join handles and outputs, abort, panics in
+//! a poll, the list of all tasks and a shutdown (tasks that are blocked at the end are leaked),
+//! overflow checks of the reference count, parking, timers, names, and any check whether a task
+//! must be preempted.
 
 use std::alloc::{Layout, dealloc};
 use std::cell::{Cell, UnsafeCell};
@@ -24,16 +26,16 @@ use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 
 use super::{Output, Runtime};
 
-/// To be polled (again).
+/// The task is to be polled (again).
 const READY: usize = 1;
-/// In the queue, being polled, or done: whoever wakes it has nothing to push.
+/// The task is in the queue, being polled, or done: a wake does not push it.
 const TAKEN: usize = 2;
-/// Each waker has one, and the runtime until the task is done.
+/// One reference. Each waker has one, and the runtime has one until the task is done.
 const REFERENCE: usize = 4;
 
 struct Header {
     state: AtomicUsize,
-    /// The next in the queue.
+    /// The next task in the queue.
     next: Cell<*const Header>,
     queue: &'static Queue,
     /// Polls the future, and drops it when it is ready.
@@ -52,9 +54,9 @@ impl<F: Future<Output = ()>> Task<F> {
 
     /// # Safety
     ///
-    /// The task is a `Task<F>` and not done, and the caller is the loop.
+    /// `task` is a `Task<F>` and not done, and the caller is the loop.
     unsafe fn poll(task: *const Header, context: &mut Context<'_>) -> Poll<()> {
-        // SAFETY: the future is the loop's. It never moves: its task doesn't.
+        // SAFETY: only the loop uses the future, and the future never moves, as its task does not.
         unsafe {
             let future = (*task.cast::<Self>()).future.get();
             let poll = Pin::new_unchecked(&mut **future).poll(context);
@@ -75,10 +77,10 @@ struct Queue {
 impl Queue {
     /// # Safety
     ///
-    /// The task is alive until it is popped, and in no queue.
+    /// `task` stays alive until it is popped, and is in no queue.
     #[inline]
     unsafe fn push(&self, task: *const Header) {
-        // SAFETY: what is in the queue is alive.
+        // SAFETY: a task in the queue is alive, as the callers of `push` promise.
         unsafe {
             (*task).next.set(ptr::null());
             match self.tail.replace(task) {
@@ -94,7 +96,7 @@ impl Queue {
         if task.is_null() {
             return None;
         }
-        // SAFETY: what is in the queue is alive.
+        // SAFETY: a task in the queue is alive, as the callers of `push` promise.
         self.head.set(unsafe { (*task).next.get() });
         if self.head.get().is_null() {
             self.tail.set(ptr::null());
@@ -112,7 +114,7 @@ unsafe fn clone(task: *const ()) -> RawWaker {
 }
 
 unsafe fn wake(task: *const ()) {
-    // SAFETY: passed on; the waker's reference is given up last.
+    // SAFETY: the caller keeps the contract of both; the reference of the waker is released last.
     unsafe {
         wake_by_ref(task);
         drop_reference(task);
@@ -121,8 +123,8 @@ unsafe fn wake(task: *const ()) {
 
 unsafe fn wake_by_ref(task: *const ()) {
     let task = task.cast::<Header>();
-    // SAFETY: a waker keeps its task alive. It was not TAKEN, so it is in no queue, and not done, so the runtime's
-    // reference keeps it alive from here on.
+    // SAFETY: a waker keeps its task alive. A task that was not TAKEN is in no queue and not done,
+    // so that the reference of the runtime keeps it alive from here on.
     unsafe {
         if (*task).state.fetch_or(READY | TAKEN, Ordering::AcqRel) & TAKEN == 0 {
             (*task).queue.push(task);
@@ -132,7 +134,8 @@ unsafe fn wake_by_ref(task: *const ()) {
 
 unsafe fn drop_reference(task: *const ()) {
     let task = task.cast::<Header>();
-    // SAFETY: a waker keeps its task alive. The last reference goes after the runtime's, so the future is gone.
+    // SAFETY: a waker keeps its task alive. The runtime releases its reference only after the
+    // future is dropped, so that no future is left when the last reference goes.
     unsafe {
         if (*task).state.fetch_sub(REFERENCE, Ordering::AcqRel) < 2 * REFERENCE {
             free(task);
@@ -142,9 +145,9 @@ unsafe fn drop_reference(task: *const ()) {
 
 /// # Safety
 ///
-/// Nobody holds a reference.
+/// There is no reference to the task.
 unsafe fn free(task: *const Header) {
-    // SAFETY: it was allocated as a box of this layout; nothing in it wants to be dropped.
+    // SAFETY: it was allocated as a box of this layout, and no part of it needs to be dropped.
     unsafe { dealloc(task.cast_mut().cast(), *(*task).layout) };
 }
 
@@ -152,10 +155,11 @@ unsafe fn free(task: *const Header) {
 ///
 /// # Safety
 ///
-/// It was just popped.
+/// `task` was just popped.
 #[inline]
 unsafe fn poll(task: *const Header) {
-    // SAFETY: TAKEN and not done: the runtime's reference keeps it alive, and the waker borrows that one.
+    // SAFETY: the task is TAKEN and not done, so that the reference of the runtime keeps it alive.
+    // The waker borrows that reference.
     unsafe {
         let state = &(*task).state;
         state.fetch_and(!READY, Ordering::AcqRel);
@@ -164,7 +168,7 @@ unsafe fn poll(task: *const Header) {
             Poll::Pending => loop {
                 let now = state.load(Ordering::Relaxed);
                 if now & READY != 0 {
-                    // It stays TAKEN. What it was woken for is acquired before the next poll.
+                    // The task stays TAKEN. The next poll acquires the data that it was woken for.
                     (*task).queue.push(task);
                     break;
                 }
@@ -173,13 +177,13 @@ unsafe fn poll(task: *const Header) {
                     break;
                 }
             },
-            // It stays TAKEN for ever.
+            // The task stays TAKEN, so that later wakes do not push it.
             Poll::Ready(()) => drop_reference(task.cast()),
         }
     }
 }
 
-/// The runtime: a queue, leaked.
+/// The runtime: a leaked queue.
 #[derive(Debug)]
 pub struct FloorBoxed(&'static Queue);
 
@@ -196,7 +200,7 @@ impl FloorBoxed {
             },
             future: UnsafeCell::new(ManuallyDrop::new(future)),
         }));
-        // SAFETY: a new task, with the runtime's reference.
+        // SAFETY: the task is new, and the reference of the runtime keeps it alive.
         unsafe { self.0.push(task.cast()) };
     }
 }
@@ -213,10 +217,10 @@ impl Runtime for FloorBoxed {
         let (output, main) = Output::of(main(Self(queue)));
         Self(queue).push(main);
         while let Some(task) = queue.pop() {
-            // SAFETY: it was just popped.
+            // SAFETY: the task was just popped.
             unsafe { poll(task) };
         }
-        output.take().expect("nobody is left to wake main")
+        output.take().expect("no task is left to wake main")
     }
 
     fn spawn<F>(&self, future: F)

@@ -1,4 +1,4 @@
-//! The implementations, as the shapes of [`tasks`](crate::tasks) see them.
+//! The implementations, behind the traits that the shapes of [`tasks`](crate::tasks) use.
 
 pub mod async_executor;
 pub mod async_task;
@@ -17,20 +17,21 @@ use std::task::{Context, Poll};
 
 /// A runtime of one core.
 pub trait Runtime: Sized + 'static {
-    /// Its crate's name, or what it is.
+    /// The name of its crate, or a description.
     const NAME: &'static str;
 
-    /// Runs what `main` makes in a fresh runtime, and all that it spawns, until it is done.
+    /// Runs the future that `main` makes, and the tasks that it spawns, in a new runtime until the
+    /// future is done.
     fn run<M>(main: impl FnOnce(Self) -> M) -> M::Output
     where
         M: Future<Output: 'static> + 'static;
 
-    /// Spawns a task that nobody waits for. In task context.
+    /// Spawns a detached task. Called in task context.
     fn spawn<F>(&self, future: F)
     where
         F: Future<Output = ()> + Send + 'static;
 
-    /// Spawns `n` tasks that nobody waits for. In task context.
+    /// Spawns `n` detached tasks. Called in task context.
     fn spawn_all<F>(&self, n: usize, make: impl Fn() -> F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -40,37 +41,37 @@ pub trait Runtime: Sized + 'static {
         }
     }
 
-    /// The runtime's own way to let others run, if it has one.
+    /// The runtime's own yield, if it has one.
     fn yield_now() -> impl Future<Output = ()> + Send {
         Yield { yielded: false }
     }
 
-    /// Calls `f`, during which no other task of the core runs. That takes something only where
-    /// tasks are preempted.
+    /// Calls `f` while no other task of the core can run. This costs time only where tasks are
+    /// preempted.
     fn in_one_step<T>(f: impl FnOnce() -> T) -> T {
         f()
     }
 }
 
-/// Tasks with handles that can be waited for.
+/// Runtimes with join handles.
 pub trait Join: Runtime {
-    /// Spawns a task and waits until it is done. In task context.
+    /// Spawns a task and waits until it is done. Called in task context.
     fn spawn_join<F>(&self, future: F) -> impl Future<Output = ()>
     where
         F: Future<Output = ()> + Send + 'static;
 }
 
-/// Tasks in places of the program's own, without an allocator.
+/// Runtimes whose tasks can be in places of the program, without an allocator.
 pub trait Static: Runtime {
-    /// A place for one such task at a time.
+    /// A place for one task at a time.
     type Place<F: Future<Output = ()> + Send + 'static>: 'static;
 
-    /// A place.
+    /// Makes a place.
     fn place<F>() -> Self::Place<F>
     where
         F: Future<Output = ()> + Send + 'static;
 
-    /// Spawns a task in a place that has none. In task context.
+    /// Spawns a task in a free place. Called in task context.
     fn spawn_at<F>(&self, place: &'static Self::Place<F>, future: F)
     where
         F: Future<Output = ()> + Send + 'static;
@@ -79,26 +80,28 @@ pub trait Static: Runtime {
 /// Runtimes whose wakers may be used on other cores.
 pub trait CrossCore: Runtime {}
 
-/// The places of a run's static tasks, which are there until all clones of this are dropped.
+/// The places of a run's static tasks. They live until all clones of this value are dropped.
 #[derive(Clone, Default)]
 struct Places(Rc<RefCell<Vec<Box<dyn Any>>>>);
 
 impl Places {
-    /// As many places side by side, as in a `static` array.
+    /// Makes `n` adjacent places, as in a `static` array.
     ///
     /// # Safety
     ///
-    /// No task lies in them any more when the last clone is dropped, or nobody polls it or wakes it.
+    /// When the last clone is dropped, the places hold no task, or none that is still polled or
+    /// woken.
     unsafe fn add<P: 'static>(&self, n: usize, place: impl Fn() -> P) -> &'static [P] {
         let places: Box<[P]> = (0..n).map(|_| place()).collect();
         let alive = std::ptr::from_ref(&*places);
         self.0.borrow_mut().push(Box::new(places));
-        // SAFETY: a box's content stays where it is, and the caller promises to be done when it goes.
+        // SAFETY: the content of a box does not move, and the caller promises that the places are
+        // unused when it is freed.
         unsafe { &*alive }
     }
 }
 
-/// What everybody writes who has no `yield_now`.
+/// The usual yield for runtimes without a `yield_now`.
 struct Yield {
     yielded: bool,
 }
@@ -116,18 +119,18 @@ impl Future for Yield {
     }
 }
 
-/// A place for what `main` returns, for runtimes whose tasks return nothing.
+/// A place for the output of `main`, for runtimes whose tasks return no value.
 struct Output<T>(Rc<Cell<Option<T>>>);
 
 impl<T> Output<T> {
-    /// `main` as a task, and the place where its output will be.
+    /// Makes `main` a task without an output, and a place for its output.
     fn of<M: Future<Output = T>>(main: M) -> (Self, impl Future<Output = ()>) {
         let place = Rc::default();
         let output = Self(Rc::clone(&place));
         (output, async move { place.set(Some(main.await)) })
     }
 
-    /// The output, once it is there.
+    /// Takes the output, once it is there.
     fn take(&self) -> Option<T> {
         self.0.take()
     }

@@ -1,7 +1,7 @@
 //! tokio's `current_thread` runtime.
 //!
-//! Its own `yield_now` goes by way of the driver, which costs two to four times as much as a task that wakes itself.
-//! So here tasks wake themselves.
+//! tokio's `yield_now` goes through the driver and costs two to four times as much as a task that
+//! wakes itself. Tasks wake themselves here.
 
 use tokio::runtime::Builder;
 
@@ -18,8 +18,9 @@ impl Runtime for Tokio {
     where
         M: Future<Output: 'static> + 'static,
     {
-        let runtime =
-            Builder::new_current_thread().build().expect("nothing is asked of the system");
+        let runtime = Builder::new_current_thread()
+            .build()
+            .expect("a runtime without drivers needs nothing from the system");
         runtime.block_on(main(Self))
     }
 
@@ -36,7 +37,7 @@ impl Join for Tokio {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        tokio::spawn(future).await.expect("nobody aborts it");
+        tokio::spawn(future).await.expect("the task is not aborted");
     }
 }
 

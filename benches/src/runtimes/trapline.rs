@@ -1,4 +1,4 @@
-//! Trapline, with plain, static and stackful tasks, and with plain and stackful ones together.
+//! Trapline with plain, static and stackful tasks, and with plain and stackful ones mixed.
 
 use std::cell::Cell;
 
@@ -15,17 +15,16 @@ pub struct Trapline;
 #[derive(Debug)]
 pub struct Stackful;
 
-/// Plain and stackful tasks by turns: the first that is spawned is plain.
+/// Plain and stackful tasks alternately. The first spawned task is plain.
 #[derive(Debug, Default)]
 pub struct Mixed {
     next_is_stackful: Cell<bool>,
 }
 
 fn run<M: Future>(main: M) -> M::Output {
-    // What is left of it after the shutdown is a page.
+    // After the shutdown only a page of it is left.
     let runtime: &'static trapline::Runtime = Box::leak(Box::default());
-    let output =
-        runtime.run_until(main).expect("this thread is a core that is inside of no runtime");
+    let output = runtime.run_until(main).expect("this thread is a core that is in no runtime");
     runtime.shutdown().expect("this core owns the runtime");
     output
 }
@@ -57,7 +56,7 @@ impl Join for Trapline {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        spawn(future).await.expect("nobody aborts it");
+        spawn(future).await.expect("the task is not aborted");
     }
 }
 
@@ -75,7 +74,7 @@ impl Runtime for TraplineStatic {
     where
         M: Future<Output: 'static> + 'static,
     {
-        // Until after the shutdown.
+        // They must live until after the shutdown.
         let places = Places::default();
         run(main(Self { places: places.clone() }))
     }
@@ -84,7 +83,7 @@ impl Runtime for TraplineStatic {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        // SAFETY: `run` keeps it until every task is gone.
+        // SAFETY: `run` keeps the place until every task is gone.
         let place = unsafe { self.places.add(1, StaticTask::new) };
         self.spawn_at(&place[0], future);
     }
@@ -155,7 +154,7 @@ impl Join for Stackful {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        spawn(stackful(future)).await.expect("nobody aborts it");
+        spawn(stackful(future)).await.expect("the task is not aborted");
     }
 }
 
