@@ -1,4 +1,4 @@
-//! Which files of a crate import from which, read from their sources.
+//! Reads which files of a crate import from which.
 //!
 //! A file imports from another if a `use`, or a path in its code or in its macros, leads to
 //! something that the other file defines, or names the other file's module. Re-exports are followed
@@ -440,11 +440,10 @@ fn is_test(attributes: &[Attribute]) -> bool {
 /// The paths among a macro's tokens, and the single names too. `$crate` is `crate`.
 fn paths_in(tokens: TokenStream) -> Vec<Segments> {
     let mut found = Vec::new();
-    let mut tokens = tokens.into_iter().peekable();
     let mut path = Segments::new();
     // The number of colons since the last name, or since a path of another crate began.
     let mut colons = 0;
-    while let Some(token) = tokens.next() {
+    for token in tokens {
         match token {
             TokenTree::Ident(name) => {
                 if colons != 2 && !path.is_empty() {
