@@ -68,7 +68,7 @@ fn switch<C: Coroutine>(n: usize, operations: u64) -> Sample {
 
 /// Trapline's backend, on stacks like corosensei's.
 ///
-/// This is the bare switch. It passes no values and catches no panics, as the others do, and has
+/// This is the bare switch. Unlike the others it passes no values and catches no panics, and it has
 /// none of the runtime's slices. Like those of the runtime's pool, its stacks end at different
 /// offsets within their pages (colouring), so that many of them do not compete for a few cache
 /// sets.
