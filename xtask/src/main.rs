@@ -139,7 +139,7 @@ enum Command {
         #[arg(long)]
         only: Option<String>,
     },
-    /// Print the source files in floors: a file imports only from lower ones or in its [circle]
+    /// Print the source files in floors: a file imports only from lower ones or its own circle
     Layers {
         /// Also print which file imports what from which
         #[arg(long)]
