@@ -1,5 +1,5 @@
-//! Futures with hooks around every stretch that they have the core, and the scopes that the running
-//! poll is inside of.
+//! Futures with hooks around every stretch that they have the core, and how a poll enters and
+//! leaves a [scope](crate::scope).
 
 use alloc::sync::Arc;
 use core::any::TypeId;

@@ -59,7 +59,7 @@ impl Context {
     ///
     /// # Safety
     ///
-    /// As [`StackfulBackend::prepare`].
+    /// As [`StackfulBackend::prepare`](crate::platform::backend::StackfulBackend::prepare).
     pub(crate) unsafe fn prepare(top: NonNull<u8>, main: StackMain, argument: *mut ()) -> Self {
         // SAFETY: the caller's promise is the same.
         unsafe { prepare(top, main, argument) }
@@ -69,7 +69,7 @@ impl Context {
     ///
     /// # Safety
     ///
-    /// As [`StackfulBackend::switch`].
+    /// As [`StackfulBackend::switch`](crate::platform::backend::StackfulBackend::switch).
     pub(crate) unsafe fn switch(save: *mut Self, to: Self) {
         // SAFETY: the caller's promise is the same.
         unsafe { switch(save, to) }

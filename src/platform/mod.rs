@@ -393,8 +393,8 @@ macro_rules! bind_platform {
                 main: $crate::stackful::StackMain,
                 argument: *mut (),
             ) -> $crate::stackful::Context {
-                // SAFETY: `stackful::Context::prepare` upholds the contract of the trait's
-                // function.
+                // SAFETY: `Context::prepare` (in `platform::bound`) upholds the contract of the
+                // trait's function.
                 unsafe { Backend::prepare(top, main, argument) }
             }
             #[unsafe(no_mangle)]
@@ -402,7 +402,8 @@ macro_rules! bind_platform {
                 save: *mut $crate::stackful::Context,
                 to: $crate::stackful::Context,
             ) {
-                // SAFETY: `stackful::Context::switch` upholds the contract of the trait's function.
+                // SAFETY: `Context::switch` (in `platform::bound`) upholds the contract of the
+                // trait's function.
                 unsafe { Backend::switch(save, to) }
             }
         };

@@ -30,8 +30,6 @@ impl CoreSlot {
         }
     }
 
-    /// Sets the core number that [`notify`](Self::notify) wakes. Called before the slot's waker is
-    /// made.
     /// Returns the runtime that this core is inside of, or null. Called on this core only, or for
     /// comparison.
     #[inline]
@@ -45,6 +43,8 @@ impl CoreSlot {
         self.runtime.store(runtime.cast_mut(), Ordering::Relaxed);
     }
 
+    /// Sets the core number that [`notify`](Self::notify) wakes. Called before the slot's waker is
+    /// made.
     pub(crate) fn set_core(&self, core: usize) {
         // Relaxed: the waker that reads the number came from this core after this store.
         self.core.store(core, Ordering::Relaxed);

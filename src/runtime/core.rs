@@ -258,8 +258,8 @@ impl Runtime {
         &self.inbox
     }
 
-    /// Returns the memory of finished tasks that the runtime keeps. [`ready::on_fast_path`] says
-    /// where it may be used.
+    /// Returns the memory of finished tasks that the runtime keeps.
+    /// [`ready::on_fast_path`](crate::ready::on_fast_path) says where it may be used.
     #[inline]
     pub(crate) fn free_list(&self) -> &FreeList {
         &self.local.free_list
@@ -271,7 +271,8 @@ impl Runtime {
         self.local.closed.get()
     }
 
-    /// Returns the loop's FIFO. [`ready::on_fast_path`] says where it may be used.
+    /// Returns the loop's FIFO. [`ready::on_fast_path`](crate::ready::on_fast_path) says where it
+    /// may be used.
     #[inline]
     pub(crate) fn ready(&self) -> &Fifo<Header> {
         &self.local.ready

@@ -17,7 +17,7 @@
 //!    gets the core after it has waited for a slice.
 //! 6. A task that runs on a stack is preempted as soon as a timer, an interrupt or another core
 //!    wakes something, unless its last stretch was shorter than
-//!    [`MIN_STRETCH`](crate::time::MIN_STRETCH). In that case it first runs for `MIN_STRETCH`. (A
+//!    [`MIN_STRETCH`](crate::time::alarm::MIN_STRETCH). In that case it first runs for `MIN_STRETCH`. (A
 //!    *stretch* is the time from the moment when a task's code gets the core on a stack until it
 //!    leaves the core or its poll ends.)
 //!

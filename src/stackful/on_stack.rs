@@ -133,8 +133,8 @@ impl Runtime {
     #[inline(never)]
     fn go_home(&'static self, stack: &Stack, reason: Reason) {
         self.stacks().reason.set(reason);
-        // SAFETY: as in `switch_to_loop`. The stack holds no frame of a task, only frames of the
-        // loop. Home gives the stack to the pool after the switch.
+        // SAFETY: as in `switch_to_loop` (`switch.rs`). The stack holds no frame of a task, only
+        // frames of the loop. Home gives the stack to the pool after the switch.
         unsafe { Context::switch(stack.context.as_ptr(), self.stacks().home.get()) };
     }
 

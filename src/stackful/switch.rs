@@ -52,7 +52,8 @@ impl Runtime {
     /// after the core has come home.
     #[inline(always)]
     pub(crate) fn leave_home(&'static self, task: NonNull<Header>, stack: NonNull<Stack>) -> Left {
-        // SAFETY: as in `grant_slice`.
+        // SAFETY: a stack is alive until it is freed, and only the loop, which calls this, frees
+        // stacks.
         let this = unsafe { stack.as_ref() };
         self.stacks().set_running(Some(stack));
         this.task.set(None);
@@ -107,7 +108,7 @@ impl Runtime {
         // SAFETY: a poll that has ended has left all its scopes. These are set, so their poll has
         // not ended.
         self.catch_user_panic(task, || unsafe { scope::leave(scopes) });
-        // SAFETY: as in `grant_slice`.
+        // SAFETY: as in `leave_home`.
         unsafe { stack.as_ref() }.scopes.set(scopes);
     }
 

@@ -1,4 +1,5 @@
-//! The part of a task that does not depend on its future's type.
+//! The part of a task that does not depend on its future's type. The numbered rules are in
+//! [`task`](super).
 
 use alloc::alloc::Layout;
 use core::any::TypeId;
@@ -60,7 +61,7 @@ pub(crate) struct Vtable {
     ///
     /// As for `poll`.
     pub(crate) fail: unsafe fn(NonNull<Header>, JoinError),
-    /// Returns the address of the output, an [`Outcome<T>`].
+    /// Returns the address of the output, an [`Outcome<T>`](crate::task::output::Outcome).
     ///
     /// # Safety
     ///

@@ -1,7 +1,7 @@
 //! A task: one block of memory, with a header in front and the future, later its output, behind it.
 //!
 //! The memory comes from the allocator, or is a [`StaticTask`](static_task::StaticTask). Apart from
-//! the type of their futures, tasks differ only in their [`Storage`].
+//! the type of their futures, tasks differ only in their [`Storage`](storage::Storage).
 //!
 //! # The life of a task
 //!
@@ -21,7 +21,7 @@
 //! ```
 //!
 //! The numbers stand at the functions of [`state::State`] that take the edge; edge 10, which
-//! touches no state, is [`Runtime::yield_current`].
+//! touches no state, is [`Runtime::yield_current`](crate::Runtime::yield_current).
 //!
 //! RUNNING means that the owning core has the task. The core polls the task, or has preempted it in
 //! the middle of a poll, or has the task in its own queues after a yield, or after a wake or a

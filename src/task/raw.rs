@@ -1,4 +1,5 @@
-//! A task as it lies in memory, with its future, and the functions of its vtable.
+//! A task as it lies in memory, with its future, and the functions of its vtable. The numbered
+//! rules are in [`task`](super).
 
 use alloc::alloc::Layout;
 use core::any::TypeId;

@@ -20,7 +20,8 @@ pub(crate) trait Storage: Sized + 'static {
     /// # Safety
     ///
     /// The memory is not used again, and the task in it has been dropped. `layout` is the layout of
-    /// that memory. `free_list`, and the right to call the allocator, are as for [`Header::free`].
+    /// that memory. `free_list`, and the right to call the allocator, are as for
+    /// [`Header::free`](crate::task::header::Header::free).
     unsafe fn free(self, memory: NonNull<u8>, layout: Layout, free_list: Option<&FreeList>);
 }
 

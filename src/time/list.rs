@@ -1,4 +1,4 @@
-//! The timers of a core.
+//! A core's timers: a list in the order of their deadlines. Its nodes lie in the futures that wait.
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -9,9 +9,9 @@ use crate::time::alarm::NEVER;
 
 /// The timers of one core, in the order in which they fire.
 ///
-/// Only the core itself inserts timers and fires them. Any core may take a [`Sleep`] out: a core
-/// that drops it, or a core that polls it in another runtime and then puts it into that runtime's
-/// list. An interrupt only reads `next`.
+/// Only the core itself inserts timers and fires them. Any core may take a
+/// [`Sleep`](super::Sleep) out: a core that drops it, or a core that polls it in another runtime and
+/// then puts it into that runtime's list. An interrupt only reads `next`.
 #[derive(Debug)]
 pub(crate) struct Timers {
     list: SpinLock<List>,
@@ -182,7 +182,7 @@ impl Timers {
     }
 }
 
-/// The state in which a [`Sleep`] found its timer.
+/// The state in which a [`Sleep`](super::Sleep) found its timer.
 pub(super) struct Found {
     pub(super) fired: bool,
     /// The waker that the timer had. It is dropped outside of the lock, since its drop may run user

@@ -1,4 +1,5 @@
-//! A core's timers: a list in the order of their deadlines. Its nodes lie in the futures that wait.
+//! Sleeping: futures that wait for a deadline. The timer of such a future is a node in its
+//! runtime's list of timers, and lies in the future itself.
 
 use core::cell::UnsafeCell;
 use core::fmt;
@@ -12,7 +13,7 @@ use core::time::Duration;
 use crate::platform::bound;
 use crate::preempt::guard::PreemptGuard;
 use crate::runtime::core::Runtime;
-use crate::time::Instant;
+use crate::time::instant::{Instant, now};
 use crate::time::list::Node;
 use crate::yield_now::yield_in;
 
@@ -20,7 +21,7 @@ use crate::yield_now::yield_in;
 /// is over at the first poll, as with a `duration` of zero, the future lets other tasks have the
 /// core once, as [`yield_now`](crate::yield_now()) does.
 pub fn sleep(duration: Duration) -> Sleep {
-    sleep_until(super::now() + duration)
+    sleep_until(now() + duration)
 }
 
 /// Waits until `deadline`. If that has passed at the first poll, the future lets other tasks have

@@ -1,10 +1,10 @@
-//! A kernel that has all of its own: boot, trap vector, timer, console, per-core register. It takes nothing of
-//! `hal-shim`'s but the linker script.
+//! A kernel that has all of its own: boot, trap vector, timer, console, per-core register. It takes
+//! nothing of `hal-shim`'s but the linker script.
 //!
-//! Of Trapline it uses what such a kernel uses: the runtime, the native switch, and the one function that
-//! its timer handler calls after it has acknowledged the timer, [`preempt::on_timer`]. No trap entry,
-//! no trap context. The machines' files are what a port consists of; read `own_vector/kernel.rs` first,
-//! then the one of your architecture.
+//! Of Trapline it uses what such a kernel uses: the runtime, the native switch, and the one
+//! function that its timer handler calls after it has acknowledged the timer,
+//! [`preempt::on_timer`]. No trap entry, no trap context. The machines' files are what a port
+//! consists of; read `own_vector/kernel.rs` first, then the one of your architecture.
 //!
 //! It checks that preemption works from such a handler and that Trapline never touches what is the
 //! kernel's: the vector, the per-core register, the scratch registers.

@@ -24,8 +24,8 @@ struct Checked {
 }
 
 const CHECKED: [Checked; 2] = [
-    // Lower these when the circle gets smaller.
-    Checked { root: "src/lib.rs", circles: 1, largest: 24 },
+    // `Header` and `Runtime` know each other.
+    Checked { root: "src/lib.rs", circles: 1, largest: 2 },
     Checked { root: "xtask/src/main.rs", circles: 0, largest: 0 },
 ];
 
