@@ -61,11 +61,12 @@ pub fn in_signal_handler(f: impl FnOnce()) {
 /// To be called in what [`on_soft`] was given.
 #[cfg(target_os = "none")]
 pub fn nested<R>(f: impl FnOnce() -> R) -> R {
+    use crate::bare::Processor as _;
     let _masked = Machine.mask_interrupts();
     // SAFETY: in a handler; dropped below, with interrupts masked; `on_trap` ends in `on_interrupt`.
     let guard = unsafe { trapline::preempt::InterruptGuard::new() };
     // SAFETY: they are masked, for nothing else than the handler, which is ready for others.
-    unsafe { Machine.restore_interrupts(machine::ENABLED) };
+    unsafe { Machine.restore_interrupts(machine::Cpu::ENABLED) };
     let result = f();
     let _masked = Machine.mask_interrupts();
     drop(guard);

@@ -3,21 +3,22 @@
 use core::fmt;
 use core::ptr::NonNull;
 
+use crate::bare::{self, paging};
 use crate::machine;
 
 /// An address space: the kernel's part, which user mode cannot reach, and pages for a user program.
 ///
 /// User addresses from 0x10_0000_0000 to 0x3f_ffff_ffff can be mapped. Dropped, it gives its pages back.
 #[derive(Debug)]
-pub struct Space(machine::Space);
+pub struct Space(bare::Space);
 
 impl Space {
     /// The size of a page in bytes.
-    pub const PAGE: usize = machine::Space::PAGE;
+    pub const PAGE: usize = paging::PAGE;
 
     /// A space with the kernel's part only; `None` if there is no memory.
     pub fn new() -> Option<Self> {
-        machine::Space::new().map(Self)
+        bare::Space::new().map(Self)
     }
 
     /// Maps `pages` pages of zeroes from `address` on. Pages can always be read.
@@ -28,7 +29,7 @@ impl Space {
     pub fn map(&mut self, address: usize, pages: usize, rights: Rights) -> Result<(), MapError> {
         let size = pages.checked_mul(Self::PAGE).ok_or(MapError::NotUser)?;
         let end = address.checked_add(size).ok_or(MapError::NotUser)?;
-        let user = machine::Space::USER;
+        let user = bare::Space::USER;
         if address < user.start || end > user.end {
             return Err(MapError::NotUser);
         }
@@ -64,7 +65,7 @@ impl Space {
 
     /// Where the kernel finds the byte at `address`.
     fn find(&self, address: usize) -> Option<NonNull<u8>> {
-        machine::Space::USER.contains(&address).then(|| self.0.find(address))?
+        bare::Space::USER.contains(&address).then(|| self.0.find(address))?
     }
 
     /// Loads it on this core.
@@ -79,7 +80,7 @@ impl Space {
 
     /// Loads the kernel's own on this core, which has no user part.
     pub fn unload() {
-        machine::Space::unload();
+        bare::Space::unload();
     }
 }
 

@@ -6,12 +6,12 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use trapline::arch::{MIN_EMERGENCY_STACK, TrapContext, TrapCore, install_trap_entry};
-use trapline::platform::{CoreSlot, InInterrupt, Platform as _};
+use trapline::platform::{CoreSlot, Platform as _};
 use trapline::preempt;
 use trapline::trap::Trap;
 
-use super::fail;
-use crate::machine::{self, Machine};
+use super::{Machine, Processor as _, fail, paging};
+use crate::machine::{self, Cpu};
 use crate::{StartError, heap, interrupt};
 
 /// How many cores can be used.
@@ -87,7 +87,7 @@ impl Core {
     /// The core that calls.
     #[inline]
     pub(crate) fn here() -> &'static Self {
-        let core: *const Self = machine::this_core().cast();
+        let core: *const Self = Cpu::this_core().cast();
         // SAFETY: from its first instructions on each core has the address of an element of CORES
         // there.
         unsafe { &*core }
@@ -103,15 +103,10 @@ impl Core {
         top - BOOT_STACK..top
     }
 
-    #[inline]
-    pub(crate) fn in_interrupt(&self) -> InInterrupt {
-        if self.in_interrupt.load(Ordering::Relaxed) { InInterrupt::Yes } else { InInterrupt::No }
-    }
-
     /// Raises the software interrupt on the calling core.
     pub(super) fn raise(&self) {
         self.is_raised.store(true, Ordering::Relaxed);
-        machine::notify(self);
+        Cpu::notify(self);
         let are_enabled = {
             let state = Machine.mask_interrupts();
             // SAFETY: what was just returned.
@@ -128,7 +123,7 @@ impl Core {
     pub(crate) fn wake(&self) {
         // Release: what was written before is seen by the handler.
         if self.is_notified.swap(1, Ordering::AcqRel) == 0 {
-            machine::notify(self);
+            Cpu::notify(self);
         }
     }
 }
@@ -252,13 +247,13 @@ fn on_trap(context: &mut TrapContext) {
     core.in_interrupt.store(true, Ordering::Relaxed);
     match context.trap() {
         Trap::Timer => {
-            machine::acknowledge_alarm();
+            Cpu::acknowledge_alarm();
             // SAFETY: the interrupt is acknowledged, and all that remains is to return.
             unsafe { preempt::on_timer() };
         }
-        Trap::Interrupt(machine::SOFT) => {
+        Trap::Interrupt(Cpu::SOFT) => {
             // Before looking who it was for: what comes from here on raises it again.
-            machine::acknowledge_soft();
+            Cpu::acknowledge_soft();
             // Acquire: what was written before a wake is seen by the runtime's look at its inbox.
             core.is_notified.swap(0, Ordering::AcqRel);
             if core.is_raised.load(Ordering::Relaxed) {
@@ -271,18 +266,18 @@ fn on_trap(context: &mut TrapContext) {
         other => on_fault(context, other, outer),
     }
     core.in_interrupt.store(outer, Ordering::Relaxed);
-    machine::before_return(context);
+    Cpu::before_return(context);
 }
 
 /// A fault, an interrupt that cannot be masked, or the like; `in_handler`: in the handler of an interrupt.
 #[cold]
 fn on_fault(context: &mut TrapContext, trap: Trap, in_handler: bool) {
-    if machine::answers(trap) {
+    if Cpu::is_spurious(trap) || paging::is_stale(trap) {
         return;
     }
     let is_overflow = context.is_overflow();
     if is_overflow && !in_handler {
-        machine::after_overflow();
+        Cpu::after_overflow();
     }
     // A handler that needs more than HANDLER_STACK may hold locks, so its task is not to be ended alone.
     if is_overflow && in_handler || !crate::trap::handle(context) {

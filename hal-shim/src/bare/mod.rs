@@ -3,8 +3,12 @@
 //! [`mod@cores`] starts cores and handles their traps, [`memory`] is the heap, [`windows`] says where stacks lie, and this file the console
 //! and the end. A machine's own module has the rest: how it boots, its registers and its devices.
 
+#[cfg(not(target_arch = "riscv64"))]
+pub(crate) mod clock;
 mod cores;
 mod memory;
+pub(crate) mod paging;
+mod platform;
 mod windows;
 
 use core::fmt::{self, Write as _};
@@ -18,8 +22,10 @@ use uart_16550::Config;
 
 pub(crate) use self::cores::{CORES, Core, cores, main, main_other, set_cores, start_core};
 pub(crate) use self::memory::HEAP;
+pub(crate) use self::paging::Space;
+pub(crate) use self::platform::{Machine, Processor};
 pub(crate) use self::windows::Windows;
-use crate::machine::{self, Machine, Uart};
+use crate::machine::{self, Uart};
 
 // SAFETY: only here, under the lock.
 static CONSOLE: SpinMutex<Uart> = SpinMutex::new(unsafe { machine::uart() });

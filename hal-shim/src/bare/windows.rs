@@ -2,6 +2,8 @@
 
 use core::ops::Range;
 
+use super::paging::PAGE;
+
 /// How much below a stack is mapped nowhere, in bytes. It is more than a page, since two of the three machines'
 /// compilers touch nothing on the way down to the end of a large frame: see
 /// [`Platform::allocate_stack`](trapline::platform::Platform::allocate_stack).
@@ -21,8 +23,6 @@ pub(crate) struct Windows {
     /// How many there are. One stack has this many neighbours within reach, less one, if all are as small
     /// as they can be.
     pub(crate) number: usize,
-    /// How large a page is.
-    pub(crate) page: usize,
 }
 
 impl Windows {
@@ -39,7 +39,7 @@ impl Windows {
             .find(|place| {
                 let end = place + memory.len();
                 let around = (place - GUARD..*place).chain(end..end + GUARD);
-                !around.step_by(self.page).any(&mut is_mapped)
+                !around.step_by(PAGE).any(&mut is_mapped)
             })
     }
 

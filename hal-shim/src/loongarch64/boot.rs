@@ -12,9 +12,10 @@ use core::sync::atomic::Ordering;
 
 use spin::Once;
 
-use super::platform::{IPI_LINE, TIMER_LINE, notify, set_clock};
+use super::platform::{Cpu, IPI_LINE, TIMER_LINE, set_clock};
 use super::{CACHED, UNCACHED, csr, fw_cfg, physical, space};
-use crate::bare::{self, CORES, Core, HEAP, fail, init_console, set_cores};
+use crate::bare::paging::RAM_END;
+use crate::bare::{self, CORES, Core, HEAP, Processor as _, fail, init_console, set_cores};
 
 /// CRMD: paging on (and the direct map with it), memory is cached, privilege level 0, interrupts masked.
 const PAGING: usize = 0xb0;
@@ -124,7 +125,7 @@ extern "C" fn boot() -> ! {
         fail(format_args!("the kernel does not lie in memory that the machine tells of"))
     };
     // SAFETY: once, and the linker script puts nothing from there on.
-    unsafe { HEAP.add(start..CACHED | end.min(space::RAM_END)) };
+    unsafe { HEAP.add(start..CACHED | end.min(RAM_END)) };
     WORDS.call_once(|| String::from_utf8_lossy(&fw_cfg::words()).into_owned());
     space::init_core();
     bare::main()
@@ -153,7 +154,7 @@ pub(crate) fn words() -> impl Iterator<Item = &'static str> {
 /// Starts a core that has its boot stack.
 pub(crate) fn bring_up(core: &'static Core) -> Result<(), isize> {
     send_mail(core.number(), physical(_start as *const () as usize));
-    notify(core);
+    Cpu::notify(core);
     Ok(())
 }
 

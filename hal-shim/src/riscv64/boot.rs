@@ -14,9 +14,10 @@ use fdt::standard_nodes::Cpu;
 use riscv::register::sie;
 use trapline::platform::Platform as _;
 
-use super::platform::{Machine, set_clock};
+use super::platform::set_clock;
 use super::space;
-use crate::bare::{self, CORES, Core, HEAP, fail, init_console, set_cores};
+use crate::bare::paging::RAM_END;
+use crate::bare::{self, CORES, Core, HEAP, Machine, Space, fail, init_console, set_cores};
 
 /// Where the ABI has FP registers, they are on from the beginning (FS is Initial), else off.
 const FS: usize = if cfg!(target_feature = "d") { 1 << 13 } else { 0 };
@@ -136,18 +137,18 @@ extern "C" fn boot(hart: usize, device_tree: *mut u8) -> ! {
     let Some(cpu) = tree.cpus().next() else { fail(format_args!("the device tree has no cpu")) };
     set_clock(cpu.timebase_frequency() as u64, has_sstc(cpu));
     let start = (&raw const __heap_start).addr();
-    let end = end_of_memory(&tree, start).min(space::RAM_END);
+    let end = end_of_memory(&tree, start).min(RAM_END);
     // SAFETY: once, and the linker script puts nothing from there on.
     unsafe { HEAP.add(start..end) };
     if space::init(start..end).is_none() {
         fail(format_args!("no memory for page tables"));
     }
-    space::load_kernel();
+    Space::unload();
     bare::main()
 }
 
 extern "C" fn boot_other() -> ! {
-    space::load_kernel();
+    Space::unload();
     bare::main_other()
 }
 

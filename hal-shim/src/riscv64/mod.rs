@@ -13,13 +13,10 @@ use uart_16550::Uart16550;
 use uart_16550::backend::MmioBackend;
 
 pub(crate) use self::boot::{bring_up, init_core, words};
-pub(crate) use self::platform::{
-    Machine, SIE as ENABLED, SOFT, acknowledge_alarm, acknowledge_soft, after_overflow, answers,
-    before_return, notify, this_core,
-};
-pub(crate) use self::space::Space;
+pub(crate) use self::platform::Cpu;
+pub(crate) use self::space::Format;
 pub(crate) use crate::bare::{
-    HEAP, allowance, boot_stack, cores, isolated, passes, raise, start_core, write,
+    HEAP, Machine, allowance, boot_stack, cores, isolated, passes, raise, start_core, write,
 };
 
 /// The console's device.

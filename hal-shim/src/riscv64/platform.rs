@@ -1,42 +1,13 @@
-//! What Trapline asks of a kernel, and the handler of all traps.
+//! The registers that the platform needs: interrupts, the timer and the clock.
 
 use core::arch::asm;
-use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use riscv::register::{sie, sip, time};
 use sbi_rt::HartMask;
-use trapline::arch::{Native, TrapContext};
-use trapline::platform::{CoreSlot, InInterrupt, Interrupts, Platform};
-use trapline::trap::{Access, Trap};
+use trapline::platform::Interrupts;
 
-use super::space;
-use crate::bare::{CORES, Core};
-
-/// The machine as a platform.
-pub(crate) struct Machine;
-
-trapline::bind_platform!(static MACHINE: Machine = Machine);
-
-/// The address of the core that calls, which is in `tp`.
-#[inline]
-pub(crate) fn this_core() -> *const () {
-    let core;
-    // SAFETY: reads a register that is the same for as long as a stack stays on its core, which
-    // is as long as the code that reads it can tell the difference.
-    unsafe { asm!("mv {}, tp", out(reg) core, options(pure, nomem, nostack, preserves_flags)) };
-    core
-}
-
-/// Causes a software interrupt on `core`.
-pub(crate) fn notify(core: &Core) {
-    if core::ptr::eq(core, Core::here()) {
-        // SAFETY: its handler is there.
-        unsafe { sip::set_ssoft() };
-    } else {
-        sbi_rt::send_ipi(HartMask::from_mask_base(1, core.id.load(Ordering::Relaxed)));
-    }
-}
+use crate::bare::{Core, Processor};
 
 /// Ticks of the clock in a second.
 static FREQUENCY: AtomicU64 = AtomicU64::new(1);
@@ -69,6 +40,8 @@ fn to_ticks(at: u64) -> u64 {
     }
 }
 
+/// Sets the clock's frequency, and whether the harts have the extension sstc. Called once, by core
+/// 0, before anything asks for the time.
 pub(super) fn set_clock(frequency: u64, has_sstc: bool) {
     let frequency = frequency.max(1);
     FREQUENCY.store(frequency, Ordering::Relaxed);
@@ -77,46 +50,40 @@ pub(super) fn set_clock(frequency: u64, has_sstc: bool) {
     HAS_SSTC.store(has_sstc, Ordering::Relaxed);
 }
 
-/// `sstatus.SIE`, where `mask_interrupts` finds and `restore_interrupts` leaves it.
-pub(crate) const SIE: usize = 1 << 1;
+/// `sstatus.SIE`: interrupts are enabled.
+const SIE: usize = 1 << 1;
 
-// SAFETY: the trait's list, in its order.
-// - slot, core: of a static table, by `tp`.
-// - now: the time CSR, the same on all harts, rounded down.
-// - The alarm is the S-mode timer, whose trap `on_trap` acknowledges before it calls `on_timer`.
-// - Masking is SIE. Nothing else than interrupts calls into Trapline from a trap.
+/// A hart in S-mode.
+pub(crate) struct Cpu;
+
+// SAFETY:
+// - this_core: `tp`, which the boot code sets.
+// - now: the time CSR, the same on all harts.
+// - set_alarm: the S-mode timer, by sstc or by the firmware.
 // - park: `wfi` ends for an interrupt that is pending and enabled in `sie`, whatever SIE says.
-// - wake: a software interrupt, by the firmware, whose trap calls `on_interrupt`. One that has not
-//   been handled stands for all that come later; the handler's swap sees what they wrote.
-// - in_interrupt: precise, set and cleared by `on_trap`, and by `enable_interrupts` for a handler
-//   that has left its stack.
-// - interrupts: SIE, which the processor clears for a trap.
-// - may_preempt, may_end: always; a panic ends the machine with interrupts masked.
-// - Stacks are from the heap, mapped a second time, where 64 KiB below are not mapped.
-// - There is no other per-core data than this crate's own, which it touches with interrupts masked
-//   or by single loads and stores.
-// - A handler enables interrupts by leaving its stack or in `interrupt::nested`, with the guard.
-unsafe impl Platform for Machine {
-    type Backend = Native;
+// - Masking is SIE, which the processor clears for a trap.
+// - notify: the supervisor software interrupt; for another hart, the firmware causes it.
+unsafe impl Processor for Cpu {
+    const SOFT: usize = 1;
+    const ENABLED: usize = SIE;
 
     #[inline]
-    fn slot(&self) -> &'static CoreSlot {
-        &Core::here().slot
+    fn this_core() -> *const () {
+        let core;
+        // SAFETY: reads a register. It stays the same for as long as a stack stays on its core, and
+        // code can tell the difference only for that long.
+        unsafe { asm!("mv {}, tp", out(reg) core, options(pure, nomem, nostack, preserves_flags)) };
+        core
     }
 
     #[inline]
-    fn core(&self) -> usize {
-        Core::here().number()
-    }
-
-    #[inline]
-    fn now(&self) -> u64 {
+    fn now() -> u64 {
         to_nanoseconds(time::read64())
     }
 
-    fn set_alarm(&self, at: u64) {
+    fn set_alarm(at: u64) {
         if at == u64::MAX {
-            // SAFETY: no interrupt comes that the caller doesn't know.
+            // SAFETY: disables an interrupt, so no new one comes.
             unsafe { sie::clear_stimer() };
             return;
         }
@@ -128,90 +95,62 @@ unsafe impl Platform for Machine {
         } else {
             sbi_rt::set_timer(ticks);
         }
-        // SAFETY: its handler is there.
+        // SAFETY: the trap entry, which handles it, was installed before.
         unsafe { sie::set_stimer() };
     }
 
-    fn park(&self) {
+    #[inline]
+    fn park() {
         riscv::asm::wfi();
     }
 
-    fn wake(&self, core: usize) {
-        if let Some(core) = CORES.get(core) {
-            core.wake();
-        }
-    }
-
     #[inline]
-    fn mask_interrupts(&self) -> usize {
+    fn mask() -> usize {
         let status: usize;
-        // SAFETY: masking interrupts is no danger to memory. As it may touch memory for all that
-        // the compiler knows, nothing moves across it.
+        // SAFETY: masking interrupts affects no memory. Without `nomem`, it is a barrier for the
+        // compiler.
         unsafe { asm!("csrrci {}, sstatus, {}", out(reg) status, const SIE, options(nostack)) };
         status & SIE
     }
 
     #[inline]
-    unsafe fn restore_interrupts(&self, state: usize) {
-        // SAFETY: the caller promises that they were enabled before. A barrier as above.
+    unsafe fn restore(state: usize) {
+        // SAFETY: the caller's promise. A barrier as above.
         unsafe { asm!("csrs sstatus, {}", in(reg) state, options(nostack)) };
     }
 
-    unsafe fn enable_interrupts(&self) {
-        Core::here().in_interrupt.store(false, Ordering::Relaxed);
-        // SAFETY: the caller promises that this is the time. A barrier as above.
+    #[inline]
+    unsafe fn enable() {
+        // SAFETY: the caller's promise. A barrier as above.
         unsafe { asm!("csrsi sstatus, {}", const SIE, options(nostack)) };
     }
 
     #[inline]
-    fn interrupts(&self) -> Interrupts {
+    fn interrupts() -> Interrupts {
         let status: usize;
-        // SAFETY: reads a register. Not pure: another call may find it otherwise.
+        // SAFETY: reads a register. Not pure: another call may read another value.
         unsafe {
             asm!("csrr {}, sstatus", out(reg) status, options(nomem, nostack, preserves_flags));
         }
         if status & SIE != 0 { Interrupts::Enabled } else { Interrupts::Masked }
     }
 
-    #[inline]
-    fn in_interrupt(&self) -> InInterrupt {
-        Core::here().in_interrupt()
+    fn notify(core: &Core) {
+        if core::ptr::eq(core, Core::here()) {
+            // SAFETY: the trap entry, which handles it, was installed before.
+            unsafe { sip::set_ssoft() };
+        } else {
+            sbi_rt::send_ipi(HartMask::from_mask_base(1, core.id.load(Ordering::Relaxed)));
+        }
     }
 
-    fn allocate_stack(&self, size: usize) -> Option<NonNull<u8>> {
-        space::allocate_stack(size)
+    fn acknowledge_alarm() {
+        // SAFETY: disables an interrupt; `set_alarm` enables the next one.
+        unsafe { sie::clear_stimer() };
     }
 
-    unsafe fn free_stack(&self, base: NonNull<u8>, size: usize) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { space::free_stack(base, size) }
+    fn acknowledge_soft() {
+        // SAFETY: only the trap handler, which calls this, waits for the interrupt.
+        unsafe { sip::clear_ssoft() };
     }
 }
-
-/// The software interrupt's number.
-pub(crate) const SOFT: usize = 1;
-
-pub(crate) fn acknowledge_alarm() {
-    // SAFETY: `set_alarm` enables the next one.
-    unsafe { sie::clear_stimer() };
-}
-
-pub(crate) fn acknowledge_soft() {
-    // SAFETY: nobody else waits for it.
-    unsafe { sip::clear_ssoft() };
-}
-
-/// Whether a trap is the machine's own matter: this core's TLB had kept from before that a stack isn't there.
-pub(crate) fn answers(trap: Trap) -> bool {
-    match trap {
-        Trap::PageFault { addr, access: Access::Read | Access::Write } => space::is_mapped(addr),
-        _ => false,
-    }
-}
-
-/// Nothing is to be done: `wfi` needs no interrupts, so none comes between.
-pub(crate) fn before_return(_: &mut TrapContext) {}
-
-/// Nothing is to be done: the entry finds an overflow before an interrupt is acknowledged, so that still is
-/// pending.
-pub(crate) fn after_overflow() {}

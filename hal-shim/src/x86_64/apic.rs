@@ -9,8 +9,8 @@ use trapline::platform::Platform as _;
 use x86::instructions::port::Port;
 use x86::registers::model_specific::Msr;
 
-use super::Machine;
-use crate::bare::fail;
+use crate::bare::clock::{FRACTION, scale};
+use crate::bare::{Machine, fail};
 
 /// Where every processor has its own.
 pub(super) const BASE: usize = 0xfee0_0000;
@@ -127,11 +127,6 @@ pub(super) fn notify(to: u32) {
 static NANOSECONDS: AtomicU64 = AtomicU64::new(0);
 static TIMER_TICKS: AtomicU64 = AtomicU64::new(0);
 
-fn scale(value: u64, factor: &AtomicU64) -> u64 {
-    let scaled = u128::from(value) * u128::from(factor.load(Ordering::Relaxed));
-    (scaled >> 32) as u64
-}
-
 fn time_stamp() -> u64 {
     // SAFETY: every 64-bit processor has it.
     unsafe { _rdtsc() }
@@ -213,8 +208,8 @@ impl Speed {
         }
         let nanoseconds = interval * 1_000_000_000 / FREQUENCY;
         Self {
-            nanoseconds: (nanoseconds << 32) / stamp,
-            timer_ticks: (u64::from(timer) << 32).div_ceil(nanoseconds),
+            nanoseconds: (nanoseconds << FRACTION) / stamp,
+            timer_ticks: (u64::from(timer) << FRACTION).div_ceil(nanoseconds),
         }
     }
 

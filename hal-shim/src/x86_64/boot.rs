@@ -14,10 +14,11 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 
 use trapline::platform::Platform as _;
 
-use super::platform::{Machine, become_core};
+use super::platform::become_core;
 use super::space::{self, BOOT_GIBS, GLOBAL, KERNEL, LARGE, PRESENT, Tables, WRITE};
 use super::{FINISHER, UART, apic};
-use crate::bare::{self, CORES, Core, HEAP, fail, init_console, set_cores};
+use crate::bare::paging::RAM_END;
+use crate::bare::{self, CORES, Core, HEAP, Machine, fail, init_console, set_cores};
 
 unsafe extern "C" {
     /// The linker script's: not data, but where the free memory begins.
@@ -353,13 +354,13 @@ fn init_memory(info: &StartInfo) {
         // SAFETY: once, and the linker script puts nothing there.
         unsafe { HEAP.add(region) };
     }
-    let Some(end) = memory(info, start..space::RAM_END).map(|region| region.end).max() else {
+    let Some(end) = memory(info, start..RAM_END).map(|region| region.end).max() else {
         fail(format_args!("the loader's memory map has no memory beyond the kernel"))
     };
     if space::init(end).is_none() {
         fail(format_args!("no memory for page tables"));
     }
-    for region in memory(info, BOOT_MAP..space::RAM_END) {
+    for region in memory(info, BOOT_MAP..RAM_END) {
         // SAFETY: once, and it is mapped now.
         unsafe { HEAP.add(region) };
     }

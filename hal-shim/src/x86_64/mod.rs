@@ -16,13 +16,10 @@ use x86::instructions::port::Port;
 
 pub(crate) use self::apic::{init_core, instructions};
 pub(crate) use self::boot::{bring_up, words};
-pub(crate) use self::platform::{
-    IF as ENABLED, Machine, SOFT, acknowledge_alarm, acknowledge_soft, after_overflow, answers,
-    before_return, notify, raise_nmi, this_core,
-};
-pub(crate) use self::space::Space;
+pub(crate) use self::platform::{Cpu, raise_nmi};
+pub(crate) use self::space::Format;
 pub(crate) use crate::bare::{
-    HEAP, allowance, boot_stack, cores, isolated, passes, raise, start_core, write,
+    HEAP, Machine, allowance, boot_stack, cores, isolated, passes, raise, start_core, write,
 };
 
 /// The console's device.
