@@ -6,7 +6,7 @@ use trapline::preempt::PreemptGuard;
 
 use crate::machine;
 
-/// Gathers what one `println!` prints, so that it reaches the console in one piece.
+/// Collects the output of one `println!`, so that it reaches the console in one piece.
 struct Line {
     bytes: [u8; 256],
     used: usize,
@@ -35,11 +35,11 @@ impl Write for Line {
     }
 }
 
-/// What `print!` and `println!` call.
+/// `print!` and `println!` call this.
 pub fn _print(arguments: fmt::Arguments<'_>) {
     let _guard = PreemptGuard::new();
     let mut line = Line { bytes: [0; 256], used: 0 };
-    // `Line` cannot fail; a `Display` of the caller's that says it has failed ends its own text.
+    // `Line` does not fail. If a `Display` of the caller's fails, its text ends there.
     let _ = line.write_fmt(arguments);
     line.flush();
 }

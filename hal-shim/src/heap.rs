@@ -1,7 +1,7 @@
-//! The global allocator: the machine's, counted, and made to fail where a test wants it.
+//! The global allocator: it counts, and passes calls on to the machine's. A test can make it fail.
 //!
-//! [`entry!`](crate::entry) installs it; a program without `entry!` does with [`heap!`](crate::heap!). Without
-//! it, nothing is counted.
+//! [`entry!`](crate::entry) installs it; a program without `entry!` installs it by
+//! [`heap!`](crate::heap!). Otherwise nothing is counted.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -11,13 +11,14 @@ use trapline::preempt::NoPreempt;
 use crate::interrupt::masked;
 use crate::machine;
 
-/// What [`heap!`](crate::heap!) installs.
+/// The type of the allocator that [`heap!`](crate::heap!) installs.
 pub type Heap = NoPreempt<Counted>;
 
-/// The one that there is.
+/// The allocator.
 pub const HEAP: Heap = NoPreempt(Counted);
 
-/// Makes [`HEAP`] the program's global allocator, as [`entry!`](crate::entry) does too: once in a program.
+/// Makes [`HEAP`] the program's global allocator, as [`entry!`](crate::entry) does too. To be used
+/// once in a program.
 #[macro_export]
 macro_rules! heap {
     () => {
@@ -30,18 +31,18 @@ static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 static FREES: AtomicUsize = AtomicUsize::new(0);
 static BYTES_LIVE: AtomicUsize = AtomicUsize::new(0);
 
-/// What the whole program, on all its cores, has asked of the heap since it started.
+/// The use of the heap by the whole program, on all its cores, since it started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts {
     /// Allocations that were granted.
     pub allocations: usize,
-    /// Allocations that were given back.
+    /// Allocations that were freed.
     pub frees: usize,
-    /// Bytes in allocations that were granted and not given back.
+    /// Bytes in allocations that were granted and not freed.
     pub bytes_live: usize,
 }
 
-/// The counts now. Exact when no other core and no other thread is busy.
+/// Returns the counts. They are exact while no other core and no other thread uses the heap.
 pub fn counts() -> Counts {
     Counts {
         allocations: ALLOCATIONS.load(Ordering::Relaxed),
@@ -50,18 +51,18 @@ pub fn counts() -> Counts {
     }
 }
 
-/// Lets this core have `n` more allocations and refuses all that it asks for after them, until this
-/// is called again. `None` refuses nothing.
+/// Grants this core `n` more allocations and refuses all after them, until this is called again.
+/// `None` refuses none.
 pub fn fail_after(n: Option<usize>) {
     machine::allowance(|allowance| allowance.store(n.unwrap_or(UNLIMITED), Ordering::Relaxed));
 }
 
-/// The allowance of a core of which no test wants anything.
+/// The allowance of a core on which no allocation is refused.
 pub(crate) const UNLIMITED: usize = usize::MAX;
 
-/// Takes one off this core's allowance.
+/// Decrements this core's allowance. Returns whether the allocation is refused.
 fn refused() -> bool {
-    // A load and a store: no other core has this one, and interrupts are masked.
+    // A load and a store are enough: no other core uses it, and interrupts are masked.
     machine::allowance(|allowance| match allowance.load(Ordering::Relaxed) {
         UNLIMITED => false,
         0 => true,
@@ -74,7 +75,8 @@ fn refused() -> bool {
 
 /// The machine's allocator with the counts.
 ///
-/// Interrupts are masked inside: a handler that allocates may have interrupted an allocation.
+/// Interrupts are masked in each call: otherwise, a handler that allocates could interrupt an
+/// allocation.
 #[derive(Debug)]
 pub struct Counted;
 
@@ -88,7 +90,7 @@ impl Counted {
     }
 }
 
-// SAFETY: every call is passed on to an allocator, or answered with null.
+// SAFETY: each call is passed on to an allocator, or refused with null.
 unsafe impl GlobalAlloc for Counted {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         masked(|| {
@@ -119,7 +121,7 @@ unsafe impl GlobalAlloc for Counted {
         })
     }
 
-    /// Counts as one allocation that changes its size.
+    /// Counts no new allocation: the allocation changes its size.
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         masked(|| {
             if refused() {

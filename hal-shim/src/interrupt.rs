@@ -1,4 +1,4 @@
-//! An interrupt that a program raises itself, to see what its handler may do.
+//! The software interrupt, which a program raises itself, and the masking of interrupts.
 
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicPtr, Ordering};
@@ -9,27 +9,29 @@ use crate::machine::{self, Machine};
 
 static HANDLER: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
 
-/// Sets what the software interrupt of every core calls, in interrupt context, before it ends with
-/// [`preempt::on_interrupt`](trapline::preempt::on_interrupt).
+/// Sets the function that each core's software interrupt calls, in interrupt context, before it
+/// ends with [`preempt::on_interrupt`](trapline::preempt::on_interrupt).
 pub fn on_soft(f: fn()) {
-    // Release: what the caller prepared for its handler is there before the handler.
+    // Release: the handler sees what the caller prepared for it.
     HANDLER.store(f as *mut (), Ordering::Release);
 }
 
 /// Raises the software interrupt on the calling core: at once, or as soon as interrupts are no
-/// longer masked. Callable in any context. On Linux, without effect in a thread that is no core.
+/// longer masked. Callable in any context. On Linux, it has no effect in a thread that is no core.
 pub fn raise() {
     machine::raise()
 }
 
-/// Calls `f` with this core's interrupts masked: what comes meanwhile is taken right at the end.
+/// Calls `f` with this core's interrupts masked. Interrupts that come meanwhile are taken at its
+/// end.
 #[inline]
 pub fn masked<R>(f: impl FnOnce() -> R) -> R {
     let _masked = mask();
     f()
 }
 
-/// Masks this core's interrupts until what this returns drops, the latest first.
+/// Masks this core's interrupts until the returned value is dropped. Values must be dropped in
+/// reverse order.
 #[inline]
 pub fn mask() -> Masked {
     Masked { state: Machine.mask_interrupts(), not_send: PhantomData }
@@ -39,33 +41,34 @@ pub fn mask() -> Masked {
 #[must_use = "interrupts are masked for as long as it lives"]
 pub struct Masked {
     state: usize,
-    /// They are this core's.
+    /// The state is this core's.
     not_send: PhantomData<*mut ()>,
 }
 
 impl Drop for Masked {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: the pair of the call in `mask`.
+        // SAFETY: the state is from the call in `mask`.
         unsafe { Machine.restore_interrupts(self.state) };
     }
 }
 
-/// Calls `f`, in a signal handler of the program's own: for Trapline, that is an interrupt.
+/// Calls `f`, in a signal handler of the program's own, as interrupt context for Trapline.
 #[cfg(target_os = "linux")]
 pub fn in_signal_handler(f: impl FnOnce()) {
     machine::in_signal_handler(f);
 }
 
-/// Calls `f` with interrupts enabled in the handler of one: what comes meanwhile is taken on top of it.
-/// To be called in what [`on_soft`] was given.
+/// Calls `f` with interrupts enabled in an interrupt handler, so that interrupts nest. To be called
+/// in the function that [`on_soft`] was given.
 #[cfg(target_os = "none")]
 pub fn nested<R>(f: impl FnOnce() -> R) -> R {
     use crate::bare::Processor as _;
     let _masked = Machine.mask_interrupts();
-    // SAFETY: in a handler; dropped below, with interrupts masked; `on_trap` ends in `on_interrupt`.
+    // SAFETY: called in a handler, and dropped below, with interrupts masked; `on_trap` ends in
+    // `on_interrupt`.
     let guard = unsafe { trapline::preempt::InterruptGuard::new() };
-    // SAFETY: they are masked, for nothing else than the handler, which is ready for others.
+    // SAFETY: interrupts are masked only for the handler, which allows others now.
     unsafe { Machine.restore_interrupts(machine::Cpu::ENABLED) };
     let result = f();
     let _masked = Machine.mask_interrupts();
@@ -73,14 +76,14 @@ pub fn nested<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Raises an interrupt on core number `core` that comes also while they are masked. Its handler is
-/// [`trap::on_fault`](crate::trap::on_fault)'s, which sees `Trap::Other(2)`.
+/// Raises an NMI on core number `core`, which comes also while interrupts are masked. The function
+/// of [`trap::on_fault`](crate::trap::on_fault) handles it, as `Trap::Other(2)`.
 #[cfg(all(target_os = "none", target_arch = "x86_64"))]
 pub fn raise_nmi(core: usize) {
     machine::raise_nmi(core)
 }
 
-/// The machine's handler calls this.
+/// Calls the function of [`on_soft`], if there is one. Called by the software interrupt's handler.
 pub(crate) fn handle() {
     let handler = HANDLER.load(Ordering::Acquire);
     if !handler.is_null() {

@@ -14,8 +14,8 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::{arg, exit, machine, print, println};
 
-/// Keeps what a test made for as long as the program runs, where a search for leaks finds it and all that it
-/// still holds.
+/// Keeps a value that a test made for as long as the program runs. A leak checker finds it, and all
+/// that it owns, to be reachable.
 pub fn keep<T: Sync + 'static>(thing: T) -> &'static T {
     struct Kept<T> {
         thing: T,
@@ -28,20 +28,21 @@ pub fn keep<T: Sync + 'static>(thing: T) -> &'static T {
     &kept.thing
 }
 
-/// A test: its name, and what panics if it fails.
+/// A test: its name, and a function that panics if the test fails.
 pub type Test = (&'static str, fn());
 
-/// Runs tests one after the other and ends the program: exit code 0 if all passed, else not.
+/// Runs tests one after the other and ends the program: with exit code 0 if all passed, else 1.
 ///
 /// Prints `test NAME ... ok` for each, and as the last line `N passed, N failed`. Words of the
 /// command line:
 ///
-/// - `filter=TEXT` runs the tests whose name contains it, `filter=^TEXT` those whose name begins with it;
-/// - `limit=SECONDS` is how long one test may take (Linux; 60 unless told).
+/// - `filter=TEXT` runs the tests whose name contains it, `filter=^TEXT` those whose name begins
+///   with it;
+/// - `limit=SECONDS` is how long one test may take (on Linux only; default 60).
 ///
-/// On Linux each test runs on a core of its own ([`isolated`](crate::isolated)), a panic fails the
-/// test and the next one follows; a test over its limit ends the run with exit code 1. Where panics
-/// cannot be caught, the first ends the run with 101.
+/// On Linux each test runs on a core of its own ([`isolated`](crate::isolated)). If it panics, it
+/// has failed, and the next test runs; if it exceeds its limit, the run ends with exit code 1. On
+/// machines where panics cannot be caught, the first panic ends the run with 101.
 pub fn run(tests: &[&[Test]]) -> ! {
     let filter = arg("filter").unwrap_or("");
     let (mut passed, mut failed) = (0, 0);

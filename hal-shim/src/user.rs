@@ -8,7 +8,8 @@ use crate::machine;
 
 /// An address space: the kernel's part, which user mode cannot reach, and pages for a user program.
 ///
-/// User addresses from 0x10_0000_0000 to 0x3f_ffff_ffff can be mapped. Dropped, it gives its pages back.
+/// User addresses from 0x10_0000_0000 to 0x3f_ffff_ffff can be mapped. When it is dropped, its
+/// pages are freed.
 #[derive(Debug)]
 pub struct Space(bare::Space);
 
@@ -16,7 +17,7 @@ impl Space {
     /// The size of a page in bytes.
     pub const PAGE: usize = paging::PAGE;
 
-    /// A space with the kernel's part only; `None` if there is no memory.
+    /// Creates a space with the kernel's part only. `None` if there is no memory.
     pub fn new() -> Option<Self> {
         bare::Space::new().map(Self)
     }
@@ -25,7 +26,7 @@ impl Space {
     ///
     /// # Errors
     ///
-    /// [`MapError`] says why not. Pages that were mapped before the one that failed stay.
+    /// [`MapError`] is the reason. Pages before the one that failed stay mapped.
     pub fn map(&mut self, address: usize, pages: usize, rights: Rights) -> Result<(), MapError> {
         let size = pages.checked_mul(Self::PAGE).ok_or(MapError::NotUser)?;
         let end = address.checked_add(size).ok_or(MapError::NotUser)?;
@@ -39,21 +40,21 @@ impl Space {
         self.0.map(address..end, rights)
     }
 
-    /// Copies `bytes` to `address`, whatever the program itself may do there. `None` if a page of it isn't
-    /// mapped; what lies before that page has been copied.
+    /// Copies `bytes` to `address`, whatever rights the program itself has there. `None` if one of
+    /// the pages isn't mapped; the bytes before that page have been copied.
     pub fn write(&self, address: usize, bytes: &[u8]) -> Option<()> {
         for (offset, &byte) in bytes.iter().enumerate() {
             let to = self.find(address.checked_add(offset)?)?;
-            // SAFETY: the page is this space's. The kernel has no references into it, only such
-            // accesses as this one.
+            // SAFETY: the page is this space's. The kernel has no references into it, and accesses
+            // it only here and in `read`.
             unsafe { to.write_volatile(byte) };
         }
         machine::fence_instructions();
         Some(())
     }
 
-    /// Copies from `address` what the program itself may read there. `None` if a page of it isn't
-    /// mapped.
+    /// Copies the bytes at `address`, which the program itself can read, to `bytes`. `None` if one
+    /// of the pages isn't mapped.
     pub fn read(&self, address: usize, bytes: &mut [u8]) -> Option<()> {
         for (offset, byte) in bytes.iter_mut().enumerate() {
             let from = self.find(address.checked_add(offset)?)?;
@@ -63,42 +64,43 @@ impl Space {
         Some(())
     }
 
-    /// Where the kernel finds the byte at `address`.
+    /// A pointer for the kernel to the byte at `address`.
     fn find(&self, address: usize) -> Option<NonNull<u8>> {
         bare::Space::USER.contains(&address).then(|| self.0.find(address))?
     }
 
-    /// Loads it on this core.
+    /// Loads this space on this core.
     ///
     /// # Safety
     ///
-    /// It lives until another, or [`unload`](Self::unload), is loaded on this core.
+    /// It lives until another one, or by [`unload`](Self::unload) the kernel's, is loaded on this
+    /// core.
     pub unsafe fn load(&self) {
         // SAFETY: the caller's promise is the same.
         unsafe { self.0.load() }
     }
 
-    /// Loads the kernel's own on this core, which has no user part.
+    /// Loads the kernel's own space on this core, which has no user part.
     pub fn unload() {
         bare::Space::unload();
     }
 }
 
-/// What a program may do with its pages beside reading them.
+/// A program's rights to its pages, beside the right to read them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rights {
-    /// Store.
+    /// It may store.
     pub write: bool,
-    /// Fetch instructions.
+    /// It may fetch instructions.
     pub execute: bool,
 }
 
 /// Why pages were not mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapError {
-    /// The addresses are not (all) a user's.
+    /// Not all of the addresses are user addresses.
     NotUser,
-    /// The address is not that of a page's beginning.
+    /// No page begins at the address.
     Unaligned,
     /// A page is mapped there already.
     Taken,

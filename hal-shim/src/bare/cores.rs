@@ -1,4 +1,4 @@
-//! Cores: what each has, how it gets from its boot stack to its programs, and its traps.
+//! Cores: the data of each, the way from its boot stack to its programs, and its traps.
 
 use core::alloc::Layout;
 use core::ops::Range;
@@ -20,49 +20,51 @@ const MAX_CORES: usize = 64;
 pub(crate) static CORES: [Core; MAX_CORES] = [const { Core::new() }; MAX_CORES];
 static HOW_MANY: AtomicUsize = AtomicUsize::new(1);
 
-/// How large a boot stack is, as the linker script says for core 0.
+/// The size of a boot stack, which the linker script repeats for core 0.
 const BOOT_STACK: usize = 64 * 1024;
-/// How large the stack is that a core enters its runtime on.
+/// The size of the stack on which a core runs its programs.
 const STACK: usize = 64 * 1024;
 
 const _: () = assert!(BOOT_STACK >= MIN_EMERGENCY_STACK);
 
 unsafe extern "Rust" {
-    /// What `entry!` defines.
+    /// `entry!` defines it.
     safe fn __hal_shim_program();
 }
 
 unsafe extern "C" {
-    /// The linker script's: where core 0's boot stack ends.
+    /// The end of core 0's boot stack, from the linker script.
     static __boot_stack_top: [u8; 0];
 }
 
-/// A core. The per-core register has the address of the own one.
+/// A core. The per-core register of each has the address of its `Core`.
 #[repr(C, align(64))]
 pub(crate) struct Core {
-    /// The trap entry's. First, since that is where x86_64's finds it.
+    /// The trap entry's data. The first field, since x86_64's entry expects it there.
     pub(crate) trap: TrapCore,
-    /// The address of this, for machines whose per-core register can be used, but not easily read.
+    /// The address of this `Core`, for processors whose per-core register can address memory, but
+    /// is slow to read.
     pub(crate) this: AtomicUsize,
-    /// The end of the stack that it boots on, which later is its emergency stack; 0 if it has none
+    /// The end of the stack that it boots on, which later is its emergency stack. 0: it has none
     /// yet.
     pub(crate) boot_stack_top: AtomicUsize,
-    /// The machine's number of it.
+    /// The number that the machine knows it by.
     pub(crate) id: AtomicUsize,
-    /// The `fn()` that it shall run.
+    /// The `fn()` that it runs next, or null.
     program: AtomicPtr<()>,
-    /// From when a program is given to it until that has returned. (Core 0 runs without it.)
+    /// Set from when a program is given to it until that has returned. (Never set for core 0.)
     is_started: AtomicBool,
-    /// It has come up, and waits for a program or runs one.
+    /// It has booted, and waits for a program or runs one.
     pub(crate) is_up: AtomicBool,
-    /// The core's own: how many more allocations it is granted.
+    /// Only this core uses it: how many more allocations it is granted.
     pub(super) allowance: AtomicUsize,
     pub(crate) slot: CoreSlot,
-    /// The core's own: whether a trap handler runs.
+    /// Only this core uses it: whether a trap handler runs.
     pub(crate) in_interrupt: AtomicBool,
-    /// The core's own: whether the software interrupt is (also) one that the program raised.
+    /// Only this core uses it: whether the program has raised the software interrupt. A wake may
+    /// have caused it as well.
     is_raised: AtomicBool,
-    /// 1: an IPI is on its way that has not been handled yet. A word, as not all machines swap bytes.
+    /// 1: an IPI was sent that has not been handled yet. A word, as not all processors swap bytes.
     pub(crate) is_notified: AtomicUsize,
 }
 
@@ -84,12 +86,12 @@ impl Core {
         }
     }
 
-    /// The core that calls.
+    /// The calling core.
     #[inline]
     pub(crate) fn here() -> &'static Self {
         let core: *const Self = Cpu::this_core().cast();
-        // SAFETY: from its first instructions on each core has the address of an element of CORES
-        // there.
+        // SAFETY: the boot code of each core sets the register to the address of an element of
+        // CORES, before it calls Rust code that gets here, and no code changes it.
         unsafe { &*core }
     }
 
@@ -109,19 +111,19 @@ impl Core {
         Cpu::notify(self);
         let are_enabled = {
             let state = Machine.mask_interrupts();
-            // SAFETY: what was just returned.
+            // SAFETY: `state` is from the call above.
             unsafe { Machine.restore_interrupts(state) };
             state != 0
         };
-        // On some machines it takes a few instructions to come.
+        // On some machines the interrupt comes a few instructions later.
         while are_enabled && self.is_raised.load(Ordering::Relaxed) {
             core::hint::spin_loop();
         }
     }
 
-    /// Gets the core's attention by an IPI, unless one is on its way.
+    /// Sends the core an IPI, unless an earlier one has not been handled yet.
     pub(crate) fn wake(&self) {
-        // Release: what was written before is seen by the handler.
+        // Release: the handler sees what was written before.
         if self.is_notified.swap(1, Ordering::AcqRel) == 0 {
             Cpu::notify(self);
         }
@@ -132,12 +134,12 @@ pub(crate) fn cores() -> usize {
     HOW_MANY.load(Ordering::Relaxed)
 }
 
-/// Says how many there are. Core 0, before it starts others.
+/// Sets the number of cores. Called by core 0, before it starts others.
 pub(crate) fn set_cores(cores: usize) {
     HOW_MANY.store(cores.clamp(1, MAX_CORES), Ordering::Relaxed);
 }
 
-/// Core 0, when the heap and its address space are there: runs the program.
+/// Runs the program. Called by core 0 when the heap and the kernel's map are ready.
 pub(crate) fn main() -> ! {
     CORES[0].boot_stack_top.store((&raw const __boot_stack_top).addr(), Ordering::Relaxed);
     leave_boot_stack(|| {
@@ -147,11 +149,13 @@ pub(crate) fn main() -> ! {
     })
 }
 
-/// Another core, when its address space is there: runs what it is given.
+/// Runs the programs that are given to this core. Called by other cores when the kernel's map is
+/// loaded.
 pub(crate) fn main_other() -> ! {
     leave_boot_stack(|| {
         init();
-        // Release pairs with the acquire in `start_core`, which may free what a core that is not up leaves.
+        // Release pairs with the acquire in `start_core`: after it, nothing frees this core's boot
+        // stack.
         Core::here().is_up.store(true, Ordering::Release);
         loop {
             run_program();
@@ -173,17 +177,18 @@ fn init() {
         fail(format_args!("a boot stack at address 0"))
     };
     let emergency_stack = NonNull::slice_from_raw_parts(emergency_stack, BOOT_STACK);
-    // SAFETY: the machines boot into the mode that the entry is for. Stacks have a guard below.
-    // The boot stack has been left for ever, and is this core's. `on_trap` returns with interrupts masked.
+    // SAFETY: the machines boot into the mode that the entry is for. Stacks have a guard below. The
+    // boot stack is this core's, and was left for ever by `leave_boot_stack`. `on_trap` returns
+    // with interrupts masked.
     unsafe { install_trap_entry(&core.trap, emergency_stack, on_trap) };
-    // An IPI from before we came means nothing to anybody.
+    // An earlier IPI has no effect any more.
     core.is_notified.store(0, Ordering::Relaxed);
     machine::init_core();
-    // SAFETY: nothing is masked on purpose yet.
+    // SAFETY: no code has masked interrupts on purpose, and their handlers are installed.
     unsafe { Machine.enable_interrupts() };
 }
 
-/// Runs what `start_core` has given to this core, or waits for something.
+/// Runs the program that `start_core` has given to this core, or waits for an interrupt.
 fn run_program() {
     let core = Core::here();
     let program = interrupt::masked(|| {
@@ -198,7 +203,7 @@ fn run_program() {
         // SAFETY: `start_core` stored a `fn()` there.
         let program = unsafe { core::mem::transmute::<*mut (), fn()>(program) };
         program();
-        // Release: what the program did is seen by who starts the next one.
+        // Release: the code that starts the next program sees what this one did.
         core.is_started.store(false, Ordering::Release);
     }
 }
@@ -220,14 +225,14 @@ pub(crate) fn start_core(number: usize, program: fn()) -> Result<(), StartError>
         core.wake();
         return Ok(());
     }
-    // SAFETY: its size is not zero.
+    // SAFETY: the size is not zero.
     let stack = unsafe { alloc::alloc::alloc(LAYOUT) };
     let started = if stack.is_null() {
         Err(StartError::OutOfMemory)
     } else {
         core.boot_stack_top.store(stack.expose_provenance() + BOOT_STACK, Ordering::Relaxed);
         machine::bring_up(core).map_err(|error| {
-            // SAFETY: as it was allocated; the machine says that the core doesn't run.
+            // SAFETY: allocated above with this layout; the machine says that the core doesn't run.
             unsafe { alloc::alloc::dealloc(stack, LAYOUT) };
             StartError::Refused(error)
         })
@@ -238,23 +243,22 @@ pub(crate) fn start_core(number: usize, program: fn()) -> Result<(), StartError>
     started
 }
 
-/// Handles interrupts, also those of user programs, and all else that is trapped in kernel mode. With
-/// interrupts masked.
+/// Handles all traps in kernel mode, and interrupts in user mode. Called with interrupts masked.
 fn on_trap(context: &mut TrapContext) {
     let core = Core::here();
-    // It may have interrupted a handler, which then has forbidden to be left.
+    // The trap may have interrupted a handler, whose `InterruptGuard` then forbids to leave it.
     let outer = core.in_interrupt.load(Ordering::Relaxed);
     core.in_interrupt.store(true, Ordering::Relaxed);
     match context.trap() {
         Trap::Timer => {
             Cpu::acknowledge_alarm();
-            // SAFETY: the interrupt is acknowledged, and all that remains is to return.
+            // SAFETY: the interrupt is acknowledged, and the handler only returns after this.
             unsafe { preempt::on_timer() };
         }
         Trap::Interrupt(Cpu::SOFT) => {
-            // Before looking who it was for: what comes from here on raises it again.
+            // Before the flags are read: a wake or raise from here on causes another interrupt.
             Cpu::acknowledge_soft();
-            // Acquire: what was written before a wake is seen by the runtime's look at its inbox.
+            // Acquire: when the runtime reads its inbox, it sees what was written before a wake.
             core.is_notified.swap(0, Ordering::AcqRel);
             if core.is_raised.load(Ordering::Relaxed) {
                 core.is_raised.store(false, Ordering::Relaxed);
@@ -269,7 +273,7 @@ fn on_trap(context: &mut TrapContext) {
     Cpu::before_return(context);
 }
 
-/// A fault, an interrupt that cannot be masked, or the like; `in_handler`: in the handler of an interrupt.
+/// Handles a fault, an NMI, or any other trap. `in_handler`: it came in a trap handler.
 #[cold]
 fn on_fault(context: &mut TrapContext, trap: Trap, in_handler: bool) {
     if Cpu::is_spurious(trap) || paging::is_stale(trap) {
@@ -279,7 +283,8 @@ fn on_fault(context: &mut TrapContext, trap: Trap, in_handler: bool) {
     if is_overflow && !in_handler {
         Cpu::after_overflow();
     }
-    // A handler that needs more than HANDLER_STACK may hold locks, so its task is not to be ended alone.
+    // A handler that overflows the stack, as it needs more than HANDLER_STACK, may hold locks. So
+    // it isn't safe to end only its task.
     if is_overflow && in_handler || !crate::trap::handle(context) {
         fail(format_args!(
             "core {}: {}: {trap:x?} at {:#x}, sp {:#x}",

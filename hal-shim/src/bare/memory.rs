@@ -9,9 +9,9 @@ use spin::mutex::SpinMutex;
 
 use super::exclusively;
 
-/// In how many pieces a machine's memory can be: a PC has one below 4 GiB and one above.
+/// How many pieces a machine's memory can have: a PC has one below 4 GiB and one above.
 const PIECES: usize = 4;
-/// A smaller piece is not worth it, in bytes.
+/// Smaller pieces are not used, in bytes.
 const LEAST: usize = 4096;
 
 /// The machine's memory, behind a lock that all cores share.
@@ -24,7 +24,7 @@ impl Memory {
     ///
     /// # Safety
     ///
-    /// It is memory, and nobody else uses it.
+    /// It is memory, and no other code uses it.
     pub(crate) unsafe fn add(&self, piece: Range<usize>) {
         exclusively(&self.0, |heaps| {
             if let Some(heap) = heaps.iter_mut().find(|heap| heap.size() == 0)
@@ -38,7 +38,7 @@ impl Memory {
     }
 }
 
-// SAFETY: passed on to the `Heap` that has the memory, one call at a time.
+// SAFETY: each call goes to the `Heap` that has the memory, under the lock.
 unsafe impl GlobalAlloc for Memory {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         exclusively(&self.0, |heaps| {
@@ -52,7 +52,8 @@ unsafe impl GlobalAlloc for Memory {
         exclusively(&self.0, |heaps| {
             let has = |heap: &&mut Heap| (heap.bottom()..heap.top()).contains(&pointer.as_ptr());
             if let Some(heap) = heaps.iter_mut().find(has) {
-                // SAFETY: the caller gives back what `alloc` gave, with the same layout; it was this heap's.
+                // SAFETY: the caller gives back what `alloc` returned, with the same layout; the
+                // address says that it was this heap's.
                 unsafe { heap.deallocate(pointer, layout) };
             }
         });

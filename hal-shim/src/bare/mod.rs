@@ -1,7 +1,9 @@
-//! What the machines without an operating system have in common.
+//! The code that the machines without an operating system share.
 //!
-//! [`mod@cores`] starts cores and handles their traps, [`memory`] is the heap, [`windows`] says where stacks lie, and this file the console
-//! and the end. A machine's own module has the rest: how it boots, its registers and its devices.
+//! [`mod@cores`] starts cores and handles their traps, [`memory`] is the heap, [`mod@paging`] has
+//! the page tables, [`windows`] chooses the addresses of stacks, [`mod@platform`] is the platform
+//! for Trapline, and this file has the console and the end of the machine. A machine's own module
+//! has the rest: its boot code, its registers and its devices.
 
 #[cfg(not(target_arch = "riscv64"))]
 pub(crate) mod clock;
@@ -27,16 +29,16 @@ pub(crate) use self::platform::{Machine, Processor};
 pub(crate) use self::windows::Windows;
 use crate::machine::{self, Uart};
 
-// SAFETY: only here, under the lock.
+// SAFETY: the device is used under this lock, except by `last_words`.
 static CONSOLE: SpinMutex<Uart> = SpinMutex::new(unsafe { machine::uart() });
 
-/// Calls `f` with what the lock guards, with interrupts masked: their handlers may want it too.
+/// Calls `f` with the locked value and with interrupts masked, as a handler may take the lock too.
 pub(crate) fn exclusively<T, R>(lock: &SpinMutex<T>, f: impl FnOnce(&mut T) -> R) -> R {
     crate::interrupt::masked(|| f(&mut lock.lock()))
 }
 
 pub(crate) fn init_console() {
-    // If it refuses: the firmware has used it before, or QEMU's needs none.
+    // An error does no harm: the firmware has set it up before, or QEMU's works without.
     let _ = exclusively(&CONSOLE, |uart| uart.init(Config::default()));
 }
 
@@ -54,7 +56,7 @@ pub(crate) fn write(bytes: &[u8]) {
     });
 }
 
-/// Prints without the lock, which may be held by the code that is at its end.
+/// Prints without the lock, which the code that fails may hold.
 pub(crate) fn last_words(words: fmt::Arguments<'_>) {
     struct Last(Uart);
     impl fmt::Write for Last {
@@ -63,12 +65,12 @@ pub(crate) fn last_words(words: fmt::Arguments<'_>) {
             Ok(())
         }
     }
-    // SAFETY: the machine ends, and what remains of others' output is worth less than this.
+    // SAFETY: the machine ends, and this may mix with other cores' last output.
     let mut last = Last(unsafe { machine::uart() });
     let _ = last.write_fmt(words);
 }
 
-/// Ends the machine for a mistake that cannot be answered with an `Err`.
+/// Ends the machine for an error that no `Err` can report.
 pub(crate) fn fail(message: fmt::Arguments<'_>) -> ! {
     last_words(format_args!("\r\nhal-shim: {message}\r\n"));
     machine::exit(1)
@@ -85,7 +87,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     machine::exit(101)
 }
 
-/// How many more allocations this core is granted.
+/// Calls `f` with the number of allocations that this core is still granted.
 pub(crate) fn allowance<R>(f: impl FnOnce(&AtomicUsize) -> R) -> R {
     f(&Core::here().allowance)
 }

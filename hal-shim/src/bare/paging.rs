@@ -1,6 +1,6 @@
 //! Paging: the kernel's stacks with their guards, and address spaces for user programs.
 //!
-//! This file builds, walks and frees the page tables. [`PageTables`] is what an architecture adds:
+//! This file builds, walks and frees the page tables. An architecture implements [`PageTables`]:
 //! the format of an entry, the layout of the address space, and the TLB.
 //!
 //! The tables have three levels, each table is one page, and level 2 is the top. (x86_64 has one
@@ -29,8 +29,8 @@ pub(crate) type Entry = usize;
 ///
 /// # Safety
 ///
-/// The code here dereferences what [`address`](Self::address) returns for the entries that the other
-/// functions made. So `address` gives back the address that an entry was made of, and
+/// The code here dereferences what [`address`](Self::address) returns for the entries that the
+/// other functions made. So `address` gives back the address that an entry was made of, and
 /// [`is_table`](Self::is_table) tells tables from large pages. The functions that make an entry
 /// never return 0.
 pub(crate) unsafe trait PageTables {
@@ -68,8 +68,8 @@ pub(crate) unsafe trait PageTables {
     ///
     /// # Safety
     ///
-    /// It is from [`new_root`](Self::new_root) or [`kernel_root`](Self::kernel_root), and its tables
-    /// live until another is loaded.
+    /// It is from [`new_root`](Self::new_root) or [`kernel_root`](Self::kernel_root), and its
+    /// tables live until another is loaded.
     unsafe fn load(root: usize);
 
     /// Called when pages of a stack have been mapped: flushes from this core's TLB that they were
@@ -130,8 +130,8 @@ impl<T> KernelTables<T> {
 
     /// Calls `f` with the tables, which are locked meanwhile.
     pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
-        // SAFETY: `LOCK` is held for as long as the reference lives, which `f` cannot keep, and only
-        // this function makes references.
+        // SAFETY: `LOCK` is held for as long as the reference lives, which `f` cannot keep, and
+        // only this function makes references.
         exclusively(&LOCK, |()| f(unsafe { &mut *self.0.get() }))
     }
 }
@@ -174,8 +174,8 @@ impl Table {
         unsafe { &mut *pointer(physical) }
     }
 
-    /// The level 0 entry for `address`. `make` adds the tables that are missing above it. `None` if a
-    /// table is missing or cannot be allocated, or if a large page is mapped there.
+    /// The level 0 entry for `address`. `make` adds the tables that are missing above it. `None` if
+    /// a table is missing or cannot be allocated, or if a large page is mapped there.
     fn find(&mut self, address: usize, make: bool) -> Option<&mut Entry> {
         let mut table = self;
         for level in [2, 1] {
@@ -355,11 +355,11 @@ impl Space {
 
 impl Drop for Space {
     fn drop(&mut self) {
-        /// Frees what the entries of a table of this level point to.
+        /// Frees the tables and pages to which the entries of a table of this level point.
         ///
         /// # Safety
         ///
-        /// That is the space's own and no longer used. There are no large pages.
+        /// They are the space's own and no longer used. There are no large pages.
         unsafe fn free(entries: &[Entry], level: usize) {
             for &entry in entries.iter().filter(|&&entry| entry != 0) {
                 let page = Format::address(entry);
@@ -374,8 +374,8 @@ impl Drop for Space {
         }
         let users = Format::USER.start >> shift(2)..Format::USER.end >> shift(2);
         let top = physical(self.top.as_ptr());
-        // SAFETY: no core has the space loaded, by `load`'s contract. The entries outside of `users`
-        // are the kernel's. The root is the top table or has a page of its own.
+        // SAFETY: no core has the space loaded, by `load`'s contract. The entries outside of
+        // `users` are the kernel's. The root is the top table or has a page of its own.
         unsafe {
             free(&self.top.as_ref().0[users], 2);
             free_page(top);

@@ -1,4 +1,4 @@
-//! The platform that Trapline runs on. [`Processor`] is what an architecture adds: its registers.
+//! The platform that Trapline runs on. An architecture implements [`Processor`] by its registers.
 
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
@@ -18,7 +18,8 @@ use crate::machine::Cpu;
 pub(crate) unsafe trait Processor {
     /// The number that the software interrupt has in [`Trap::Interrupt`].
     const SOFT: usize;
-    /// What [`mask`](Self::mask) returns if interrupts were enabled. 0: they were masked.
+    /// The state that [`mask`](Self::mask) returns if interrupts were enabled, never 0. 0: they
+    /// were masked.
     const ENABLED: usize;
 
     /// The core's [`Core`], in [`CORES`].
@@ -26,8 +27,8 @@ pub(crate) unsafe trait Processor {
     /// The time in nanoseconds, rounded down, by a clock that is the same on all cores and never
     /// goes backwards.
     fn now() -> u64;
-    /// Has the core's timer cause [`Trap::Timer`] when [`now`](Self::now) is `at` or later, in place
-    /// of the last time that was set. `u64::MAX` stops the timer.
+    /// Has the core's timer cause [`Trap::Timer`] when [`now`](Self::now) is `at` or later, in
+    /// place of the last time that was set. `u64::MAX` stops the timer.
     fn set_alarm(at: u64);
     /// Waits for an interrupt. Called with interrupts masked, and returns so. An interrupt that is
     /// pending already ends it.

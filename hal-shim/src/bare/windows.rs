@@ -1,38 +1,41 @@
-//! Where stacks lie in the address space: with a wide guard below, which takes no memory.
+//! The addresses of stacks: with a wide guard below each, which takes no memory.
 
 use core::ops::Range;
 
 use super::paging::PAGE;
 
-/// How much below a stack is mapped nowhere, in bytes. It is more than a page, since two of the three machines'
-/// compilers touch nothing on the way down to the end of a large frame: see
+/// The size of the guard below a stack in bytes. It is more than a page, since for two of the three
+/// machines the compiler emits no stack probes, so that the first access to a large frame may be
+/// anywhere in it: see
 /// [`Platform::allocate_stack`](trapline::platform::Platform::allocate_stack).
 pub(crate) const GUARD: usize = 64 * 1024;
 
-/// Windows of address space, one after the other. RAM could be mapped in each of them as a whole, at the offset
-/// that is its physical address; only the pages of stacks are, each stack in one of the windows.
+/// Windows of address space, one after the other. Each has room for all of RAM, at the offset that
+/// is its physical address. Only the pages of stacks are mapped, each stack in one of the windows.
 ///
-/// Stacks that are neighbours in RAM lie in different windows, so both have their guards and no memory
-/// lies between them. And an address always means the same memory: a core that has an old
-/// entry in its TLB errs only in that it may reach a stack that has been freed, and no core needs to be told.
+/// Stacks that are neighbours in RAM are mapped in different windows, so both have a guard, and no
+/// memory is left unused between them. And an address always means the same memory: a core with an
+/// old entry in its TLB can only reach a stack that has been freed, so freeing a stack needs no TLB
+/// shootdown on other cores.
 pub(crate) struct Windows {
-    /// Where the first one begins.
+    /// The address of the first one.
     pub(crate) start: usize,
-    /// How large each is. RAM ends at least [`GUARD`] before that, and begins no earlier than [`GUARD`].
+    /// The size of each. RAM begins at [`GUARD`] or later, and ends at least [`GUARD`] below this.
     pub(crate) size: usize,
-    /// How many there are. One stack has this many neighbours within reach, less one, if all are as small
-    /// as they can be.
+    /// How many there are: one more than the stacks that lie within a guard's reach of one stack,
+    /// if all have the least size.
     pub(crate) number: usize,
 }
 
 impl Windows {
-    /// Where the pages at `memory` can be mapped: nothing lies within [`GUARD`] on either side. `None`: nowhere.
+    /// An address where the pages at `memory` can be mapped: nothing is mapped within [`GUARD`] on
+    /// either side. `None` if there is no such address.
     pub(crate) fn place(
         &self,
         memory: &Range<usize>,
         mut is_mapped: impl FnMut(usize) -> bool,
     ) -> Option<usize> {
-        // Stacks of one size that lie side by side find theirs at once.
+        // For stacks of one size that are neighbours in RAM, the first attempt succeeds.
         let first = memory.start / memory.len();
         (0..self.number)
             .map(|n| self.start + (first + n) % self.number * self.size + memory.start)

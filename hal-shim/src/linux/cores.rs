@@ -1,16 +1,17 @@
-//! Cores as threads: their table, their signals, their rest.
+//! Cores as threads: their table, their signals, and how they park.
 //!
 //! # Masking
 //!
-//! Interrupts are masked without a system call: by a flag. A signal that finds it set is noted and
-//! its handler returns; the code that clears the flag handles what was noted. A core has three signals:
-//! its alarm, a wake from another core, and the software interrupt.
+//! Interrupts are masked without a system call: by a flag. If a signal's handler finds it set, it
+//! notes the signal and returns; the code that clears the flag handles the noted signals. A core
+//! has three signals: its alarm, a wake from another core, and the software interrupt.
 //!
-//! All signals are also blocked in the kernel while a handler runs, so that two never lie on one
-//! stack with the lower one not begun: if the upper one left the stack, the lower would be lost
-//! until it is resumed, or for ever if it was one of the program's own that ended the task. What `sigreturn`
-//! does for a handler that stays on its stack, the runtime's loop does when it was left: it gives
-//! the thread the mask that it had in the beginning.
+//! While a handler runs, all signals are also blocked in Linux. Otherwise, a second signal could
+//! push its frame before the first one's handler has begun: if the second handler left the stack,
+//! the first signal would be lost until the stack is resumed, or for ever if the second was one of
+//! the program's own and ended the task. `sigreturn` unblocks the signals for a handler that stays
+//! on its stack. For one that has left it, the runtime's loop does so: it gives the thread the mask
+//! that it had in the beginning.
 //!
 //! ```text
 //!   signal ──► note it ──► masked? ── yes ──► return (which unblocks)
@@ -20,23 +21,23 @@
 //!                            │                             │ yes: block our signals; one may
 //!                            ▼                             │ have been noted
 //!                 was the stack left meanwhile? ───────────┘
-//!                            │ no: they have been blocked since before the last look at the notes
+//!                            │ no: they have been blocked since before the notes were last read
 //!                            ▼
 //!                 unmask; return (which unblocks)
 //! ```
 //!
-//! Handling ends in `on_timer` or `on_interrupt`, which may leave the stack there, in the middle of
-//! the handler. The runtime's loop then unblocks and unmasks, and the next signal finds an ordinary
-//! thread: the kernel keeps nothing about a handler that has not returned but what is on its
-//! stack. When the stack is resumed, all is masked again and the handler goes on.
+//! Handling ends in `on_timer` or `on_interrupt`, which may leave the stack in the middle of the
+//! handler. The runtime's loop then unblocks and unmasks, and the next signal finds an ordinary
+//! thread: all that Linux knows of a handler that has not returned is in the frame on its stack.
+//! When the stack is resumed, interrupts are masked again and the handler continues.
 //!
-//! # How many handlers lie on one stack
+//! # How many handlers are on one stack
 //!
 //! At most two. The first was left in the middle and has been resumed; until it has blocked our
 //! signals again, one more can come. That one doesn't leave the stack (either it finds the flag
-//! set, or the runtime is not yet back in the task), blocks the others, and is gone when they
-//! are unblocked. And code that unmasks in a handler does so while they are blocked, until the
-//! kernel has taken the handler's frame down.
+//! set, or the runtime is not yet back in the task), blocks the others, and has ended when they
+//! are unblocked. And code that unmasks in a handler does so while they are blocked, until Linux
+//! has removed the handler's frame.
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
@@ -54,16 +55,16 @@ use super::faults::{self, AlternateStack};
 use super::task_state::TaskState;
 use crate::interrupt;
 
-/// How many cores there can be at a time.
+/// The most cores at a time.
 pub(crate) const MAX_CORES: usize = 256;
 
 static CORES: [Core; MAX_CORES] = [const { Core::new() }; MAX_CORES];
 
-/// Values of [`Core::rest`]: the core runs.
+/// [`Core::rest`]: the core runs.
 const RUNNING: u32 = 0;
-/// It waits in the futex, or is about to.
+/// [`Core::rest`]: it waits in the futex, or is about to.
 const PARKED: u32 = 1;
-/// It was woken, or has a signal to handle, and must not wait.
+/// [`Core::rest`]: it was woken, or has a signal to handle, and must not wait.
 const NOTIFIED: u32 = 2;
 
 /// The signals of a core, as bits.
@@ -72,10 +73,10 @@ const WAKE: u32 = 1 << 1;
 const SOFT: u32 = 1 << 2;
 const SIGNALS: [u32; 3] = [ALARM, WAKE, SOFT];
 
-/// The number that Linux knows a signal by.
+/// Linux's number of a signal.
 ///
-/// The wake is not a real-time signal: those are queued, and sending one fails when the user's queue
-/// is full. A wake must not fail, and need not be queued.
+/// The wake is not a real-time signal: those are queued, and sending one fails when the user's
+/// queue is full. A wake must not fail, and need not be queued.
 fn number_of(signal: u32) -> c_int {
     match signal {
         ALARM => libc::SIGRTMIN(),
@@ -84,10 +85,12 @@ fn number_of(signal: u32) -> c_int {
     }
 }
 
-/// A core: what was a hardware thread's.
+/// A core: the data of a hardware thread.
 ///
-/// Its thread and that thread's signal handlers touch what is marked "own", by plain loads and
-/// stores (relaxed, with compiler fences for what the handlers see); everybody touches the rest.
+/// Fields that are marked "own" are accessed only by its thread and that thread's signal handlers,
+/// by plain loads and stores (relaxed, with compiler fences where handlers must see the order). The
+/// others are accessed by all threads. Functions that are marked "own" are called only by the
+/// core's thread and its signal handlers.
 #[repr(align(128))]
 pub(crate) struct Core {
     claimed: AtomicBool,
@@ -100,56 +103,59 @@ pub(crate) struct Core {
     in_flight: AtomicU32,
     /// Own: the alarm's timer.
     timer: AtomicPtr<c_void>,
-    /// Own: whether signals are only noted.
+    /// Own: whether signals are only noted and not handled.
     masked: AtomicBool,
     /// Own: the signals that were noted.
     noted: AtomicU32,
     /// Own: whether a signal is being handled.
     handling: AtomicBool,
-    /// Own: how many handlers of the program's own run.
+    /// Own: how many signal handlers of the program's own run.
     own_handlers: AtomicU32,
-    /// Own: whether our signals are blocked, for a handler that handles.
+    /// Own: whether our signals are blocked for the handler that handles the noted ones. Cleared
+    /// when that handler leaves its stack.
     blocked: AtomicBool,
-    /// Own: whether the signal that is handled came in a section of the program's with another
-    /// signal mask than the thread had in the beginning, such as a signal handler of its own.
+    /// Own: whether the signal that is handled has interrupted code with another signal mask than
+    /// the thread had in the beginning, or on the alternate signal stack, such as a signal handler
+    /// of the program's own.
     in_foreign: AtomicBool,
     /// Own: the signal mask that the thread had in the beginning.
     signal_mask: AtomicU64,
-    /// Own: where the thread's alternate signal stack begins and ends.
+    /// Own: the start and the end of the thread's alternate signal stack.
     alternate: [AtomicUsize; 2],
 }
 
 thread_local! {
-    /// The core that this thread is.
+    /// This thread's core.
     static HERE: Cell<Option<&'static Core>> = const { Cell::new(None) };
-    /// That core's alternate signal stack.
+    /// This thread's alternate signal stack.
     static ALTERNATE: Cell<Option<AlternateStack>> = const { Cell::new(None) };
 }
 
-/// The core that the calling thread is.
+/// The calling thread's core. `None` if it is no core.
 #[inline]
 pub(crate) fn here() -> Option<&'static Core> {
     HERE.get()
 }
 
-/// The core of a number.
+/// The core with a number.
 pub(crate) fn at(number: usize) -> Option<&'static Core> {
     CORES.get(number)
 }
 
-/// The right to make a thread be a certain core.
+/// The right to make a thread a certain core.
 pub(crate) struct Claim(&'static Core);
 
 impl Claim {
     pub(crate) fn take(number: usize) -> Option<Self> {
         let core = CORES.get(number)?;
-        // Acquire: sees what the thread that was this core before has left.
-        // Lazily: a claim that is made and dropped would give up the other's.
+        // Acquire: sees the stores of the thread that was this core before.
+        // Lazily (`then`, not `then_some`): a `Claim` that is created and dropped would release the
+        // claim of another thread.
         (!core.claimed.swap(true, Ordering::Acquire)).then(|| Self(core))
     }
 
-    /// Any core that is free, from the top, to stay out of the way of those that programs start by
-    /// their number.
+    /// Claims any core that is free, the highest first, since programs start cores with low
+    /// numbers.
     pub(crate) fn any() -> Option<Self> {
         (0..MAX_CORES).rev().find_map(Self::take)
     }
@@ -189,11 +195,11 @@ impl Core {
         (ptr::from_ref(self).addr() - CORES.as_ptr().addr()) / size_of::<Core>()
     }
 
-    /// Makes the calling thread be this core. Called by who has the claim.
+    /// Makes the calling thread this core. Called by the owner of the claim.
     ///
     /// # Errors
     ///
-    /// What Linux says when it has no timer or no memory for us.
+    /// Linux's error number if there is no timer or no memory.
     pub(crate) fn attach(&'static self) -> Result<(), i32> {
         install_handlers();
         let alternate = AlternateStack::install()?;
@@ -205,7 +211,7 @@ impl Core {
         event.sigev_signo = number_of(ALARM);
         event.sigev_notify_thread_id = thread;
         let mut timer = MaybeUninit::uninit();
-        // SAFETY: both point to what timer_create wants, and it writes the timer if it succeeds.
+        // SAFETY: both pointers are valid for timer_create, which writes the timer if it succeeds.
         if unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, timer.as_mut_ptr()) } != 0
         {
             let error = errno();
@@ -230,29 +236,29 @@ impl Core {
         compiler_fence(Ordering::SeqCst);
         HERE.set(Some(self));
         self.thread.store(thread, Ordering::Relaxed);
-        // After the thread, and releasing it: who sets a bit after this sees the thread, and sends
-        // the signal to it. A bit from before, whose signal went to the core's last thread, is
-        // gone.
+        // After the store to `thread`, which it releases: code that sets a bit after this sees the
+        // thread, and sends the signal to it. Earlier bits are cleared, as their signals went to
+        // the core's last thread.
         self.in_flight.swap(0, Ordering::AcqRel);
-        // A wake that came before the thread was there has left its mark and sent nothing.
+        // A wake that came before `thread` was set has stored NOTIFIED and sent no signal.
         self.rest.swap(RUNNING, Ordering::AcqRel);
         Ok(())
     }
 
-    /// The calling thread is this core no longer. Signals on their way here find no core, and a
-    /// wake for it does nothing.
+    /// Makes the calling thread no core any more. Signals that arrive later find no core, and a
+    /// wake for this core does nothing.
     pub(crate) fn detach(&self) {
         HERE.set(None);
         self.thread.store(0, Ordering::Relaxed);
         let timer = self.timer.swap(ptr::null_mut(), Ordering::Relaxed);
-        // SAFETY: `attach` created it, and nobody else deletes it.
+        // SAFETY: `attach` created it, and only this function deletes it, once.
         unsafe { libc::timer_delete(timer) };
         if let Some(alternate) = ALTERNATE.take() {
             alternate.remove();
         }
     }
 
-    /// Own. Sets the alarm to `at` nanoseconds, or to never.
+    /// Own. Sets the alarm to `at` nanoseconds, or disarms it.
     pub(crate) fn set_alarm(&self, at: Option<u64>) {
         // Zero would disarm it.
         let at = at.map_or(0, |at| at.max(1));
@@ -263,58 +269,60 @@ impl Core {
         };
         let setting = libc::itimerspec { it_interval: none, it_value: value };
         let timer = self.timer.load(Ordering::Relaxed);
-        // It can only fail for arguments that are wrong, and these are not.
+        // It fails only for invalid arguments, and these are valid.
         // SAFETY: the timer is this core's, and lives until the core detaches.
         unsafe { libc::timer_settime(timer, libc::TIMER_ABSTIME, &setting, ptr::null_mut()) };
     }
 
-    /// Own. Masks, and tells whether it was masked.
+    /// Own. Masks, and returns whether it was masked before.
     pub(crate) fn mask(&self) -> bool {
-        // Not a read-modify-write: a signal between the two leaves the flag as it found it.
+        // No read-modify-write is needed: a signal's handler between the two restores the flag.
         let was = self.masked.load(Ordering::Relaxed);
         self.masked.store(true, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
         was
     }
 
-    /// Own. Unmasks, in task context, and handles what was noted meanwhile.
+    /// Own. Unmasks, in task context, and handles the signals that were noted meanwhile.
     pub(crate) fn unmask(&self) {
         loop {
             compiler_fence(Ordering::SeqCst);
             self.masked.store(false, Ordering::Relaxed);
             compiler_fence(Ordering::SeqCst);
-            // A signal that comes now handles all notes itself.
+            // The handler of a signal that comes now handles all notes itself.
             if self.noted.load(Ordering::Relaxed) == 0 {
                 return;
             }
             self.mask();
-            // In the middle of a call that the program takes for a cheap one, other tasks may run.
+            // Other tasks may run here, which the code that called this does not expect.
             TaskState::around(|| self.handle_notes());
         }
     }
 
-    /// Own. Whether signals are only noted.
+    /// Own. Whether signals are only noted and not handled.
     #[inline]
     pub(crate) fn is_masked(&self) -> bool {
         self.masked.load(Ordering::Relaxed)
     }
 
-    /// Own. As `unmask`, where a handler that has left its stack doesn't do it.
+    /// Own. Unmasks like `unmask`, after a handler may have left its stack without doing so.
     pub(crate) fn unmask_after_leaving_handler(&self) {
         self.handling.store(false, Ordering::Relaxed);
-        // One of the program's own that ended its task doesn't return, and nor do those that it came on top of.
+        // A handler of the program's own that ended its task doesn't return, nor do the handlers
+        // that it has interrupted.
         if self.own_handlers.swap(0, Ordering::Relaxed) != 0 {
             self.note_lost();
         }
         self.blocked.store(false, Ordering::Relaxed);
-        // All of it, and not only our signals: one of the program's own leaves its signal blocked, and what
-        // its `sa_mask` says.
+        // The whole mask, not only our signals: a handler of the program's own that has ended its
+        // task leaves its signal blocked, and those of its `sa_mask`.
         set_signal_mask(self.signal_mask.load(Ordering::Relaxed));
         self.unmask();
     }
 
-    /// Own. Notes what a handler of the program's own may have kept from being handled when it ended a task:
-    /// a signal for whose frame there was no room on the task's stack, or whose handler was in the middle.
+    /// Own. Notes the signals that may have been lost when a handler of the program's own ended a
+    /// task: a signal for whose frame there was no room on the task's stack, or whose handler was
+    /// interrupted.
     #[cold]
     fn note_lost(&self) {
         let sent = self.in_flight.load(Ordering::Relaxed);
@@ -325,7 +333,8 @@ impl Core {
         }
     }
 
-    /// Own. Whether the calling code runs on the alternate signal stack, so in a handler of the program's own.
+    /// Own. Whether the calling code runs on the alternate signal stack, and so in a signal handler
+    /// of the program's own.
     fn is_on_alternate(&self) -> bool {
         let here = 0u8;
         let here = (&raw const here).addr();
@@ -338,15 +347,15 @@ impl Core {
         self.handling.load(Ordering::Relaxed)
     }
 
-    /// Own. Whether a handler runs, of our signals or of the program's own.
+    /// Own. Whether a handler runs: of our signals, or one of the program's own.
     #[inline]
     pub(crate) fn is_in_handler(&self) -> bool {
         self.is_handling() || self.own_handlers.load(Ordering::Relaxed) != 0
     }
 
-    /// Own. Calls `f`, which a handler of the program's own consists of.
+    /// Own. Calls `f`, which is the body of a signal handler of the program's own.
     pub(crate) fn in_own_handler(&self, f: impl FnOnce()) {
-        // Handlers nest, and each leaves the number as it found it.
+        // No read-modify-write is needed: handlers nest, and each restores the number.
         let outer = self.own_handlers.load(Ordering::Relaxed);
         self.own_handlers.store(outer + 1, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
@@ -355,8 +364,8 @@ impl Core {
         self.own_handlers.store(outer, Ordering::Relaxed);
     }
 
-    /// Own. Whether the code that a signal has interrupted, or outside of our handlers the calling code,
-    /// is the program's and not a handler of its own.
+    /// Own. Whether the code that our signal has interrupted, or outside of our handlers the
+    /// calling code, is no signal handler of the program's own.
     pub(crate) fn may_preempt(&self) -> bool {
         if self.own_handlers.load(Ordering::Relaxed) != 0 {
             false
@@ -368,39 +377,41 @@ impl Core {
         }
     }
 
-    /// Own, in a handler or masked.
+    /// Own, called in a handler or masked. Notes a signal.
     fn note(&self, signal: u32) {
-        // Acquire: what the sender wrote before is seen by the handling. Before the note, so that
-        // what is sent from here on leads to another.
+        // Acquire: the handling sees what the sender wrote before. Before the note, so that sending
+        // from here on causes another signal.
         self.in_flight.fetch_and(!signal, Ordering::AcqRel);
-        // In one instruction: another signal's handler may come in between two.
+        // A read-modify-write: another signal's handler may run between a load and a store.
         self.noted.fetch_or(signal, Ordering::Relaxed);
-        // If this core is parked or about to, then no longer. A swap, so that what an earlier wake
-        // has released stays visible to whoever acquires this.
+        // Ends the parking of this core, if it is parked or about to. A swap, so that code that
+        // acquires this also sees what an earlier wake has released.
         self.rest.swap(NOTIFIED, Ordering::AcqRel);
     }
 
-    /// Own, masked. May leave the stack, and returns masked.
+    /// Own, called masked. Handles the noted signals. May leave the stack meanwhile, and returns
+    /// masked.
     fn handle_notes(&self) {
         loop {
             let noted = self.noted.swap(0, Ordering::Relaxed);
             if noted == 0 {
                 break;
             }
-            // Acquire: what was written before a wake is seen by the runtime's look at its inbox;
-            // for a wake that comes from here on, there will be another signal.
+            // Acquire: when the runtime reads its inbox, it sees what was written before a wake. A
+            // wake from here on sends another signal.
             self.rest.swap(RUNNING, Ordering::AcqRel);
             self.handling.store(true, Ordering::Relaxed);
             if noted & SOFT != 0 {
                 interrupt::handle();
             }
-            // Each may leave the stack, so what must not wait for its return is done by now. Both,
-            // as one does not look for what the other does. SAFETY: this is a core, in the handler
-            // of its signals or where one was put off to, and all that remains is to return, or to
-            // end the other interrupt; signals are masked; Linux has saved all registers on the
-            // interrupted stack, and the caller errno, or this is an ordinary call; no handler was
-            // interrupted, as handlers are masked while they handle, and one of the program's own
-            // makes `may_preempt` false.
+            // Each call may leave the stack, so all that must not be delayed is done before. Both
+            // are called, as neither does the other's work.
+            // SAFETY: this is a core, in the handler of its signals or where the handling was
+            // deferred to, and all that remains is to return, or to end the other interrupt;
+            // signals are masked; Linux has saved all registers on the interrupted stack, and the
+            // caller errno, or this is an ordinary call; no handler was interrupted, as handlers
+            // are masked while they handle, and one of the program's own makes `may_preempt`
+            // false.
             unsafe {
                 if noted & ALARM != 0 {
                     preempt::on_timer();
@@ -411,12 +422,12 @@ impl Core {
                 }
             }
             self.handling.store(false, Ordering::Relaxed);
-            // For those that are handled without a signal, later.
+            // For notes that are handled later without a signal.
             self.in_foreign.store(false, Ordering::Relaxed);
         }
     }
 
-    /// Own, masked. Waits for a signal or a wake, and returns masked.
+    /// Own, called masked. Waits for a signal or a wake, and returns masked.
     pub(crate) fn park(&self) {
         // Notes are handled when the caller unmasks.
         if self.noted.load(Ordering::Relaxed) == 0
@@ -425,27 +436,28 @@ impl Core {
                 .compare_exchange(RUNNING, PARKED, Ordering::AcqRel, Ordering::Acquire)
                 .is_ok()
         {
-            // A signal or a wake that comes before the kernel looks has changed the value, and it
-            // returns at once. A signal while it waits changes the value too, so that it doesn't
-            // wait again.
+            // A signal or a wake that comes before Linux reads the value has changed it, and the
+            // call returns at once. A signal during the wait changes the value too, so that the
+            // restarted call doesn't wait again.
             futex(&self.rest, libc::FUTEX_WAIT, PARKED);
         }
-        // Acquire: what was written before the wake is seen by the caller.
+        // Acquire: the caller sees what was written before the wake.
         self.rest.swap(RUNNING, Ordering::AcqRel);
     }
 
-    /// Gets this core's attention. Any thread, any context.
+    /// Wakes this core if it is parked, else sends it a signal. Callable by any thread, in any
+    /// context.
     pub(crate) fn wake(&self) {
-        // Release: what was written before is seen by the core when it finds the value.
+        // Release: when the core reads the value, it sees what was written before.
         match self.rest.swap(NOTIFIED, Ordering::AcqRel) {
             PARKED => futex(&self.rest, libc::FUTEX_WAKE, 1),
             RUNNING => self.send(WAKE),
-            // The signal of an earlier wake is on its way, or what it noted waits to be handled.
+            // The signal of an earlier wake has been sent, or its note has not been handled yet.
             _ => {}
         }
     }
 
-    /// Sends WAKE or SOFT, if it isn't on its way already.
+    /// Sends WAKE or SOFT, unless it was sent and has not been noted yet.
     fn send(&self, signal: u32) {
         // Acquire: sees the thread that `attach` wrote before it cleared the bits.
         if self.in_flight.fetch_or(signal, Ordering::AcqRel) & signal != 0 {
@@ -454,15 +466,16 @@ impl Core {
         let thread = self.thread.load(Ordering::Relaxed);
         if thread != 0 {
             let errno = errno();
-            // SAFETY: a system call without pointers. If the number is another thread's by now, its
-            // handler finds that it is no core, or one that is disturbed for nothing.
+            // SAFETY: a system call without pointers. If the number is another thread's by now,
+            // that is no core, and its handler does nothing, or it is a core, and has a spurious
+            // wake.
             let sent = unsafe {
                 libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, number_of(signal))
             };
             set_errno(errno);
             if sent != 0 {
-                // The thread has just ended, or there was no room in the queue for SOFT: nothing is on
-                // its way.
+                // The thread has just ended, or there was no room in the queue for SOFT: no signal
+                // was sent.
                 self.in_flight.fetch_and(!signal, Ordering::AcqRel);
             }
         }
@@ -487,8 +500,8 @@ fn futex(word: &AtomicU32, operation: c_int, value: u32) {
     set_errno(errno);
 }
 
-/// What Linux calls for our three signals, with the interrupted code's AC, under which accesses that
-/// aren't aligned are faults. (It has cleared DF.) `sigreturn` sets it again.
+/// The entry of our three signals, which clears AC. Linux enters it with the interrupted code's AC,
+/// under which unaligned accesses are faults. (It has cleared DF.) `sigreturn` restores AC.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 extern "C" fn signal_entry(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
@@ -511,14 +524,14 @@ use self::on_signal as signal_entry;
 
 /// The handler of our three signals.
 extern "C" fn on_signal(number: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
-    // What is interrupted may be about to look at it, and other tasks run before we return.
+    // The interrupted code may be about to read it, and other tasks run before this returns.
     let errno = errno();
-    // A signal that was sent to a core that this thread no longer is: nobody waits for it.
+    // Without a core, the signal was sent to one that this thread no longer is, and has no effect.
     if let Some(core) = here() {
         if let Some(signal) = SIGNALS.into_iter().find(|&signal| number_of(signal) == number) {
             core.note(signal);
         }
-        // SAFETY: Linux gives a handler that was installed with SA_SIGINFO its context.
+        // SAFETY: Linux passes the context to a handler that was installed with SA_SIGINFO.
         let interrupted_mask = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_sigmask };
         if bits_of(interrupted_mask) & !bits_of(&our_signals())
             != core.signal_mask.load(Ordering::Relaxed)
@@ -542,18 +555,18 @@ extern "C" fn on_signal(number: c_int, _: *mut libc::siginfo_t, context: *mut c_
     set_errno(errno);
 }
 
-/// What [`preempt::on_timer`] asks for, in a build without optimization.
+/// The bytes of stack that [`preempt::on_timer`] needs, in a build without optimization.
 const HANDLER: usize = 4096;
 
-/// Makes an overflow of a task's stack a fault of the task, before the handler does anything: a
-/// byte that the handler may need is in the guard then.
+/// Makes an overflow of a task's stack a fault of the task before the handler has changed anything:
+/// reads the lowest byte that the handler may need, which is in the guard if there is no room.
 #[inline(always)]
 fn touch_stack() {
     let here = 0u8;
     let here = ptr::from_ref(&here);
     if trapline::stackful::current_stack().is_some_and(|stack| stack.contains(&here.addr())) {
-        // SAFETY: in the task's stack, or in the guard below, where it ends the task or the
-        // process.
+        // SAFETY: the address is in the task's stack, or in the guard below, where the access ends
+        // the task or the process.
         unsafe { here.wrapping_sub(HANDLER).read_volatile() };
     }
 }
@@ -566,10 +579,10 @@ fn install_handlers() {
             let mut action = unsafe { zeroed::<libc::sigaction>() };
             action.sa_sigaction = signal_entry as *const () as usize;
             action.sa_mask = while_handling();
-            // No SA_ONSTACK: the handler's frame has to stay where the interrupted code's are.
+            // No SA_ONSTACK: the handler's frame must be on the stack of the interrupted code.
             action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
-            // SAFETY: the handler does only what a signal handler may, and what the program has
-            // promised not to be in the way of.
+            // SAFETY: the handler does only what a signal handler may, and switches tasks, for
+            // which the program has promised not to do what hosted code must not do.
             let result = unsafe { libc::sigaction(number_of(signal), &action, ptr::null_mut()) };
             assert_eq!(result, 0, "real-time signals can have handlers");
         }
@@ -591,8 +604,9 @@ pub(super) fn add_our_signals(set: &mut libc::sigset_t) {
     }
 }
 
-/// What is blocked while a handler of ours runs: all signals, so that one of the program's own which ends the
-/// task doesn't end the handling of an alarm with it. But for those that tell of a fault, which cannot wait.
+/// The signals that are blocked while a handler of ours runs: all, so that a handler of the
+/// program's own which ends the task doesn't also end the handling of an alarm. All but those
+/// that report a fault, which cannot be deferred.
 fn while_handling() -> libc::sigset_t {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigfillset initializes the set, and the numbers are valid.
@@ -605,7 +619,7 @@ fn while_handling() -> libc::sigset_t {
     }
 }
 
-/// Blocks more signals for this thread.
+/// Blocks these signals for this thread, in addition.
 fn block(set: &libc::sigset_t) {
     // SAFETY: the arguments are valid.
     unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set, ptr::null_mut()) };
@@ -621,9 +635,9 @@ fn unblock_ours() -> u64 {
     }
 }
 
-/// Makes this thread block these signals and no others.
+/// Sets the signals that this thread blocks.
 fn set_signal_mask(bits: u64) {
-    // SAFETY: all-zero is a value of this C structure, which is at least as large as its 64 bits, as `bits_of`
+    // SAFETY: all-zero is a value of this C structure, which has at least 64 bits, as `bits_of`
     // checks; the arguments are valid.
     unsafe {
         let mut set = zeroed::<libc::sigset_t>();
@@ -642,10 +656,10 @@ fn signal_mask() -> u64 {
     }
 }
 
-/// The 64 signals that Linux has, of a set that the C library made larger.
+/// The bits of Linux's 64 signals in a set, which is larger in the C library.
 fn bits_of(set: &libc::sigset_t) -> u64 {
     const { assert!(size_of::<libc::sigset_t>() >= size_of::<u64>()) };
-    // SAFETY: the set is at least as large, and plain bits.
+    // SAFETY: the set is at least as large, and consists of plain bits.
     unsafe { ptr::from_ref(set).cast::<u64>().read_unaligned() }
 }
 

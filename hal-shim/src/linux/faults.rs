@@ -1,12 +1,13 @@
-//! Memory faults: which of them are overflows of a stackful task's stack, and the stack that their handlers
-//! run on.
+//! Memory faults: the report of an overflow of a stackful task's stack, and the stack that their
+//! handlers run on.
 //!
-//! std says so when a thread overflows the stack that it began on, and knows no other. Here the same is said for
-//! a task's stack. Whatever handled the signal before, std's handler or one of the program's own, is called
-//! then, as it is for any other fault. One that the program installs later takes this one's place.
+//! std reports when a thread overflows the stack that it began on, and knows no other. This handler
+//! reports the same for a task's stack. Then, as for any other fault, it calls the handler that was
+//! installed before: std's or one of the program's own. A handler that the program installs later
+//! replaces this one.
 //!
-//! An overflow is seen in one of two ways: the task touches the guard, or a signal finds no room for its
-//! frame, and Linux makes a memory fault without an address of it.
+//! An overflow shows in one of two ways: the task accesses the guard, or there is no room for a
+//! signal's frame, for which Linux raises a memory fault without an address.
 
 use std::ffi::{c_int, c_void};
 use std::fmt::{self, Write};
@@ -20,29 +21,29 @@ use super::{platform, write_to};
 
 /// The auxiliary vector's entry for the largest signal frame. Linux has it since 5.14.
 const AT_MINSIGSTKSZ: libc::c_ulong = 51;
-/// Linux: the kernel sent the signal, and it is about no address.
+/// Linux: the kernel sent the signal, without an address.
 const SI_KERNEL: c_int = 0x80;
-/// What handlers have on an alternate stack beside the signal's frame.
+/// The bytes that handlers can use on an alternate stack beside the signal's frame.
 const HANDLERS: usize = 64 * 1024;
 
-/// How many bytes Linux pushes for a signal, at most. 0 if it does not say.
+/// The most bytes that Linux pushes for a signal. 0 if it is unknown.
 pub(super) fn signal_frame() -> usize {
     // SAFETY: no conditions.
     unsafe { libc::getauxval(AT_MINSIGSTKSZ) as usize }
 }
 
-/// The alternate signal stack of a core, and what its thread had in its place.
+/// The alternate signal stack of a core, and the one that its thread had before.
 pub(super) struct AlternateStack {
     mapping: Range<usize>,
     before: libc::stack_t,
 }
 
 impl AlternateStack {
-    /// Gives the calling thread one.
+    /// Installs one for the calling thread.
     ///
     /// # Errors
     ///
-    /// What Linux says when there is no memory.
+    /// Linux's error number if there is no memory.
     pub(super) fn install() -> Result<Self, i32> {
         // SAFETY: sysconf has no conditions.
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
@@ -55,8 +56,9 @@ impl AlternateStack {
             return Err(errno());
         }
         let mut before = MaybeUninit::uninit();
-        // SAFETY: the first page of a mapping that nobody uses yet is its guard; the rest becomes the thread's
-        // alternate stack, until `remove` puts back what sigaltstack has written to `before`.
+        // SAFETY: no code uses the mapping yet. Its first page is the guard; the rest becomes the
+        // thread's alternate stack, until `remove` restores the one that sigaltstack has written to
+        // `before`.
         let before = unsafe {
             let stack = libc::stack_t { ss_sp: memory.byte_add(page), ss_flags: 0, ss_size: size };
             if libc::mprotect(memory, page, libc::PROT_NONE) != 0
@@ -75,9 +77,10 @@ impl AlternateStack {
         self.mapping.clone()
     }
 
-    /// Takes it from the calling thread, which `install` has given it to.
+    /// Removes it from the calling thread, for which `install` has installed it.
     pub(super) fn remove(self) {
-        // SAFETY: what the thread had before is put back, so nothing uses the mapping, which is `install`'s.
+        // SAFETY: the thread's earlier stack is restored, so no code uses the mapping, which
+        // `install` has made.
         unsafe {
             libc::sigaltstack(&self.before, ptr::null_mut());
             libc::munmap(ptr::without_provenance_mut(self.mapping.start), self.mapping.len());
@@ -85,13 +88,14 @@ impl AlternateStack {
     }
 }
 
-/// What handled the signal before.
+/// The handler that was installed before.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
 /// Makes `on_fault` the handler of memory faults. Called once.
 pub(super) fn install_handler() {
-    // SAFETY: all-zero is a value of this C structure, and sigaction writes it; the handler does only what a
-    // signal handler may, and calls the one that was there before, under the mask and flags of that one.
+    // SAFETY: all-zero is a value of this C structure, and sigaction writes it; the handler does
+    // only what a signal handler may, and calls the earlier one, under the mask and flags of that
+    // one.
     unsafe {
         let mut before = zeroed::<libc::sigaction>();
         if libc::sigaction(libc::SIGSEGV, ptr::null(), &mut before) != 0 {
@@ -109,7 +113,8 @@ pub(super) fn install_handler() {
 
 extern "C" fn on_fault(number: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     let errno = errno();
-    // SAFETY: Linux gives a handler with SA_SIGINFO both, and so does a handler that calls this one.
+    // SAFETY: Linux passes both to a handler with SA_SIGINFO, and so does a handler that calls this
+    // one.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr().addr()) };
     let sent = code <= 0;
     let overflow = cores::here().filter(|_| !sent).and_then(|_| {
@@ -118,7 +123,7 @@ extern "C" fn on_fault(number: c_int, info: *mut libc::siginfo_t, context: *mut 
         let no_room = code == SI_KERNEL && {
             // SAFETY: as above.
             let pointer = unsafe { stack_pointer(context) };
-            // From there the frame would have reached down into the guard.
+            // A frame below this pointer would have reached into the guard.
             pointer >= guard.start && pointer < guard.end + signal_frame().max(4096) + RED_ZONE
         };
         let overflow = no_room || guard.contains(&address);
@@ -135,16 +140,17 @@ extern "C" fn on_fault(number: c_int, info: *mut libc::siginfo_t, context: *mut 
     // SAFETY: the arguments are this handler's own.
     unsafe { call_before(number, info, context) };
     if overflow == Some(true) {
-        // Nothing is at fault that would be tried again, and the task must not go on.
+        // No instruction faulted that would be executed again, and the task must not continue.
         die(number);
     }
     set_errno(errno);
 }
 
-/// Below the stack pointer, the ABI of x86_64 gives so much to the code, and signals leave it out.
+/// The size of the area below the stack pointer that code on x86_64 may use by the ABI, so that
+/// signals skip it.
 const RED_ZONE: usize = 128;
 
-/// Calls the handler that was there before, or does what Linux would without one.
+/// Calls the handler that was installed before, or does what Linux would do without one.
 ///
 /// # Safety
 ///
@@ -160,11 +166,11 @@ unsafe fn call_before(number: c_int, info: *mut libc::siginfo_t, context: *mut c
             if sent {
                 die(number);
             } else {
-                // The instruction is tried again, and ends the process there.
+                // The instruction is executed again, and its fault ends the process.
                 set_default(number);
             }
         }
-        // SAFETY: it was installed as a handler, whose type the flag tells.
+        // SAFETY: it was installed as a handler, and the flag says of which type.
         handler => unsafe {
             if flags & libc::SA_SIGINFO != 0 {
                 type Handler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
@@ -181,18 +187,18 @@ fn set_default(number: c_int) {
     unsafe { libc::sigaction(number, &zeroed(), ptr::null_mut()) };
 }
 
-/// Ends the process by this signal, at the latest when its handler returns.
+/// Ends the process by this signal: now, or when the signal's handler returns.
 fn die(number: c_int) {
     set_default(number);
     // SAFETY: no conditions.
     unsafe { libc::raise(number) };
 }
 
-/// Of the interrupted code.
+/// The stack pointer of the interrupted code.
 ///
 /// # Safety
 ///
-/// `context` is what Linux gave to a handler.
+/// `context` is the one that Linux passed to a handler.
 #[cfg(target_arch = "x86_64")]
 unsafe fn stack_pointer(context: *mut c_void) -> usize {
     // SAFETY: the caller's promise.
@@ -201,7 +207,7 @@ unsafe fn stack_pointer(context: *mut c_void) -> usize {
     }
 }
 
-/// Unknown, and none that lies on a stack.
+/// The stack pointer is unknown for this architecture: returns an address that is on no stack.
 ///
 /// # Safety
 ///
@@ -211,7 +217,7 @@ unsafe fn stack_pointer(_: *mut c_void) -> usize {
     0
 }
 
-/// What the task is called.
+/// Displays the task that has overflowed its stack.
 struct Culprit(Option<trapline::Current>);
 
 impl fmt::Display for Culprit {
@@ -223,7 +229,8 @@ impl fmt::Display for Culprit {
     }
 }
 
-/// Prints to the standard error output, in a signal handler: without a lock, without the heap.
+/// Prints to the standard error output. Usable in a signal handler: takes no lock and does not
+/// allocate.
 fn say(message: fmt::Arguments<'_>) {
     struct Unlocked;
     impl Write for Unlocked {

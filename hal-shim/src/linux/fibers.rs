@@ -1,13 +1,14 @@
-//! Switches of which AddressSanitizer is told, in programs that are built with it.
+//! A backend that announces stack switches to AddressSanitizer, in programs that are built with it.
 //!
-//! When a panic begins, AddressSanitizer forgets what it knows of the frames between here and the
-//! stack's end, as they will not return. On a stack that it does not know it cannot, and later takes
-//! the variables of other frames there for those of the ones that are gone.
+//! When a panic begins, AddressSanitizer unpoisons the frames between the current one and the
+//! stack's end, as they will not return. It cannot do so on a stack that it does not know, and
+//! later reports accesses to new frames there as accesses to variables of the old ones.
 //!
-//! Who leaves a stack says where the next one lies, and learns from whoever it comes back to where its
-//! own does: the thread's own stack is found out so. AddressSanitizer's search for uses of variables
-//! after their function's return is to be off (`detect_stack_use_after_return=0`): it would keep those
-//! of a stack that is freed, not knowing.
+//! Code that leaves a stack announces the bounds of the next one. The code that it switches to
+//! learns the bounds of the stack that was left and stores them there: so those of the thread's own
+//! stack become known. AddressSanitizer's search for uses of variables after their function's
+//! return must be off (`detect_stack_use_after_return=0`): it would keep the variables of a freed
+//! stack, as it does not know of the freeing.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -26,17 +27,17 @@ unsafe extern "C" {
     fn __asan_unpoison_memory_region(start: *const c_void, size: usize);
 }
 
-/// The native backend, announced.
+/// The native backend, with its switches announced.
 pub(crate) struct Announced;
 
-/// What a [`Context`] points to: code that is off the core, and its stack.
+/// A [`Context`] points to this: code that is off the core, and its stack.
 struct Fiber {
     native: Context,
     bottom: *const c_void,
     size: usize,
 }
 
-/// What lies on top of a stack that has not been entered.
+/// The data at the top of a stack that has not been entered.
 #[repr(align(16))]
 struct First {
     fiber: Fiber,
@@ -51,19 +52,20 @@ thread_local! {
     static LEFT: Cell<*mut Fiber> = const { Cell::new(ptr::null_mut()) };
 }
 
-/// A stack that will be prepared next.
+/// Called when a stack has been allocated. It will be prepared next.
 pub(crate) fn allocated(base: NonNull<u8>, size: usize) {
     NEWEST.set((base.as_ptr().cast(), size));
 }
 
-/// A stack that will be unmapped. What comes to lie there next is not to be taken for its last frames' variables.
+/// Called when a stack will be unmapped. Unpoisons it, as later memory at the same addresses does
+/// not belong to its last frames.
 pub(crate) fn freed(base: NonNull<u8>, size: usize) {
-    // SAFETY: it is still mapped, and nobody uses it.
+    // SAFETY: it is still mapped, and no code uses it.
     unsafe { __asan_unpoison_memory_region(base.as_ptr().cast(), size) };
 }
 
-// SAFETY: as `Native`, of which it uses `size_of::<First>()` bytes less of the stack. `switch` writes
-// nothing but `*save` and its own frame.
+// SAFETY: as `Native`, of which it uses `size_of::<First>()` bytes less of the stack. `switch`
+// writes nothing but `*save` and its own frame.
 unsafe impl StackfulBackend for Announced {
     const MIN_STACK: usize = Native::MIN_STACK + size_of::<First>();
 
@@ -85,9 +87,9 @@ unsafe impl StackfulBackend for Announced {
         let mut own = Fiber { native: Context(ptr::null_mut()), bottom: ptr::null(), size: 0 };
         let own = &raw mut own;
         LEFT.set(own);
-        // SAFETY: the caller's promise: `save` can be written, and `to` was prepared or saved here, on
-        // this thread, so its fiber lies on a stack that is alive. `own` lives in this frame, to which
-        // `to`'s code comes back by way of `own`.
+        // SAFETY: the caller promises that `save` can be written, and that `to` was prepared or
+        // saved by this backend, on this thread, so its fiber is on a live stack. `own` is in this
+        // frame, which lives until the code of `to` switches back to it by `own`.
         unsafe {
             save.write(Context(own.cast()));
             __sanitizer_start_switch_fiber(ptr::null_mut(), (*to).bottom, (*to).size);
@@ -97,12 +99,14 @@ unsafe impl StackfulBackend for Announced {
     }
 }
 
+/// Announces that a switch has arrived.
+///
 /// # Safety
 ///
-/// The first thing on a stack after a switch to it.
+/// Called first on a stack after a switch to it.
 unsafe fn arrived() {
     let left = LEFT.get();
-    // SAFETY: what was left last on this thread is off the core, so its frame is there.
+    // SAFETY: the fiber that was left last on this thread is off the core, so its frame is live.
     unsafe {
         __sanitizer_finish_switch_fiber(
             ptr::null_mut(),
@@ -112,12 +116,14 @@ unsafe fn arrived() {
     }
 }
 
+/// The first function on a new stack.
+///
 /// # Safety
 ///
-/// `first` is the prepared stack's, which is entered for the first time.
+/// `first` is from `prepare`, for this stack, which is entered for the first time.
 unsafe extern "C" fn begin(first: *mut ()) -> ! {
     let first = first.cast::<First>().cast_const();
-    // SAFETY: the caller's promise; `main` gets what `prepare` was given for it.
+    // SAFETY: the caller's promise; `main` gets the argument that `prepare` was given for it.
     unsafe {
         arrived();
         ((*first).main)((*first).argument)

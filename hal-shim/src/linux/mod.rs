@@ -1,7 +1,7 @@
 //! Linux ("hosted"): a core is a thread, a trap is a signal, memory is the process's.
 //!
-//! [`mod@cores`] has the cores and their signals, [`platform`] what Trapline asks of them, and this
-//! file what programs ask for.
+//! [`mod@cores`] has the cores and their signals, [`platform`] the platform for Trapline,
+//! [`faults`] reports stack overflows, and this file has the functions of the crate's API.
 
 mod cores;
 mod faults;
@@ -31,12 +31,12 @@ thread_local! {
     static ALLOWANCE: AtomicUsize = const { AtomicUsize::new(heap::UNLIMITED) };
 }
 
-/// How many more allocations this thread is granted.
+/// Calls `f` with the number of allocations that this thread is still granted.
 pub(crate) fn allowance<R>(f: impl FnOnce(&AtomicUsize) -> R) -> R {
     ALLOWANCE.with(f)
 }
 
-/// Whether somebody has promised what hosted code does not do.
+/// Whether the program has promised, by `unsafe`, what hosted code must not do.
 static HOSTED: AtomicBool = AtomicBool::new(false);
 
 /// Makes the calling thread core 0 and runs the program.
@@ -46,13 +46,14 @@ static HOSTED: AtomicBool = AtomicBool::new(false);
 /// As [`entry!`](crate::entry).
 pub unsafe fn run(program: fn()) -> ! {
     HOSTED.store(true, Ordering::Relaxed);
-    // Now, as the first look allocates and takes a lock.
+    // Called now, as the first call allocates and takes a lock.
     let _ = words();
     let claim = Claim::take(0).unwrap_or_else(|| fail("core 0 is taken: `entry!` runs once"));
     if let Err(error) = claim.core().attach() {
         fail(&format!("cannot start hosted mode: {}", std::io::Error::from_raw_os_error(error)));
     }
-    // Not by unwinding out of `main`, as this thread is to stay a core while it panics.
+    // The panic is caught here and does not unwind out of `main`, as this thread must stay a core
+    // while it panics.
     match catch_unwind(program) {
         Ok(()) => exit(0),
         Err(_) => exit(101),
@@ -66,7 +67,7 @@ pub(crate) fn in_signal_handler(f: impl FnOnce()) {
     }
 }
 
-/// Ends the process for a mistake that cannot be answered with an `Err`.
+/// Ends the process for an error that no `Err` can report.
 pub(crate) fn fail(message: &str) -> ! {
     let _guard = PreemptGuard::new();
     write_to(libc::STDERR_FILENO, b"hal-shim: ");
@@ -79,7 +80,7 @@ pub(crate) fn fail(message: &str) -> ! {
 pub(crate) fn exit(code: i32) -> ! {
     let _guard = PreemptGuard::new();
     if cores::here().is_some_and(cores::Core::is_handling) {
-        // What `exit` runs before the end is not made for signal handlers.
+        // The exit handlers that `exit` runs must not run in a signal handler.
         // SAFETY: no conditions.
         unsafe { libc::_exit(code) }
     }
@@ -102,7 +103,7 @@ fn write_to(file: i32, bytes: &[u8]) {
         // SAFETY: `rest` is readable for its length.
         match unsafe { libc::write(file, rest.as_ptr().cast(), rest.len()) } {
             ..0 if cores::errno() == libc::EINTR => {}
-            // A console that is gone: the program goes on without.
+            // The console is gone: the program continues without it.
             ..=0 => return,
             written => rest = &rest[written as usize..],
         }
@@ -137,7 +138,7 @@ pub(crate) fn start_core(core: usize, program: fn()) -> Result<(), StartError> {
     thread::Builder::new()
         .name(format!("core {core}"))
         .spawn(move || {
-            // The claim is this thread's, and ends after the core has left it.
+            // This thread owns the claim, and drops it after it has detached from the core.
             let result = claim.core().attach();
             let attached = result.is_ok();
             let _ = report.send(result);
@@ -151,7 +152,7 @@ pub(crate) fn start_core(core: usize, program: fn()) -> Result<(), StartError> {
         .map_err(|error| refused(error.raw_os_error().unwrap_or(libc::EAGAIN)))?;
     match started.recv() {
         Ok(result) => result.map_err(refused),
-        // The thread ended without a word.
+        // The thread ended without a report.
         Err(_) => Err(refused(libc::EAGAIN)),
     }
 }
@@ -166,7 +167,7 @@ pub(crate) unsafe fn isolated<R: Send>(f: impl FnOnce() -> R + Send) -> R {
             panic!("cannot start a core: {}", std::io::Error::from_raw_os_error(error))
         })
     };
-    // The new thread stands in for the caller's core, or is one more.
+    // The new thread takes the number of the caller's core, or a free one.
     let mine = cores::here();
     let claim = match mine {
         Some(core) => {
@@ -200,7 +201,7 @@ pub(crate) fn passes(name: &'static str, test: fn()) -> bool {
     let limit = match crate::arg("limit").map(str::parse) {
         None => 60,
         Some(Ok(seconds)) => seconds,
-        Some(Err(_)) => fail("`limit=` wants a whole number of seconds"),
+        Some(Err(_)) => fail("`limit=` must be a whole number of seconds"),
     };
     let (running, done) = (AtomicBool::new(false), AtomicBool::new(false));
     thread::scope(|scope| {
@@ -216,15 +217,15 @@ pub(crate) fn passes(name: &'static str, test: fn()) -> bool {
                 thread::park_timeout(left);
             }
         });
-        // Until then it may allocate, which a test would count.
+        // Until the watchdog runs it may allocate, which a test would count.
         while !running.load(Ordering::Acquire) {
             thread::yield_now();
         }
-        // SAFETY: a program that runs tests has promised it with `entry!`.
+        // SAFETY: a program that runs tests has promised the same with `entry!`.
         let passed = catch_unwind(|| unsafe { isolated(test) }).is_ok();
         done.store(true, Ordering::Release);
         watchdog.thread().unpark();
-        // ThreadSanitizer sees that it has ended by this, and not by the end of the scope.
+        // ThreadSanitizer does not see the end of the scope, but it sees this join.
         watchdog.join().expect("it only waits");
         passed
     })

@@ -1,4 +1,4 @@
-//! What Trapline asks of a kernel, answered by Linux.
+//! The platform that Trapline runs on, by means of Linux.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,33 +18,33 @@ pub(crate) struct Machine;
 
 trapline::bind_platform!(static MACHINE: Machine = Machine);
 
-/// The core that calls, where only a core has business.
+/// The calling core. Ends the process in a thread that is no core.
 fn here() -> &'static Core {
     cores::here().unwrap_or_else(|| {
         fail(
-            "a thread that is no core would enter a runtime or block: \
+            "a thread that is no core cannot enter a runtime or block: \
              use `hal_shim::start_core` or `isolated`",
         )
     })
 }
 
-/// The slot of a thread that is no core. (In a function of its own, so that those that are one wait for no
-/// choice between two addresses.)
+/// The slot of a thread that is no core. (Out of line, so that in a thread that is a core, the
+/// address of the slot does not depend on a selection between two addresses.)
 #[cold]
 #[inline(never)]
 fn no_core() -> &'static CoreSlot {
     thread_local! {
         static NO_CORE: CoreSlot = const { CoreSlot::new() };
     }
-    // SAFETY: it has no destructor, so it lives as long as the thread. Nothing keeps it longer: what
-    // would have to be woken never gets to wait.
+    // SAFETY: it has no destructor, so it lives as long as the thread. No reference lives longer:
+    // only code that waits for a wake would keep one, and `here` keeps it from waiting.
     NO_CORE.with(|slot| unsafe { &*ptr::from_ref(slot) })
 }
 
-/// How large a guard is at least, in bytes.
+/// The least size of a guard in bytes.
 const GUARD: usize = 64 * 1024;
 
-/// How much of the address space a stack of `size` bytes takes, with its guard, and how large that is.
+/// The size of the mapping for a stack of `size` bytes with its guard, and the size of the guard.
 fn extent(size: usize) -> Option<(usize, usize)> {
     // SAFETY: sysconf has no conditions.
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
@@ -52,13 +52,13 @@ fn extent(size: usize) -> Option<(usize, usize)> {
     Some((size.checked_next_multiple_of(page)?.checked_add(guard)?, guard))
 }
 
-/// The addresses below a stack of `allocate_stack`'s that belong to it and are its guard.
+/// The addresses of the guard below a stack of `allocate_stack`.
 pub(super) fn guard_below(stack: &Range<usize>) -> Range<usize> {
     let total = extent(stack.len()).map_or(0, |(total, _)| total);
     stack.end.saturating_sub(total)..stack.start
 }
 
-/// What [`StackfulBackend::MIN_STACK`] counts for each signal's frame.
+/// The bytes that [`StackfulBackend::MIN_STACK`] counts for each signal's frame.
 #[cfg(target_arch = "x86_64")]
 const COUNTED: usize = Native::SIGNAL;
 #[cfg(not(target_arch = "x86_64"))]
@@ -71,16 +71,16 @@ const COUNTED: usize = 0;
 // - The alarm is a timer whose signal goes to the thread that is the core; its handler calls
 //   `on_timer`.
 // - Masking, park and wake: see the head of `cores.rs`.
-// - in_interrupt: precise, for our handlers; those of the program's own say it themselves, as who wrote
-//   `entry!(unsafe …)` promises.
+// - in_interrupt: precise for our handlers; the program's own handlers use `in_signal_handler`, as
+//   the program that wrote `entry!(unsafe …)` promises.
 // - interrupts: the flag of `cores.rs`, which is set while signals are handled.
 // - may_preempt: not while the thread panics, and not in the program's own signal handlers.
-// - may_end: not while the thread panics: std counts it as panicking until the panic was caught. In a signal
-//   handler of the program's own, which counts for `may_preempt`, the question is about what that has
-//   interrupted.
+// - may_end: not while the thread panics: std counts it as panicking until the panic was caught. A
+//   signal handler of the program's own forbids preemption, but not this: what matters is the code
+//   that it has interrupted.
 // - allocate_stack: anonymous memory of its own.
-// - Thread-local data in stackful tasks: promised by who wrote `entry!(unsafe …)`.
-// - No handler of ours lets others in before it ends, but by leaving its stack.
+// - Thread-local data in stackful tasks: promised by the program that wrote `entry!(unsafe …)`.
+// - Our handlers unblock others only when they end or leave their stack.
 unsafe impl Platform for Machine {
     #[cfg(not(address_sanitizer))]
     type Backend = trapline::arch::Native;
@@ -169,7 +169,7 @@ unsafe impl Platform for Machine {
     }
 
     fn min_stack(&self) -> usize {
-        // Two of them lie on a stack at most: see the head of `cores.rs`.
+        // At most two signal frames are on a stack: see the head of `cores.rs`.
         Self::Backend::MIN_STACK + 2 * faults::signal_frame().saturating_sub(COUNTED)
     }
 
@@ -183,13 +183,13 @@ unsafe impl Platform for Machine {
             return None;
         }
         // Stacks grow downwards.
-        // SAFETY: the mapping's first pages; nobody uses them yet.
+        // SAFETY: these are the mapping's first pages, and no code uses them yet.
         if unsafe { libc::mprotect(memory, guard, libc::PROT_NONE) } != 0 {
-            // SAFETY: as it was mapped; nobody uses it.
+            // SAFETY: mapped above with this size, and no code uses it.
             unsafe { libc::munmap(memory, total) };
             return None;
         }
-        // The end of the stack is the mapping's.
+        // The stack ends where the mapping does.
         let base = NonNull::new(memory.cast::<u8>().wrapping_byte_add(total - size))?;
         #[cfg(address_sanitizer)]
         super::fibers::allocated(base, size);
@@ -200,8 +200,8 @@ unsafe impl Platform for Machine {
         let Some((total, _)) = extent(size) else { return };
         #[cfg(address_sanitizer)]
         super::fibers::freed(base, size);
-        // SAFETY: the caller gives back what `allocate_stack` mapped and then moved forward by so
-        // much.
+        // SAFETY: the caller gives back a stack of `allocate_stack`, which begins at this offset in
+        // its mapping, and is no longer used.
         unsafe { libc::munmap(base.as_ptr().byte_sub(total - size).cast(), total) };
     }
 }

@@ -1,14 +1,15 @@
-//! What the thread has once and each task takes for its own.
+//! State that a thread has once, but that each task uses as its own.
 //!
-//! A signal's handler needs it in part: Linux keeps the floating-point state in the signal's frame, and
-//! begins the handler with a fresh one. Code that is left without a signal needs all of it.
+//! A signal's handler saves and restores only a part of it: Linux keeps the floating-point state in
+//! the signal's frame, and begins the handler with a fresh one. If a task is left without a signal,
+//! all of it must be saved.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::asm;
 
 use super::cores::{errno, set_errno};
 
-/// What the calling code has of it, while it is off the core.
+/// The state of a task while it is off the core.
 pub(super) struct TaskState {
     errno: i32,
     control: FpControl,
@@ -24,8 +25,8 @@ impl TaskState {
     }
 }
 
-/// How the calling code has floating-point operations rounded, and the exceptions that it has caused. A
-/// signal's frame has them, and its handler begins as a program does.
+/// The rounding mode of floating point, and the exceptions that are masked and that were caused. A
+/// signal's frame has them, and its handler begins with the initial values.
 #[cfg(target_arch = "x86_64")]
 struct FpControl {
     mxcsr: u32,
@@ -34,13 +35,13 @@ struct FpControl {
 
 #[cfg(target_arch = "x86_64")]
 impl FpControl {
-    /// As every program begins.
+    /// The values with which every program begins.
     const INITIAL: Self = Self { mxcsr: 0x1f80, x87: 0x37f };
 
-    /// Takes them from the caller, which goes on as a program begins.
+    /// Returns the caller's values, and sets the initial ones.
     fn take() -> Self {
         let mut control = Self { ..Self::INITIAL };
-        // SAFETY: it writes to two places that are there for it.
+        // SAFETY: the instructions write to two fields of `control`.
         unsafe {
             asm!("stmxcsr [{}]", "fnstcw [{}]", in(reg) &raw mut control.mxcsr,
                 in(reg) &raw mut control.x87, options(nostack, preserves_flags));
@@ -50,7 +51,7 @@ impl FpControl {
     }
 
     fn put_back(&self) {
-        // SAFETY: what a program begins with, or what the calling code itself had.
+        // SAFETY: the values are the initial ones, or those that the calling code itself had.
         unsafe {
             asm!("ldmxcsr [{}]", "fldcw [{}]", in(reg) &raw const self.mxcsr,
                 in(reg) &raw const self.x87, options(nostack, preserves_flags));
@@ -58,7 +59,7 @@ impl FpControl {
     }
 }
 
-/// Not known for this architecture.
+/// Nothing is saved for this architecture.
 #[cfg(not(target_arch = "x86_64"))]
 struct FpControl;
 

@@ -1,9 +1,9 @@
 //! From QEMU to Rust code, on the first core and on the others.
 //!
-//! QEMU jumps to `_start` at privilege level 0, with interrupts and paging off. Older versions do so on all
-//! cores at once; then all but core 0 wait there, as they do in QEMU's own code in newer versions: until their
-//! mailbox says where to begin and an IPI wakes them. [`bring_up`] has them begin at `_start`. From
-//! there on `$r21` is the address of the core's [`Core`], for ever.
+//! QEMU jumps to `_start` at privilege level 0, with interrupts and paging off. Older versions do
+//! so on all cores at once; then all but core 0 wait there, as they do in QEMU's own code in newer
+//! versions, until their mailbox has an entry and an IPI wakes them. [`bring_up`] makes the entry
+//! `_start`. From there on, `$r21` always has the address of the core's [`Core`].
 
 use alloc::string::String;
 use core::arch::naked_asm;
@@ -17,21 +17,23 @@ use super::{CACHED, UNCACHED, csr, fw_cfg, physical, space};
 use crate::bare::paging::RAM_END;
 use crate::bare::{self, CORES, Core, HEAP, Processor as _, fail, init_console, set_cores};
 
-/// CRMD: paging on (and the direct map with it), memory is cached, privilege level 0, interrupts masked.
+/// CRMD: paging on (and the direct windows with it), memory is cached, privilege level 0,
+/// interrupts masked.
 const PAGING: usize = 0xb0;
-/// DMWn: for privilege level 0; and whether what is seen through it is cached.
+/// DMWn: the window is for privilege level 0; accesses through it are cached.
 const LEVEL_0: usize = 1 << 0;
 const COHERENT: usize = 1 << 4;
-/// CPUID: the number.
+/// CPUID: the bits of the core's number.
 const CPUID_MASK: usize = 0x1ff;
+/// The command line.
 static WORDS: Once<String> = Once::new();
 
 unsafe extern "C" {
-    /// The linker script's: not data, but where the free memory begins.
+    /// The beginning of the free memory, from the linker script. It is not data.
     static __heap_start: [u8; 0];
 }
 
-/// No stack yet; the program counter is a physical address, or one of the cached window's.
+/// No stack yet; the program counter is a physical address, or one in the cached window.
 #[unsafe(naked)]
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".text.entry")]
@@ -41,7 +43,7 @@ unsafe extern "C" fn _start() -> ! {
         "csrwr $t0, {dmw0}",
         "li.d $t0, {cached} | {coherent} | {level_0}",
         "csrwr $t0, {dmw1}",
-        // To the address in the window, and only then paging.
+        // Jump to the address in the window before paging is turned on.
         "li.d $t0, {cached}",
         "la.pcrel $t1, 2f",
         "or $t0, $t0, $t1",
@@ -68,7 +70,8 @@ unsafe extern "C" fn _start() -> ! {
         "la.pcrel $r21, {cores}",
         "move $fp, $zero",
         "bl {main}",
-        // Another core. Its IPI is the only interrupt that is enabled, and wakes it though it is masked.
+        // Another core. Its IPI is the only interrupt that is enabled, and wakes it although
+        // interrupts are masked.
         "5:",
         "li.w $t1, {ipi}",
         "csrwr $t1, {ecfg}",
@@ -122,9 +125,9 @@ extern "C" fn boot() -> ! {
     set_cores(fw_cfg::cores());
     let start = (&raw const __heap_start).addr();
     let Some(end) = fw_cfg::end_of_memory(physical(start)) else {
-        fail(format_args!("the kernel does not lie in memory that the machine tells of"))
+        fail(format_args!("fw_cfg lists no memory where the kernel is"))
     };
-    // SAFETY: once, and the linker script puts nothing from there on.
+    // SAFETY: called once, and the linker script puts nothing after `start`.
     unsafe { HEAP.add(start..CACHED | end.min(RAM_END)) };
     WORDS.call_once(|| String::from_utf8_lossy(&fw_cfg::words()).into_owned());
     space::init_core();
@@ -136,9 +139,9 @@ extern "C" fn boot_other() -> ! {
     bare::main_other()
 }
 
-/// Enables the calling core's interrupts one by one, as their handlers are there now.
+/// Enables the lines of the calling core's timer and IPIs. Their handlers are installed now.
 pub(crate) fn init_core() {
-    // SAFETY: the handler of both is there. What was pending before we came means nothing to anybody.
+    // SAFETY: the handler of both is installed. Interrupts that were pending before have no effect.
     unsafe {
         csr::write::<{ csr::TICLR }>(1);
         csr::iocsr_write(csr::IPI_CLEAR, u32::MAX);
@@ -158,22 +161,22 @@ pub(crate) fn bring_up(core: &'static Core) -> Result<(), isize> {
     Ok(())
 }
 
-/// Tells a core that has not been started where to begin. The IPI that wakes it is the caller's.
+/// Writes the entry for a core that has not been started. The caller sends the IPI that wakes it.
 fn send_mail(core: usize, entry: usize) {
-    /// Waits until it has arrived.
+    /// The write ends when the mail has arrived.
     const BLOCKING: u64 = 1 << 31;
     const CORE_SHIFT: u32 = 16;
     /// Which half of which mailbox.
     const HALF_SHIFT: u32 = 2;
     const VALUE_SHIFT: u32 = 32;
-    // The half that makes it an address that isn't zero comes last.
+    // The low half comes last: the core begins when the address isn't zero.
     for half in [1, 0] {
         let value = (entry >> (32 * half)) as u32;
         let mail = u64::from(value) << VALUE_SHIFT
             | (core as u64) << CORE_SHIFT
             | (half as u64) << HALF_SHIFT
             | BLOCKING;
-        // SAFETY: the core waits for it. The fence: it then sees what was written for it.
+        // SAFETY: the core waits for it. The fence: the core sees the stores before it.
         unsafe {
             core::sync::atomic::fence(Ordering::SeqCst);
             csr::iocsr_write_wide(csr::MAIL_SEND, mail);

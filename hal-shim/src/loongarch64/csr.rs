@@ -10,9 +10,9 @@ pub(super) const ECFG: usize = 0x4;
 /// The roots of the page tables: for addresses of users, and for those of the kernel.
 pub(super) const PGDL: usize = 0x19;
 pub(super) const PGDH: usize = 0x1a;
-/// The one of both that the TLB's refill needs.
+/// The root of the two that the TLB's refill needs.
 pub(super) const PGD: usize = 0x1b;
-/// Which part of an address is the index at which level.
+/// Which bits of an address are the index of which level.
 pub(super) const PWCL: usize = 0x1c;
 pub(super) const PWCH: usize = 0x1d;
 /// The size of pages in the set-associative part of the TLB.
@@ -22,44 +22,46 @@ pub(super) const CPUID: usize = 0x20;
 /// The core's timer.
 pub(super) const TCFG: usize = 0x41;
 pub(super) const TICLR: usize = 0x44;
-/// The TLB's refill: its entry, its scratch, and what it fills in.
+/// The TLB's refill: its entry, its scratch register, and the entries that it fills in.
 pub(super) const TLBRENTRY: usize = 0x88;
 pub(super) const TLBRSAVE: usize = 0x8b;
 pub(super) const TLBRELO0: usize = 0x8c;
 pub(super) const TLBRELO1: usize = 0x8d;
 pub(super) const TLBREHI: usize = 0x8e;
-/// The windows through which the kernel sees all memory.
+/// The kernel's direct windows to all memory.
 pub(super) const DMW0: usize = 0x180;
 pub(super) const DMW1: usize = 0x181;
 
 /// IOCSR: this core's IPIs.
 pub(super) const IPI_ENABLE: usize = 0x1004;
 pub(super) const IPI_CLEAR: usize = 0x100c;
-/// IOCSR: where a core that isn't started finds where to begin.
+/// IOCSR: the mailbox in which a core that isn't started finds its entry.
 pub(super) const MAILBOX: usize = 0x1020;
 /// IOCSR: sends an IPI.
 pub(super) const IPI_SEND: usize = 0x1040;
 /// IOCSR: writes to another core's mailbox.
 pub(super) const MAIL_SEND: usize = 0x1048;
 
+/// Writes a register.
+///
 /// # Safety
 ///
-/// The core can go on with that value.
+/// The running code stays sound with that value.
 pub(super) unsafe fn write<const CSR: usize>(value: usize) {
-    // SAFETY: the caller's promise. The register gets the old value.
+    // SAFETY: the caller's promise. `csrwr` swaps, so the operand is overwritten.
     unsafe { asm!("csrwr {}, {}", inout(reg) value => _, const CSR, options(nostack)) };
 }
 
-/// Writes the bits of `mask`, and returns the old value.
+/// Writes the bits of `mask`, and returns the old value. The compiler moves no memory access across
+/// it.
 ///
 /// # Safety
 ///
-/// The core can go on with that value.
+/// The running code stays sound with that value.
 #[inline]
 pub(super) unsafe fn exchange<const CSR: usize>(value: usize, mask: usize) -> usize {
     let old;
-    // SAFETY: the caller's promise. As it may touch memory for all that the compiler knows, nothing
-    // moves across it.
+    // SAFETY: the caller's promise. Without `nomem`, it is a barrier for the compiler.
     unsafe {
         asm!(
             "csrxchg {}, {}, {}",
@@ -72,13 +74,15 @@ pub(super) unsafe fn exchange<const CSR: usize>(value: usize, mask: usize) -> us
     old
 }
 
+/// Writes a word to a per-core device.
+///
 /// # Safety
 ///
 /// The device can be given that value now.
 pub(super) unsafe fn iocsr_write(register: usize, value: u32) {
-    // SAFETY: the caller's promise. QEMU that counts instructions ends itself if `iocsrwr` causes an
-    // interrupt; but not if the clock is read before it in the same block of translated code (which
-    // ends with a page).
+    // SAFETY: the caller's promise. While QEMU counts instructions, it aborts if `iocsrwr` causes
+    // an interrupt, but not if the clock is read before it in the same translation block. (A block
+    // ends at the end of a page, so the two instructions must not lie on two pages.)
     unsafe {
         asm!(
             ".balign 8",
@@ -91,6 +95,8 @@ pub(super) unsafe fn iocsr_write(register: usize, value: u32) {
     };
 }
 
+/// Writes two words to a per-core device.
+///
 /// # Safety
 ///
 /// The device can be given that value now.
@@ -98,8 +104,8 @@ pub(super) unsafe fn iocsr_write_wide(register: usize, value: u64) {
     // SAFETY: the caller's promise.
     unsafe {
         asm!(
-            // QEMU that counts instructions lets nothing but an access to its clock, and what
-            // comes right behind it, raise an interrupt.
+            // While QEMU counts instructions, only an access to its clock, and the instruction
+            // right behind it, may raise an interrupt.
             "rdtime.d $zero, $zero",
             "iocsrwr.d {}, {}",
             in(reg) value,
@@ -109,7 +115,7 @@ pub(super) unsafe fn iocsr_write_wide(register: usize, value: u64) {
     };
 }
 
-/// A word of what the processor says about itself.
+/// A word of the processor's description of itself.
 pub(super) fn cpucfg(word: usize) -> usize {
     let value;
     // SAFETY: only reads.

@@ -1,8 +1,8 @@
-//! What QEMU tells about the machine: its `fw_cfg` device, read-only.
+//! QEMU's description of the machine: its `fw_cfg` device, which is only read.
 //!
-//! A machine that is started with `-kernel` and no firmware is told here how much memory and how many
-//! cores there are. Older versions hand over the kernel's command line nowhere; so it is a file here:
-//! `-fw_cfg name=opt/trapline/words,string="…"`.
+//! A kernel that is started with `-kernel` and no firmware learns here how much memory and how many
+//! cores there are. Older versions of QEMU pass the kernel's command line in no way; so it is a
+//! file here: `-fw_cfg name=opt/trapline/words,string="…"`.
 
 use alloc::vec::Vec;
 use core::ptr::with_exposed_provenance_mut;
@@ -17,25 +17,25 @@ const SIGNATURE: u16 = 0x0;
 const CORES: u16 = 0x5;
 const DIRECTORY: u16 = 0x19;
 
-/// An item: a file, or a fixed one.
+/// The selected item: a file, or one with a fixed key.
 struct Item;
 
 impl Item {
-    /// Selects an item, from its beginning. The one that was selected is no more.
+    /// Selects an item, from its beginning, in place of the one that was selected.
     fn new(key: u16) -> Self {
         let selector = with_exposed_provenance_mut::<u16>(SELECTOR);
-        // SAFETY: the machine has the device there. The selector is big-endian.
+        // SAFETY: the machine has the device at this address. The selector is big-endian.
         unsafe { selector.write_volatile(key.to_be()) };
         Self
     }
 
     fn read<const N: usize>(&mut self) -> [u8; N] {
         let data = with_exposed_provenance_mut::<u8>(DATA);
-        // SAFETY: the machine has the device there; a byte that is read is the item's next.
+        // SAFETY: the machine has the device at this address; each read returns the next byte.
         core::array::from_fn(|_| unsafe { data.read_volatile() })
     }
 
-    /// The file `name`, and its size.
+    /// Selects the file `name`. Returns its size too.
     fn file(name: &str) -> Option<(Self, usize)> {
         let mut directory = Self::new(DIRECTORY);
         let files = u32::from_be_bytes(directory.read());
@@ -61,11 +61,11 @@ pub(super) fn cores() -> usize {
     u16::from_le_bytes(Item::new(CORES).read()).into()
 }
 
-/// Where the memory ends that `address` lies in.
+/// The end of the memory region that `address` is in.
 pub(super) fn end_of_memory(address: usize) -> Option<usize> {
-    /// An entry: address, size, what it is, and a word that isn't used.
+    /// The size of an entry: address, size, kind, and a word that isn't used.
     const ENTRY: usize = 8 + 8 + 4 + 4;
-    /// What it is: memory.
+    /// The kind of memory.
     const MEMORY: u32 = 1;
     let (mut file, size) = Item::file("etc/memmap")?;
     (0..size / ENTRY).find_map(|_| {

@@ -21,8 +21,8 @@ static TICKS_A_NANOSECOND: AtomicU64 = AtomicU64::new(0);
 /// Finds out how fast the clock is. Called once, by core 0, before anything asks for the time.
 pub(super) fn set_clock() {
     const NANOSECONDS: u64 = 1_000_000_000;
-    /// The words with the crystal's frequency, and with the ratio of the clock to it: the lower half
-    /// of that word multiplies, the upper half divides.
+    /// The words with the crystal's frequency, and with the ratio of the clock to it: the lower
+    /// half of that word multiplies, the upper half divides.
     const CRYSTAL: usize = 4;
     const RATIO: usize = 5;
     let ratio = csr::cpucfg(RATIO);
@@ -59,8 +59,8 @@ unsafe impl Processor for Cpu {
     #[inline]
     fn this_core() -> *const () {
         let core;
-        // SAFETY: reads a register. It stays the same for as long as a stack stays on its core, and
-        // code can tell the difference only for that long.
+        // SAFETY: reads a register. `pure`: its value stays the same while the stack stays on its
+        // core, and code that can tell cores apart runs on one core only.
         unsafe {
             asm!("move {}, $r21", out(reg) core, options(pure, nomem, nostack, preserves_flags))
         };

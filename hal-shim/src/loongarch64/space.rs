@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Tables have 2048 entries in a page of 16 KiB. An entry of level 0 has the TLB's format, one of a
-//! higher level is the physical address of the next table. [`refill`] walks them when the TLB has no
-//! entry.
+//! higher level is the physical address of the next table. [`refill`] walks them when the TLB has
+//! no entry.
 
 use core::arch::{asm, naked_asm};
 use core::ops::Range;
@@ -56,12 +56,13 @@ pub(super) fn init_core() {
     flush_all();
 }
 
-/// The low bits of TLBRENTRY are zero: the entry begins at the first multiple of this in [`refill`].
+/// The low bits of TLBRENTRY are zero: the entry begins at the first multiple of this in
+/// [`refill`].
 const REFILL_ALIGN: usize = 4096;
 
 /// Fills in the TLB's missing entry, for two neighbouring pages: the one with the address that was
-/// accessed, and the other of the pair. On entry, addresses are physical, and all registers hold the
-/// interrupted code's values.
+/// accessed, and the other of the pair. On entry, addresses are physical, and all registers hold
+/// the interrupted code's values.
 #[unsafe(naked)]
 unsafe extern "C" fn refill() {
     naked_asm!(

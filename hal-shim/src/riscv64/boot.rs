@@ -1,9 +1,9 @@
 //! From the firmware to Rust code, on the first hart and on the others.
 //!
 //! OpenSBI jumps to `_start` on one hart, chosen at random, in S-mode, with interrupts and paging
-//! off: a0 is its number, a1 the device tree. The others wait in the firmware until [`bring_up`]
-//! asks for them: then they begin at `_start_other`, a1 being the address of their [`Core`]. From
-//! there on `tp` is the address of the hart's `Core`, for ever.
+//! off: a0 is its number, a1 the address of the device tree. The others wait in the firmware until
+//! [`bring_up`] starts them: then they begin at `_start_other`, with the address of their [`Core`]
+//! in a1. From there on, `tp` always has the address of the hart's `Core`.
 
 use core::arch::naked_asm;
 use core::mem::offset_of;
@@ -19,7 +19,7 @@ use super::space;
 use crate::bare::paging::RAM_END;
 use crate::bare::{self, CORES, Core, HEAP, Machine, Space, fail, init_console, set_cores};
 
-/// Where the ABI has FP registers, they are on from the beginning (FS is Initial), else off.
+/// If the ABI uses FP registers, they are on from the beginning (FS is Initial), else off.
 const FS: usize = if cfg!(target_feature = "d") { 1 << 13 } else { 0 };
 const FS_MASK: usize = 3 << 13;
 /// `sstatus.SIE`.
@@ -27,18 +27,18 @@ const SIE: usize = 1 << 1;
 static DEVICE_TREE: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
 
 unsafe extern "C" {
-    /// The linker script's: not data, but where the free memory begins.
+    /// The beginning of the free memory, from the linker script. It is not data.
     static __heap_start: [u8; 0];
 }
 
-/// Whether a hart has come through `_start`. Not in .bss, which that hart clears.
+/// Whether a hart has passed `_start`. Not in .bss, which that hart clears.
 #[unsafe(link_section = ".data")]
 static BOOTED: AtomicU32 = AtomicU32::new(0);
 
 /// a0: this hart's number; a1: the device tree; no stack yet.
 ///
-/// Some versions of OpenSBI let a hart go a moment before they have written where to: it comes here
-/// a second time, when its `Core` is all set.
+/// Some versions of OpenSBI release a hart a moment before they have written its entry: then
+/// another hart begins here too, when its `Core` has been set up already.
 #[unsafe(naked)]
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".text.entry")]
@@ -57,7 +57,7 @@ unsafe extern "C" fn _start() -> ! {
         "csrs sstatus, t0",
         "csrw sie, zero",
         ".option push",
-        // Relaxed, the linker would express gp by gp.
+        // Otherwise linker relaxation makes this load of gp relative to gp.
         ".option norelax",
         "la gp, __global_pointer$",
         ".option pop",
@@ -74,7 +74,7 @@ unsafe extern "C" fn _start() -> ! {
         "la tp, {cores}",
         "li s0, 0",
         "call {main}",
-        // Not the first: to `_start_other`, with the `Core` that has this hart.
+        // Not the first hart: go to `_start_other`, with the `Core` that has this hart's number.
         "4:",
         "la a1, {cores}",
         "5:",
@@ -138,7 +138,7 @@ extern "C" fn boot(hart: usize, device_tree: *mut u8) -> ! {
     set_clock(cpu.timebase_frequency() as u64, has_sstc(cpu));
     let start = (&raw const __heap_start).addr();
     let end = end_of_memory(&tree, start).min(RAM_END);
-    // SAFETY: once, and the linker script puts nothing from there on.
+    // SAFETY: called once, and the linker script puts nothing after `start`.
     unsafe { HEAP.add(start..end) };
     if space::init(start..end).is_none() {
         fail(format_args!("no memory for page tables"));
@@ -152,23 +152,25 @@ extern "C" fn boot_other() -> ! {
     bare::main_other()
 }
 
-/// Enables the calling hart's interrupts one by one, as their handlers are there now.
+/// Enables the calling hart's software interrupt; `set_alarm` enables the timer's. Their handlers
+/// are installed now.
 pub(crate) fn init_core() {
-    // One may be pending from before we came.
+    // The timer's interrupt may be pending from before.
     Machine.set_alarm(u64::MAX);
-    // SAFETY: its handler is there.
+    // SAFETY: its handler is installed.
     unsafe { sie::set_ssoft() };
 }
 
 fn tree() -> Fdt<'static> {
-    // SAFETY: the firmware gave it to us; it lies beyond the heap and is never written.
+    // SAFETY: the firmware passed the address. The tree is outside of the heap, by `end_of_memory`,
+    // and no code writes it.
     match unsafe { Fdt::from_ptr(DEVICE_TREE.load(Ordering::Relaxed)) } {
         Ok(tree) => tree,
         Err(error) => fail(format_args!("the firmware's device tree: {error:?}")),
     }
 }
 
-/// Whether the harts have a timer of their own for S-mode.
+/// Whether the harts have a timer for S-mode (the extension sstc).
 fn has_sstc(cpu: Cpu<'_, '_>) -> bool {
     let isa = cpu.property("riscv,isa").and_then(|isa| isa.as_str());
     let extensions = cpu.property("riscv,isa-extensions").map_or(&[][..], |list| list.value);
@@ -176,7 +178,8 @@ fn has_sstc(cpu: Cpu<'_, '_>) -> bool {
         || extensions.split(|&byte| byte == 0).any(|extension| extension == b"sstc")
 }
 
-/// Where the memory ends that begins at `start`, or the device tree begins in it.
+/// The end of the memory region that `start` is in, or the address of the device tree if that comes
+/// first.
 fn end_of_memory(tree: &Fdt<'_>, start: usize) -> usize {
     let tree_start = DEVICE_TREE.load(Ordering::Relaxed).addr();
     let end = tree.memory().regions().find_map(|region| {
@@ -186,7 +189,7 @@ fn end_of_memory(tree: &Fdt<'_>, start: usize) -> usize {
     match end {
         Some(end) if (start..end).contains(&tree_start) => tree_start,
         Some(end) => end,
-        None => fail(format_args!("the kernel does not lie in memory that the device tree knows")),
+        None => fail(format_args!("the device tree lists no memory where the kernel is")),
     }
 }
 
@@ -194,12 +197,12 @@ pub(crate) fn words() -> impl Iterator<Item = &'static str> {
     tree().chosen().bootargs().unwrap_or("").split_ascii_whitespace()
 }
 
-/// Starts a hart that has its boot stack; the firmware's error if it doesn't.
+/// Starts a hart that has its boot stack. `Err` is the firmware's error number.
 pub(crate) fn bring_up(core: &'static Core) -> Result<(), isize> {
     let hart = core.id.load(Ordering::Relaxed);
     let entry = _start_other as *const () as usize;
     let argument = core::ptr::from_ref(core).expose_provenance();
-    // The firmware's call is a fence: the hart sees what was stored.
+    // The firmware's call is a fence: the hart sees the stores before it.
     let answer = sbi_rt::hart_start(hart, entry, argument);
     if answer.is_err() { Err(answer.error as isize) } else { Ok(()) }
 }

@@ -1,7 +1,7 @@
 //! QEMU's riscv64 `virt` machine, booted by OpenSBI into S-mode.
 //!
-//! [`boot`] brings a hart to Rust code, [`platform`] has what Trapline asks for and the trap
-//! handler, [`space`] the paging, and this file what programs ask for.
+//! [`boot`] brings a hart to Rust code, [`platform`] has the registers for interrupts and time,
+//! [`space`] the page table format, and this file the devices.
 
 mod boot;
 mod platform;
@@ -22,16 +22,16 @@ pub(crate) use crate::bare::{
 /// The console's device.
 pub(crate) type Uart = Uart16550<MmioBackend>;
 
-/// Where `virt` has its console.
+/// The address of `virt`'s console.
 const UART: NonZeroUsize = NonZeroUsize::new(0x1000_0000).unwrap();
-/// Where `virt` has the device that ends it.
+/// The address of the device that ends `virt`.
 const FINISHER: usize = 0x10_0000;
 
 /// # Safety
 ///
-/// Two at a time write into each other's lines.
+/// Two that are used at a time mix their output.
 pub(crate) const unsafe fn uart() -> Uart {
-    // SAFETY: the machine has the device there, with a register each byte; nothing else is there.
+    // SAFETY: the machine has the device at this address, with one register per byte.
     match unsafe { Uart16550::new_mmio_from_address(UART, 1) } {
         Ok(uart) => uart,
         Err(_) => panic!("an address and a stride that are valid"),
@@ -43,10 +43,10 @@ pub(crate) fn exit(code: i32) -> ! {
         0 => 0x5555,
         code => (code as u32) << 16 | 0x3333,
     };
-    // SAFETY: the machine has the device there, and this is what it is for.
+    // SAFETY: the machine has the device at this address, and the word ends it.
     unsafe { core::ptr::with_exposed_provenance_mut::<u32>(FINISHER).write_volatile(word) };
     loop {
-        // Another hart than the one that QEMU ends the machine with may see an instruction or two.
+        // A few more instructions may be executed until QEMU has ended all harts.
         core::hint::spin_loop();
     }
 }

@@ -70,8 +70,8 @@ unsafe impl Processor for Cpu {
     #[inline]
     fn this_core() -> *const () {
         let core;
-        // SAFETY: reads a register. It stays the same for as long as a stack stays on its core, and
-        // code can tell the difference only for that long.
+        // SAFETY: reads a register. `pure`: its value stays the same while the stack stays on its
+        // core, and code that can tell cores apart runs on one core only.
         unsafe { asm!("mv {}, tp", out(reg) core, options(pure, nomem, nostack, preserves_flags)) };
         core
     }

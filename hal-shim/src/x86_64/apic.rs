@@ -12,9 +12,9 @@ use x86::registers::model_specific::Msr;
 use crate::bare::clock::{FRACTION, scale};
 use crate::bare::{Machine, fail};
 
-/// Where every processor has its own.
+/// The address at which each processor accesses its own.
 pub(super) const BASE: usize = 0xfee0_0000;
-/// Its registers, from there on.
+/// The offsets of its registers.
 pub(super) const ID: usize = 0x20;
 const TASK_PRIORITY: usize = 0x80;
 const END_OF_INTERRUPT: usize = 0xb0;
@@ -26,33 +26,33 @@ const INITIAL_COUNT: usize = 0x380;
 const CURRENT_COUNT: usize = 0x390;
 const DIVIDE: usize = 0x3e0;
 
-/// `SPURIOUS`: it is on. The vector is that of an interrupt that was withdrawn.
+/// `SPURIOUS`: the APIC is on. The vector is that of an interrupt that was withdrawn.
 const ON: u32 = 1 << 8;
 pub(super) const SPURIOUS_VECTOR: u8 = 255;
-/// The vector of the software interrupt: other cores' and one's own.
+/// The vector of the software interrupt, which other cores or the core itself send.
 pub(super) const SOFT_VECTOR: u8 = 33;
 /// `DIVIDE`: by one.
 const BY_ONE: u32 = 0b1011;
 
-/// `COMMAND`: what is sent, beside a vector.
+/// `COMMAND`: the kind of message, beside a vector.
 const ASSERT: u32 = 1 << 14;
 pub(super) const NMI: u32 = 0b100 << 8 | ASSERT;
 pub(super) const INIT: u32 = 0b101 << 8 | ASSERT;
 pub(super) const STARTUP: u32 = 0b110 << 8 | ASSERT;
-/// `COMMAND`: the last one is still on its way.
+/// `COMMAND`: the last message is still being sent.
 const PENDING: u32 = 1 << 12;
 
 fn read(register: usize) -> u32 {
-    // SAFETY: `check` has found it there; reading has no effect.
+    // SAFETY: `check` has found the APIC there; reading has no effect.
     unsafe { core::ptr::with_exposed_provenance::<u32>(BASE + register).read_volatile() }
 }
 
 fn write(register: usize, value: u32) {
-    // SAFETY: `check` has found it there; it touches no memory.
+    // SAFETY: `check` has found the APIC there; it accesses no memory.
     unsafe { core::ptr::with_exposed_provenance_mut::<u32>(BASE + register).write_volatile(value) }
 }
 
-/// Ends the machine if its processors have no local APIC that we know.
+/// Ends the machine if its processors have no local APIC at the expected address and mode.
 pub(super) fn check() {
     const HAS_APIC: u32 = 1 << 9;
     if __cpuid(1).edx & HAS_APIC == 0 {
@@ -67,15 +67,15 @@ pub(super) fn check() {
     }
 }
 
-/// Masks the interrupt controllers of old, once.
+/// Masks the two legacy interrupt controllers (PICs). Called once.
 pub(super) fn mask_legacy() {
     for port in [0x21, 0xa1] {
-        // SAFETY: the mask registers of the two; nobody waits for their interrupts.
+        // SAFETY: these are the mask registers of the two; no code uses their interrupts.
         unsafe { Port::<u8>::new(port).write(0xff) };
     }
 }
 
-/// Turns the calling core's on, with the timer stopped.
+/// Turns the calling core's APIC on, with the timer stopped.
 pub(crate) fn init_core() {
     write(SPURIOUS, ON | u32::from(SPURIOUS_VECTOR));
     write(TASK_PRIORITY, 0);
@@ -85,7 +85,7 @@ pub(crate) fn init_core() {
     stop_timer();
 }
 
-/// The calling core's number, as others send to it.
+/// The number of the calling core's APIC, to which others send.
 pub(super) fn id() -> u32 {
     read(ID) >> 24
 }
@@ -94,9 +94,9 @@ pub(super) fn end_of_interrupt() {
     write(END_OF_INTERRUPT, 0);
 }
 
-/// Ends all interrupts that are in service. For a core on which no handler will go on.
+/// Ends all interrupts that are in service. For a core on which no interrupted handler will go on.
 pub(super) fn end_all_interrupts() {
-    /// The first of eight words with a bit a vector, 16 bytes apart.
+    /// The first of eight words with one bit per vector, 16 bytes apart.
     const IN_SERVICE: usize = 0x100;
     // Each call ends the one with the highest vector.
     while (0..8).any(|word| read(IN_SERVICE + word * 16) != 0) {
@@ -104,16 +104,17 @@ pub(super) fn end_all_interrupts() {
     }
 }
 
-/// Sends `command` to the core with this number, which may be the calling one. Any context but an NMI's.
+/// Sends `command` to the core with this number, which may be the calling one. Callable in any
+/// context but an NMI's.
 pub(super) fn send(command: u32, to: u32) {
     let state = Machine.mask_interrupts();
     while read(COMMAND) & PENDING != 0 {
         spin_loop();
     }
-    // A handler's own sending must not come between the two.
+    // Interrupts are masked so that no handler sends between these two.
     write(COMMAND_TO, to << 24);
     write(COMMAND, command);
-    // SAFETY: the pair of the call above.
+    // SAFETY: `state` is from the call above.
     unsafe { Machine.restore_interrupts(state) };
 }
 
@@ -122,17 +123,17 @@ pub(super) fn notify(to: u32) {
     send(ASSERT | u32::from(SOFT_VECTOR), to);
 }
 
-/// Nanoseconds for a tick of the time-stamp counter, and ticks of the core's timer for a nanosecond, both times
-/// 2³².
+/// Nanoseconds per tick of the time-stamp counter, and ticks of the core's timer per nanosecond:
+/// factors for [`scale`].
 static NANOSECONDS: AtomicU64 = AtomicU64::new(0);
 static TIMER_TICKS: AtomicU64 = AtomicU64::new(0);
 
 fn time_stamp() -> u64 {
-    // SAFETY: every 64-bit processor has it.
+    // SAFETY: every 64-bit processor has the time-stamp counter.
     unsafe { _rdtsc() }
 }
 
-/// Under `-icount`, the counter of time counts instructions.
+/// Under `-icount`, the time-stamp counter counts instructions.
 #[inline]
 pub(crate) fn instructions() -> u64 {
     time_stamp()
@@ -147,21 +148,23 @@ pub(super) fn stop_timer() {
     write(INITIAL_COUNT, 0);
 }
 
-/// Has the timer fire `delay` nanoseconds from now: rounded up; earlier, if it cannot count so far.
+/// Makes the timer fire `delay` nanoseconds from now, rounded up. It fires earlier if it cannot
+/// count that far.
 pub(super) fn start_timer(delay: u64) {
     let ticks = scale(delay, &TIMER_TICKS).saturating_add(1);
     write(INITIAL_COUNT, ticks.min(u32::MAX.into()) as u32);
 }
 
-/// Finds out how fast the time-stamp counter and the timer tick, by the one clock of a PC whose frequency is
-/// known: channel 2 of the interval timer. Once, on core 0.
+/// Finds out how fast the time-stamp counter and the timer tick, by the one clock of a PC whose
+/// frequency is known: channel 2 of the interval timer. Called once, on core 0.
 pub(super) fn calibrate() {
     write(INITIAL_COUNT, u32::MAX);
     start_interval_timer();
     let mut before = Speed::measure();
     loop {
         let speed = Speed::measure();
-        // A host that takes its time may let the interval timer come round unseen.
+        // If the host stops the guest for long, the interval timer may wrap unnoticed; then two
+        // measurements differ.
         if speed.is_near(&before) {
             NANOSECONDS.store(speed.nanoseconds, Ordering::Relaxed);
             TIMER_TICKS.store(speed.timer_ticks, Ordering::Relaxed);
@@ -172,7 +175,7 @@ pub(super) fn calibrate() {
     stop_timer();
 }
 
-/// What [`NANOSECONDS`] and [`TIMER_TICKS`] become.
+/// Measured values for [`NANOSECONDS`] and [`TIMER_TICKS`].
 struct Speed {
     nanoseconds: u64,
     timer_ticks: u64,
@@ -180,14 +183,14 @@ struct Speed {
 
 impl Speed {
     fn measure() -> Self {
-        /// The interval timer's ticks in a second.
+        /// Ticks of the interval timer in a second.
         const FREQUENCY: u64 = 1_193_182;
-        /// For how many of them the three are compared: 5 ms.
+        /// For how many of these ticks the three clocks are compared: 5 ms.
         const SPAN: u16 = (FREQUENCY / 200) as u16;
 
         let first = Sample::take();
         let last = loop {
-            // Looking takes a host far longer than it takes the guest.
+            // A sample takes far longer on the host than in the guest, so few are taken.
             for n in 0..10_000 {
                 black_box(n);
             }
@@ -199,7 +202,7 @@ impl Speed {
                 break sample;
             }
         };
-        // Two of them count down.
+        // The interval timer and the APIC's timer count down.
         let interval = u64::from(first.interval.wrapping_sub(last.interval));
         let timer = first.timer.wrapping_sub(last.timer);
         let stamp = last.stamp - first.stamp;
@@ -213,7 +216,7 @@ impl Speed {
         }
     }
 
-    /// They differ by less than a thousandth.
+    /// Whether both values differ by less than a thousandth.
     fn is_near(&self, other: &Self) -> bool {
         let near = |a: u64, b: u64| a.abs_diff(b) < a / 1000;
         near(self.nanoseconds, other.nanoseconds) && near(self.timer_ticks, other.timer_ticks)
@@ -225,9 +228,9 @@ const INTERVAL_COUNT: u16 = 0x42;
 const INTERVAL_COMMAND: u16 = 0x43;
 const INTERVAL_GATE: u16 = 0x61;
 
-/// Has channel 2 count down from 65536 again and again, without the speaker that listens to it.
+/// Makes channel 2 count down from 65536 repeatedly, with the speaker that it drives turned off.
 fn start_interval_timer() {
-    // SAFETY: nobody else uses the channel, and it disturbs nobody.
+    // SAFETY: no other code uses the channel, and it causes no interrupts.
     unsafe {
         let mut gate = Port::<u8>::new(INTERVAL_GATE);
         let speaker = gate.read();
@@ -239,7 +242,7 @@ fn start_interval_timer() {
     }
 }
 
-/// What three clocks said at the same moment.
+/// The values of the three clocks at the same moment.
 struct Sample {
     stamp: u64,
     timer: u32,
@@ -247,12 +250,13 @@ struct Sample {
 }
 
 impl Sample {
-    /// The best of several: a host that takes its time in the middle of one makes it worthless.
+    /// Takes the best of several samples: one during which the host stops the guest is worthless.
     fn take() -> Self {
         let samples = (0..16).map(|_| {
             let stamp = time_stamp();
             let timer = read(CURRENT_COUNT);
-            // SAFETY: reads the channel's count, the low byte first, after latching it.
+            // SAFETY: latches the channel's count and reads it, the low byte first. No other code
+            // uses the channel.
             let interval = unsafe {
                 Port::<u8>::new(INTERVAL_COMMAND).write(0b1000_0000);
                 let mut count = Port::<u8>::new(INTERVAL_COUNT);

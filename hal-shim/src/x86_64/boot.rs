@@ -1,9 +1,10 @@
 //! From the loader to Rust code, on the first processor and on the others.
 //!
-//! A PVH loader (QEMU's `-kernel`) finds the entry in [`NOTE`] and jumps to `_start` on one processor, in
-//! protected mode, with interrupts and paging off: ebx is the address of a [`StartInfo`]. The others wait
-//! until [`bring_up`] asks for them: then they begin in real mode at a copy of [`trampoline`], and go on at
-//! `start_other`. From there on the base of gs is the address of the processor's [`Core`], for ever.
+//! A PVH loader (QEMU's `-kernel`) finds the entry in [`NOTE`] and jumps to `_start` on one
+//! processor, in protected mode, with interrupts and paging off: ebx is the address of a
+//! [`StartInfo`]. The others wait until [`bring_up`] starts them: then they begin in real mode at a
+//! copy of [`trampoline`], and go on at `start_other`. From [`boot`] and [`boot_other`] on, the
+//! base of gs is always the address of the processor's [`Core`].
 
 use core::arch::naked_asm;
 use core::ffi::CStr;
@@ -21,7 +22,7 @@ use crate::bare::paging::RAM_END;
 use crate::bare::{self, CORES, Core, HEAP, Machine, fail, init_console, set_cores};
 
 unsafe extern "C" {
-    /// The linker script's: not data, but where the free memory begins.
+    /// The beginning of the free memory, from the linker script. It is not data.
     static __heap_start: [u8; 0];
     /// The end of [`trampoline`].
     static hal_shim_trampoline_end: [u8; 0];
@@ -41,7 +42,7 @@ struct Note {
 #[unsafe(link_section = ".note.pvh")]
 static NOTE: Note = Note { name_size: 4, entry_size: 8, kind: 18, name: *b"Xen\0", entry: _start };
 
-/// What a PVH loader tells.
+/// The data that a PVH loader passes.
 #[repr(C)]
 struct StartInfo {
     magic: u32,
@@ -50,7 +51,7 @@ struct StartInfo {
     modules: u32,
     module_list: u64,
     command_line: u64,
-    /// Where ACPI's tables begin.
+    /// The address of ACPI's root pointer.
     acpi: u64,
     /// From version 1 on.
     memory_map: u64,
@@ -69,17 +70,18 @@ struct Region {
     reserved: u32,
 }
 
-/// The kind of what is free to be used.
+/// The kind of regions that are free to be used.
 const RAM: u32 = 1;
 
 static COMMAND_LINE: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
 
-/// Null, and flat code and data for 64 bits, until the trap entry brings its own.
+/// The null segment, and flat code and data for 64 bits. In use until the trap entry installs its
+/// own.
 static GDT: [u64; 3] = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 const CODE: usize = 0x08;
 const DATA: usize = 0x10;
 
-/// What `lgdt` reads, in 32-bit mode the first six bytes.
+/// The operand of `lgdt`, which reads only the first six bytes in 32-bit mode.
 #[repr(C, packed)]
 struct GdtPointer {
     limit: u16,
@@ -90,12 +92,13 @@ static GDT_POINTER: GdtPointer = GdtPointer { limit: size_of::<[u64; 3]>() as u1
 
 /// CPUID 0x8000_0001, edx: 64-bit mode, and pages that are not executable.
 const LONG_MODE_AND_NX: u32 = 1 << 29 | 1 << 20;
-/// EFER: the same two.
+/// EFER: turns on the same two.
 const EFER: u32 = 0xc000_0080;
 const EFER_LME_NXE: u32 = 1 << 8 | 1 << 11;
 /// CR4: physical address extension, global pages.
 const CR4_PAE_PGE: u32 = 1 << 5 | 1 << 7;
-/// CR0: paging, write protection also for the kernel, protected mode. Caches are on.
+/// CR0: paging, write protection also for the kernel, protected mode. Caches are on, as the bits
+/// that turn them off are clear.
 const CR0_PG_WP_PE: u32 = 1 << 31 | 1 << 16 | 1 << 0;
 
 /// ebx: the start info; no stack yet.
@@ -122,7 +125,7 @@ unsafe extern "C" fn _start() -> ! {
         "and edx, {long_mode_and_nx}",
         "cmp edx, {long_mode_and_nx}",
         "jne 4f",
-        // The kernel's tables: the root, one for GiBs, and one for each GiB.
+        // The kernel's tables: the root, the one for GiBs, and one for each GiB.
         "mov edi, offset {kernel}",
         "lea eax, [edi + {gibs} + {table}]",
         "mov [edi + {root}], eax",
@@ -154,11 +157,11 @@ unsafe extern "C" fn _start() -> ! {
         "mov eax, {cr0}",
         "mov cr0, eax",
         "lgdt [{gdt_pointer}]",
-        // A far jump to code.
+        // A far jump to 64-bit code.
         ".byte 0xea",
         ".long {start}",
         ".word {code}",
-        // No 64-bit mode: what there is to say, in 32 bits.
+        // No 64-bit mode: print the message by 32-bit code.
         "4:",
         "mov esi, offset {message}",
         "5:",
@@ -217,7 +220,8 @@ unsafe extern "C" fn start() -> ! {
     )
 }
 
-/// Where the others begin: in the first MiB, at a page's beginning. Nothing else is there.
+/// The address at which the others begin: in the first MiB, and that of a page. Nothing else is
+/// there.
 const TRAMPOLINE: usize = 0x8000;
 
 /// In real mode, at [`TRAMPOLINE`]; no stack yet.
@@ -230,7 +234,7 @@ unsafe extern "C" fn trampoline() {
         "cld",
         "xor eax, eax",
         "mov ds, ax",
-        // With 32 bits of base.
+        // The prefix makes it load 32 bits of the base.
         ".byte 0x66",
         "lgdt [hal_shim_gdt_pointer]",
         "mov eax, {cr4}",
@@ -243,7 +247,7 @@ unsafe extern "C" fn trampoline() {
         "wrmsr",
         "mov eax, {cr0}",
         "mov cr0, eax",
-        // A far jump to code in 64 bits, with a 32-bit address.
+        // A far jump to 64-bit code, with a 32-bit address.
         ".byte 0x66, 0xea",
         ".long {start_other}",
         ".word {code}",
@@ -278,7 +282,7 @@ unsafe extern "C" fn start_other() -> ! {
         "mov eax, {apic_id_register}",
         "mov eax, [rax]",
         "shr eax, 24",
-        // Its `Core` is the one that has this number.
+        // Its `Core` is the one with this number.
         "lea rdi, [rip + {cores}]",
         "2:",
         "cmp [rdi + {apic_id}], eax",
@@ -300,12 +304,12 @@ unsafe extern "C" fn start_other() -> ! {
 }
 
 extern "C" fn boot(info: &'static StartInfo) -> ! {
-    // SAFETY: first of all, on core 0.
+    // SAFETY: called first, once, by core 0.
     unsafe { become_core(&CORES[0]) };
     init_console();
     if info.magic != MAGIC || info.version == 0 {
         fail(format_args!(
-            "the loader is not one for PVH, version 1: magic {:#x}, version {}",
+            "this is not a start info of PVH, version 1 or later: magic {:#x}, version {}",
             info.magic, info.version
         ));
     }
@@ -320,22 +324,22 @@ extern "C" fn boot(info: &'static StartInfo) -> ! {
 }
 
 extern "C" fn boot_other(core: &'static Core) -> ! {
-    // SAFETY: first of all, and each has its own.
+    // SAFETY: called first, once by each core, with a `Core` of its own.
     unsafe { become_core(core) };
     bare::main_other()
 }
 
-/// What lies at a physical address.
+/// A pointer to the memory at a physical address.
 fn at<T>(address: u64) -> *mut T {
     core::ptr::with_exposed_provenance_mut(address as usize)
 }
 
-/// Where the boot code's map ends.
+/// The end of the boot code's map.
 const BOOT_MAP: usize = BOOT_GIBS << 30;
 
-/// The RAM within `part`.
+/// The regions of RAM within `part`.
 fn memory(info: &StartInfo, part: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    // SAFETY: the loader left it there, and nothing is written there.
+    // SAFETY: the loader left the memory map there, and no code writes it.
     let map: &'static [Region] = unsafe {
         core::slice::from_raw_parts(at(info.memory_map), info.memory_map_entries as usize)
     };
@@ -346,62 +350,64 @@ fn memory(info: &StartInfo, part: Range<usize>) -> impl Iterator<Item = Range<us
     regions.filter(|region| !region.is_empty())
 }
 
-/// Gives all RAM beyond the kernel to the heap, and completes the kernel's map. What is below is the firmware's and
-/// the loader's.
+/// Adds all RAM above the kernel to the heap, and completes the kernel's map. The firmware and the
+/// loader use the RAM below.
 fn init_memory(info: &StartInfo) {
     let start = (&raw const __heap_start).addr();
     for region in memory(info, start..BOOT_MAP) {
-        // SAFETY: once, and the linker script puts nothing there.
+        // SAFETY: called once, and the linker script puts nothing there.
         unsafe { HEAP.add(region) };
     }
     let Some(end) = memory(info, start..RAM_END).map(|region| region.end).max() else {
-        fail(format_args!("the loader's memory map has no memory beyond the kernel"))
+        fail(format_args!("the loader's memory map has no memory above the kernel"))
     };
     if space::init(end).is_none() {
         fail(format_args!("no memory for page tables"));
     }
     for region in memory(info, BOOT_MAP..RAM_END) {
-        // SAFETY: once, and it is mapped now.
+        // SAFETY: called once, `space::init` has mapped it, and no code uses it.
         unsafe { HEAP.add(region) };
     }
-    // Only now: this is where QEMU puts the start info.
+    // Not earlier, since QEMU puts the start info there.
     if space::unmap_null().is_none() {
         fail(format_args!("no memory for page tables"));
     }
 }
 
-/// Gives the processors their numbers, as ACPI's tables list them, and returns how many there are.
+/// Numbers the processors in the order in which ACPI's tables list them, and returns how many there
+/// are.
 fn find_cores(info: &StartInfo) -> usize {
     /// # Safety
     ///
-    /// A table of ACPI's has a `T` there.
+    /// One of ACPI's tables has a `T` at this address.
     unsafe fn read<T>(address: u64) -> T {
         // SAFETY: the caller's promise.
         unsafe { at::<T>(address).read_unaligned() }
     }
     /// # Safety
     ///
-    /// A table of ACPI's begins there.
+    /// One of ACPI's tables begins at this address.
     unsafe fn length(table: u64) -> u64 {
         // SAFETY: the caller's promise.
         unsafe { read::<u32>(table + 4) }.into()
     }
-    /// How long a table's head is that all have.
+    /// The length of the head that all tables have.
     const HEAD: u64 = 36;
-    /// How long it is in the one that lists processors.
+    /// The length of the head of the table that lists processors.
     const PROCESSORS_HEAD: u64 = 44;
-    /// An entry's kind there, and its flag for one that is there.
+    /// The kind of a processor's entry there, and the flag of a processor that can be used.
     const PROCESSOR: u8 = 0;
     const ENABLED: u32 = 1 << 0;
 
-    // The one that runs this is core 0.
+    // The processor that runs this is core 0.
     let boot_core = apic::id();
     CORES[0].id.store(boot_core as usize, Ordering::Relaxed);
     let mut number = 1;
     if info.acpi == 0 {
         return number;
     }
-    // SAFETY: the firmware's tables, read as they say that they are.
+    // SAFETY: the firmware's tables are at these addresses, and are read within the lengths that
+    // they give.
     unsafe {
         let (list, size) = match read::<u8>(info.acpi + 15) {
             0 | 1 => (read::<u32>(info.acpi + 16).into(), 4),
@@ -423,7 +429,7 @@ fn find_cores(info: &StartInfo) -> usize {
                 core.id.store(id.into(), Ordering::Relaxed);
                 number += 1;
             }
-            // Never 0, whatever it says.
+            // At least 2, so that a wrong size of 0 does not loop for ever.
             entry += u64::from(size.max(2));
         }
     }
@@ -432,12 +438,12 @@ fn find_cores(info: &StartInfo) -> usize {
 
 pub(crate) fn words() -> impl Iterator<Item = &'static str> {
     let line = COMMAND_LINE.load(Ordering::Relaxed);
-    // SAFETY: null, or the loader's, which ends with 0 and is never written.
+    // SAFETY: the pointer is null, or the loader's string, which ends with 0 and is never written.
     let line = if line.is_null() { c"" } else { unsafe { CStr::from_ptr(line.cast()) } };
     line.to_str().unwrap_or("").split_ascii_whitespace()
 }
 
-/// Starts a core that has its number and its boot stack. If it doesn't come up, it is reset.
+/// Starts a core that has its number and its boot stack. If it doesn't come up, resets it.
 pub(crate) fn bring_up(core: &'static Core) -> Result<(), isize> {
     const MILLISECOND: u64 = 1_000_000;
     let wait = |nanoseconds| {
@@ -446,8 +452,8 @@ pub(crate) fn bring_up(core: &'static Core) -> Result<(), isize> {
             spin_loop();
         }
     };
-    // All who do so at a time write the same.
-    // SAFETY: the page is RAM on every PC, and nobody's; the code is as long as it says.
+    // SAFETY: the page is RAM on every PC, and no other code uses it. If several cores do this at
+    // the same time, they write the same bytes. The label is the end of the code.
     unsafe {
         let code = trampoline as *const () as *const u8;
         let size = (&raw const hal_shim_trampoline_end).addr() - code.addr();
@@ -456,7 +462,7 @@ pub(crate) fn bring_up(core: &'static Core) -> Result<(), isize> {
     let id = core.id.load(Ordering::Relaxed) as u32;
     apic::send(apic::INIT, id);
     wait(10 * MILLISECOND);
-    // The second is for those that miss the first. One that is on its way does not heed it.
+    // The second message is for a processor that misses the first. A running one ignores it.
     for patience in [MILLISECOND, 1000 * MILLISECOND] {
         apic::send(apic::STARTUP | (TRAMPOLINE >> 12) as u32, id);
         wait(patience);

@@ -1,8 +1,8 @@
 //! QEMU's x86_64 machine `q35`, booted by PVH.
 //!
 //! [`boot`] brings a processor to Rust code, [`apic`] has its interrupt controller and the clock,
-//! [`platform`] what Trapline asks for and the trap handler, [`space`] the paging, and this file what programs
-//! ask for.
+//! [`platform`] the registers for interrupts and time, [`space`] the page table format, and this
+//! file the devices.
 
 mod apic;
 mod boot;
@@ -25,34 +25,34 @@ pub(crate) use crate::bare::{
 /// The console's device.
 pub(crate) type Uart = Uart16550<PioBackend>;
 
-/// Where a PC has its console.
+/// The port of a PC's console.
 const UART: u16 = 0x3f8;
-/// Where the runner puts `isa-debug-exit`, the device that ends QEMU.
+/// The port at which the runner puts `isa-debug-exit`, the device that ends QEMU.
 const FINISHER: u16 = 0xf4;
 
 /// # Safety
 ///
-/// Two at a time write into each other's lines.
+/// Two that are used at a time mix their output.
 pub(crate) const unsafe fn uart() -> Uart {
-    // SAFETY: the machine has the device there, and nothing else is there.
+    // SAFETY: the machine has the device, and no other one, at this port.
     match unsafe { Uart16550::new_port(UART) } {
         Ok(uart) => uart,
         Err(_) => panic!("a port that is valid"),
     }
 }
 
-/// QEMU ends with twice what the device is given, plus one, so seven bits are left of the code: 127 stands for all
-/// that doesn't fit.
+/// QEMU ends with twice the number that the device gets, plus one. So seven bits are left for the
+/// code, and 127 stands for all codes that don't fit.
 pub(crate) fn exit(code: i32) -> ! {
-    // One more, since QEMU gives twice this and one: 1 is its own failure.
+    // One is added, since with 0 QEMU would end with 1, which is its own failure.
     let code = (code & 0xff).min(126) as u8 + 1;
-    // SAFETY: this is what the device is for; if it isn't there, nothing is.
+    // SAFETY: the device ends QEMU; without it, no device is at the port.
     unsafe { Port::new(FINISHER).write(code) };
     loop {
-        // Another core than the one that QEMU ends the machine with may see an instruction or two.
+        // A few more instructions may be executed until QEMU has ended all cores.
         hlt();
     }
 }
 
-/// What was written is seen by fetches from then on without more ado.
+/// Does nothing: instruction fetches see earlier stores without a fence.
 pub(crate) fn fence_instructions() {}

@@ -58,8 +58,8 @@ unsafe impl Processor for Cpu {
     #[inline]
     fn this_core() -> *const () {
         let core;
-        // SAFETY: reads per-core memory. It stays the same for as long as a stack stays on its core,
-        // and code can tell the difference only for that long.
+        // SAFETY: reads per-core memory. `pure`: its value stays the same while the stack stays on
+        // its core, and code that can tell cores apart runs on one core only.
         unsafe {
             asm!(
                 "mov {}, gs:[{this}]",
@@ -147,8 +147,8 @@ unsafe impl Processor for Cpu {
         Core::here().is_notified.swap(0, Ordering::AcqRel);
     }
 
-    /// An NMI may have come between `sti` and `hlt`. An interrupt that `sti` held off comes when the
-    /// NMI's handler returns, and `hlt` would wait for another: so it is skipped.
+    /// An NMI may have come between `sti` and `hlt`. An interrupt that `sti` held off comes when
+    /// the NMI's handler returns, and `hlt` would wait for another: so it is skipped.
     fn before_return(context: &mut TrapContext) {
         if context.rip == (&raw const hal_shim_hlt).addr() {
             context.rip = (&raw const hal_shim_halted).addr();
