@@ -17,9 +17,9 @@
 //!    gets the core after it has waited for a slice.
 //! 6. A task that runs on a stack is preempted as soon as a timer, an interrupt or another core
 //!    wakes something, unless its last stretch was shorter than
-//!    [`MIN_STRETCH`](crate::time::alarm::MIN_STRETCH). In that case it first runs for `MIN_STRETCH`. (A
-//!    *stretch* is the time from the moment when a task's code gets the core on a stack until it
-//!    leaves the core or its poll ends.)
+//!    [`MIN_STRETCH`](crate::time::alarm::MIN_STRETCH). In that case it first runs for
+//!    `MIN_STRETCH`. (A *stretch* is the time from the moment when a task's code gets the core on a
+//!    stack until it leaves the core or its poll ends.)
 //!
 //! The limits are times, which the alarm measures. The loop itself reads the clock only after
 //! stackful tasks have waited for [`CHECK_STACKFUL_AFTER`] polls.

@@ -10,8 +10,8 @@ use crate::time::alarm::NEVER;
 /// The timers of one core, in the order in which they fire.
 ///
 /// Only the core itself inserts timers and fires them. Any core may take a
-/// [`Sleep`](super::Sleep) out: a core that drops it, or a core that polls it in another runtime and
-/// then puts it into that runtime's list. An interrupt only reads `next`.
+/// [`Sleep`](super::Sleep) out: a core that drops it, or a core that polls it in another runtime
+/// and then puts it into that runtime's list. An interrupt only reads `next`.
 #[derive(Debug)]
 pub(crate) struct Timers {
     list: SpinLock<List>,
