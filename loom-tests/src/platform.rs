@@ -1,7 +1,7 @@
 //! The models' platform. A core is a loom thread, and an interrupt is code that this thread runs
 //! between two steps of the code that it interrupts.
 //!
-//! A step is an access to an atomic or a cell of the runtime: `src/sync.rs` calls
+//! A step is an access to an atomic or a cell of the runtime: `src/sync/mod.rs` calls
 //! [`__trapline_model_step`] before each. A model arms its interrupts with [`interrupt`], and
 //! [`harness::interrupted`](crate::harness::interrupted) checks the model once for each step before
 //! which an interrupt can come.

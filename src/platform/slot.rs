@@ -53,14 +53,14 @@ impl CoreSlot {
     /// Notes a wake for `block_on`. Returns the core that is to be woken for it; `None` if a wake
     /// that came before has not been taken yet. Any context.
     pub(crate) fn notify(&self) -> Option<usize> {
-        // Release pairs with the acquire in `take_ring`: what was written before the wake is seen
-        // after it.
+        // Release pairs with the acquire in `take_notified`: what was written before the wake is
+        // seen after it.
         let was_notified = self.notified.swap(true, Ordering::Release);
         (!was_notified).then(|| self.core.load(Ordering::Relaxed))
     }
 
     /// Returns whether the slot was notified since the last call.
-    pub(crate) fn take_ring(&self) -> bool {
+    pub(crate) fn take_notified(&self) -> bool {
         // Acquire pairs with the release in `notify`.
         self.notified.swap(false, Ordering::Acquire)
     }

@@ -121,7 +121,7 @@ impl Runtime {
         if reason == Reason::Detached {
             self.complete(task, Output::Nothing, true);
         } else {
-            self.finished(task, reason == Reason::FinishedForJoiner, true);
+            self.finished(task, reason == Reason::FinishedForJoiner);
         }
     }
 
@@ -199,11 +199,11 @@ impl Runtime {
 
     /// Finishes a stackful task that has set DONE itself, on its stack.
     #[inline]
-    fn finished(&'static self, task: NonNull<Header>, wake_joiner: bool, release: bool) {
+    fn finished(&'static self, task: NonNull<Header>, wake_joiner: bool) {
         self.unlink(task);
         // As in `complete`: a request to be polled again is void.
         self.take_yield();
-        self.after_done(task, wake_joiner, release);
+        self.after_done(task, wake_joiner, true);
     }
 
     /// Does the last steps for a task that is DONE. Wakes its join waker if the step that set DONE

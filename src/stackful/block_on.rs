@@ -179,7 +179,7 @@ fn park_until<F: Future>(slot: &'static CoreSlot, mut future: Pin<&mut F>) -> F:
         );
         loop {
             let interrupts = bound::mask_interrupts();
-            let notified = slot.take_ring();
+            let notified = slot.take_notified();
             if !notified {
                 bound::park();
             }
@@ -197,8 +197,8 @@ impl CoreSlot {
     /// the address of the slot.
     fn waker(&'static self) -> Waker {
         static VTABLE: RawWakerVTable =
-            RawWakerVTable::new(|slot| RawWaker::new(slot, &VTABLE), ring, ring, |_| ());
-        fn ring(slot: *const ()) {
+            RawWakerVTable::new(|slot| RawWaker::new(slot, &VTABLE), notify, notify, |_| ());
+        fn notify(slot: *const ()) {
             // SAFETY: `waker` put a `&'static CoreSlot` there.
             let slot = unsafe { &*slot.cast::<CoreSlot>() };
             if let Some(core) = slot.notify() {
@@ -206,7 +206,7 @@ impl CoreSlot {
             }
         }
         // SAFETY: the functions keep the contract of `RawWakerVTable`: a slot lives for ever, and
-        // `ring` is thread-safe, since it accesses only atomics and calls `Platform::wake`.
+        // `notify` is thread-safe, since it accesses only atomics and calls `Platform::wake`.
         unsafe { Waker::new(core::ptr::from_ref(self).cast(), &VTABLE) }
     }
 }

@@ -199,7 +199,6 @@ impl Runtime {
             alarm.end_stretch(now);
             stack.set_left(match alarm.slice_left(now, self.slice()) {
                 SliceLeft::Nanoseconds(left) => (true, left),
-                SliceLeft::Nothing if self.preempt_count().is_zero() => (false, self.slice()),
                 // The slice was over before the task's code ran. The task gets twice as much each
                 // time, until that is enough.
                 SliceLeft::Nothing => (false, stack.left.get().saturating_mul(2).max(self.slice())),

