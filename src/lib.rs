@@ -105,6 +105,8 @@
 #![warn(missing_debug_implementations, unreachable_pub)]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
 pub mod arch;
 mod config;
@@ -120,6 +122,8 @@ mod scope;
 pub mod stackful;
 mod sync;
 mod task;
+#[cfg(all(test, target_os = "linux", not(loom), not(shuttle)))]
+mod tests;
 pub mod time;
 #[cfg(all(
     any(target_os = "none", doc),

@@ -33,7 +33,7 @@ unsafe impl Send for List {}
 /// A timer in the list. While the node is in a list, every field is touched only under that list's
 /// lock; while it is in none, only by its `Sleep`.
 #[derive(Debug)]
-pub(super) struct Node {
+pub(crate) struct Node {
     deadline: u64,
     waker: Option<Waker>,
     previous: Option<NonNull<Node>>,
@@ -45,7 +45,7 @@ pub(super) struct Node {
 
 impl Node {
     /// A timer that is in no list.
-    pub(super) const fn new(deadline: u64) -> Self {
+    pub(crate) const fn new(deadline: u64) -> Self {
         Self { deadline, waker: None, previous: None, next: None, linked: false, fired: false }
     }
 }
@@ -119,7 +119,7 @@ impl Timers {
     /// - `node` is in no list, and stays alive until it has been removed.
     /// - The caller is on the core of these timers' runtime.
     /// - The caller is in task context, with preemption disabled.
-    pub(super) unsafe fn insert(&self, node: NonNull<Node>, waker: &mut Option<Waker>) -> bool {
+    pub(crate) unsafe fn insert(&self, node: NonNull<Node>, waker: &mut Option<Waker>) -> bool {
         // SAFETY: the caller's promise.
         let mut list = unsafe { self.list.lock() };
         if list.closed {
@@ -141,7 +141,7 @@ impl Timers {
     ///
     /// - `node` is in no other list.
     /// - The caller is in task context, with preemption disabled.
-    pub(super) unsafe fn renew(&self, node: NonNull<Node>, waker: &mut Option<Waker>) -> Found {
+    pub(crate) unsafe fn renew(&self, node: NonNull<Node>, waker: &mut Option<Waker>) -> Found {
         // SAFETY: the caller's promise.
         let _list = unsafe { self.list.lock() };
         // SAFETY: the lock that is held is that of the only list that the node can be in.
@@ -161,7 +161,7 @@ impl Timers {
     ///
     /// - `node` is in no other list.
     /// - The caller is in task context, with preemption disabled.
-    pub(super) unsafe fn remove(&self, node: NonNull<Node>) -> Found {
+    pub(crate) unsafe fn remove(&self, node: NonNull<Node>) -> Found {
         // SAFETY: the caller's promise.
         let mut list = unsafe { self.list.lock() };
         // SAFETY: the lock that is held is that of the only list that the node can be in.
@@ -183,8 +183,8 @@ impl Timers {
 }
 
 /// The state in which a [`Sleep`](super::Sleep) found its timer.
-pub(super) struct Found {
-    pub(super) fired: bool,
+pub(crate) struct Found {
+    pub(crate) fired: bool,
     /// The waker that the timer had. It is dropped outside of the lock, since its drop may run user
     /// code.
     pub(super) _waker: Option<Waker>,
