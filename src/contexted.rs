@@ -1,5 +1,5 @@
-//! Futures with hooks around every stretch that they have the core, and how a poll enters and
-//! leaves a [scope](crate::scope).
+//! Futures with hooks, which run whenever the future gets the core and whenever it gives the core
+//! up; and the functions by which a poll enters and leaves a [scope](crate::scope).
 
 use alloc::sync::Arc;
 use core::any::TypeId;
@@ -18,8 +18,8 @@ use crate::runtime::core::Runtime;
 use crate::scope::{Hooks, Scope, ScopeEntry};
 use crate::task::by_place::undropped;
 
-/// Runs `code` inside of `entry`. The runtime knows of the scope meanwhile, in case the task is
-/// preempted in it.
+/// Runs `code` inside of `entry`. Meanwhile the runtime has a pointer to the scope, so that it can
+/// call the hooks if the task is suspended or preempted in `code`.
 pub(crate) fn within<R>(entry: ScopeEntry<'_>, code: impl FnOnce() -> R) -> R {
     let mut scope = Scope::new(entry);
     let _inside = scope.begin();
@@ -31,8 +31,8 @@ impl<'a> Scope<'a> {
         Self { inside_of, outer: None }
     }
 
-    /// Enters the scope until the returned value is dropped. The runtime knows of the scope
-    /// meanwhile.
+    /// Enters the scope. The drop of the returned value leaves it. Meanwhile the runtime has a
+    /// pointer to the scope.
     #[inline(never)]
     pub(crate) fn begin(&mut self) -> Inside<'_> {
         let _guard = PreemptGuard::new();
@@ -58,8 +58,8 @@ impl Drop for Inside<'_> {
         let _guard = PreemptGuard::new();
         if let Some(runtime) = self.runtime {
             if runtime.scopes().get() != Some(NonNull::from(self.scope).cast()) {
-                // Code that is not the runtime's has left its stack in the middle, so frames of a
-                // scope are gone.
+                // Code that is not the runtime's has left stack frames without returning from them
+                // (as `longjmp` does), so the frame of a scope is gone.
                 fatal(
                     "trapline: scopes of hooks or task-locals ended in another order than they \
                      began",
@@ -88,9 +88,9 @@ pub(crate) fn inherited(runtime: &Runtime) -> Option<alloc::vec::Vec<Arc<dyn Hoo
     Some(all)
 }
 
-/// Returns where the innermost value of `key` is that the running poll is inside of, if there is
-/// one. The value stays there until the poll returns to the code around that scope, so it outlives
-/// the caller's frame.
+/// Returns the address of the innermost value of `key` among the scopes of the running poll, if
+/// there is one. The value stays there until the poll returns to the code around that scope, so it
+/// outlives the caller's frame.
 ///
 /// Returns `None` in an interrupt, if the platform is certain that it is one.
 pub(crate) fn value(key: *const ()) -> Option<*const ()> {
@@ -165,8 +165,9 @@ impl<F: Future> Future for Contexted<F> {
         // SAFETY: as above.
         let future = unsafe { Pin::new_unchecked(&mut *this.future) };
         within(ScopeEntry::Hooks(&this.hooks), || {
-            // If these hooks contain nothing but a stackful future, the whole task becomes
-            // stackful.
+            // If this is the whole future of the task, apart from hooks around it, and `future` is
+            // a stackful one, the whole task becomes stackful. So the runtime is told that `future`
+            // is all that the task has inside of its hooks.
             let _inside = match Runtime::current() {
                 Some(runtime)
                     if !runtime.is_on_stack() && runtime.task_that_is(whole).is_some() =>
@@ -201,8 +202,8 @@ fn type_of<T>() -> TypeId {
     }
     let nothing = PhantomData::<T>;
     let typed: &(dyn Typed + '_) = &nothing;
-    // SAFETY: only the lifetime bound of the trait object changes. Its one function looks at no
-    // value, and is compiled once for all lifetimes, like every function.
+    // SAFETY: only the lifetime bound of the trait object changes. Its one function reads no value,
+    // and is compiled once for all lifetimes, like every function.
     let typed = unsafe { mem::transmute::<&(dyn Typed + '_), &(dyn Typed + 'static)>(typed) };
     typed.id()
 }

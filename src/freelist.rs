@@ -1,8 +1,9 @@
 //! The free list of a runtime: the memory of finished tasks, kept for new tasks of the same size.
 //!
 //! A task is one allocation. The kernel's allocator takes a lock, masks interrupts or searches,
-//! where two instructions would be enough. So a runtime keeps the memory that its finished tasks
-//! leave, up to [`Config::task_memory`](crate::Config::task_memory), in a list for each size.
+//! while two instructions are enough to take a block from a list. So a runtime keeps the memory
+//! that its finished tasks leave, up to [`Config::task_memory`](crate::Config::task_memory), in a
+//! list for each size.
 //!
 //! Only the owning core uses the free list, in task context. A spawn from another context calls the
 //! allocator. A task whose last reference is dropped in another context comes back to its runtime
@@ -23,7 +24,7 @@ const GRAIN: usize = 8;
 const LARGEST: usize = 512;
 const SIZES: usize = LARGEST / GRAIN + 1;
 
-/// The content of memory that is kept: the link of its list.
+/// The content of a block of memory in a list: the link to the next block.
 struct FreeBlock {
     next: List,
 }
@@ -36,8 +37,9 @@ pub(crate) struct FreeList {
     lists: [Cell<List>; SIZES],
     /// How many more bytes may be kept.
     budget: Cell<usize>,
-    /// Memory has been allocated here, so keeping some is of use. This is never so where the
-    /// platform is not certain that no interrupt is running.
+    /// Whether memory has ever been allocated through this free list. If not, keeping memory is of
+    /// no use yet. It stays `false` where the platform cannot tell that no interrupt is running: no
+    /// spawn is on the fast path there, so every spawn calls the allocator.
     is_used: Cell<bool>,
 }
 
@@ -50,7 +52,7 @@ impl FreeList {
         }
     }
 
-    /// Returns the list for memory of this layout, if such memory is kept.
+    /// Returns the list for memory of this layout; `None` if memory of this layout is never kept.
     #[inline]
     fn list(&self, layout: Layout) -> Option<&Cell<List>> {
         let fits = KEEPS_TASK_MEMORY
@@ -105,13 +107,13 @@ impl FreeList {
         }
     }
 
-    /// Gives all memory back to the allocator, and keeps none from now on.
+    /// Gives all kept memory back to the allocator, and keeps none from now on.
     pub(crate) fn close(&self) {
         self.trim();
         self.budget.set(0);
     }
 
-    /// Gives all memory back to the allocator.
+    /// Gives all kept memory back to the allocator.
     pub(crate) fn trim(&self) {
         for (index, list) in self.lists.iter().enumerate() {
             while let Some(kept) = list.get() {

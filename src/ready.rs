@@ -2,12 +2,12 @@
 //! and the inbox, into which all other code pushes.
 //!
 //! Only the owning core touches the FIFO, in task context, with preemption disabled ([the fast
-//! path](on_fast_path)). It is not enough that the code runs on the owning core: an interrupt on
-//! that core that came halfway through a push would lose a task, and so would a task that is
-//! preempted halfway through a push.
+//! path](on_fast_path)). It is not enough that the code runs on the owning core. If an interrupt
+//! handler pushed into the FIFO while it had interrupted another push halfway, a task would be
+//! lost. The same would happen if a task were preempted halfway through a push.
 //!
-//! All other code publishes to the inbox, by one compare-and-swap. The [queues](crate::queue)
-//! themselves know no runtime.
+//! All other code pushes into the inbox, by one compare-and-swap. The [queues](crate::queue)
+//! themselves do not depend on the runtime.
 
 use core::ptr::{self, NonNull};
 
@@ -19,16 +19,17 @@ use crate::runtime::core::Runtime;
 use crate::task::header::Header;
 use crate::task::state::Origin;
 
-/// Returns whether this is the fast path: task context of `runtime`'s own core, with preemption
-/// disabled, where no other code of the core can come between two steps except interrupts. Only
-/// there may code other than the loop touch the runtime's FIFO, or free memory. A stackful task's
-/// code gets there with a [`PreemptGuard`].
+/// Returns whether the caller is on the fast path: in task context of `runtime`'s own core, with
+/// preemption disabled. There, no other code of the core except interrupts can run between two
+/// steps of the caller. Code other than the loop may touch the runtime's FIFO, or free memory, only
+/// on the fast path. A stackful task's code gets onto the fast path with a [`PreemptGuard`].
 #[inline]
 pub(crate) fn on_fast_path(runtime: &Runtime) -> bool {
     is_local(runtime) && !runtime.preempt_count().is_zero()
 }
 
-/// Returns whether this is certainly task context of `runtime`'s own core.
+/// Returns whether the caller is certainly in task context of `runtime`'s own core. (If the
+/// platform is not certain, the answer is `false`.)
 #[inline]
 pub(crate) fn is_local(runtime: &Runtime) -> bool {
     Runtime::current().is_some_and(|own| ptr::eq(own, runtime))
@@ -49,13 +50,14 @@ pub(crate) unsafe fn push(runtime: &Runtime, task: NonNull<Header>) {
         return;
     }
     // SAFETY: the state word told the caller to push the task. The runtime's reference keeps the
-    // task until it is taken.
+    // task alive until the loop takes it from the inbox.
     if unsafe { runtime.inbox().push(task, urgency(runtime)) } {
         runtime.wake_core();
     }
 }
 
-/// Returns the caller's context.
+/// Returns the caller's context: `Local` on the [fast path](on_fast_path), else `Remote`. Called
+/// with preemption disabled, so that the answer stays true.
 #[inline]
 pub(crate) fn origin(runtime: &Runtime) -> Origin {
     if on_fast_path(runtime) { Origin::Local } else { Origin::Remote }
@@ -65,8 +67,8 @@ pub(crate) fn origin(runtime: &Runtime) -> Origin {
 ///
 /// # Safety
 ///
-/// `task` belongs to this runtime and is new, and the caller holds the reference that goes with the
-/// queue. `origin` is the caller's context.
+/// `task` belongs to this runtime and is new, and has the runtime's reference. `origin` is the
+/// caller's context.
 #[inline]
 pub(crate) unsafe fn push_new(
     runtime: &Runtime,
@@ -91,24 +93,24 @@ pub(crate) unsafe fn push_new(
 ///
 /// # Safety
 ///
-/// As [`push_new`], but for `origin`.
+/// As for [`push_new`], without the condition on `origin`.
 #[inline(never)]
 unsafe fn push_new_remote(runtime: &Runtime, task: NonNull<Header>) -> Result<(), Closed> {
     let _guard = PreemptGuard::new();
-    // SAFETY: the task is new and the caller's to push. The reference that goes with the queue
-    // keeps it alive until it is taken.
+    // SAFETY: the task is new, so only the caller pushes it. The runtime's reference keeps it alive
+    // until the loop takes it from the inbox.
     if unsafe { runtime.inbox().push_new(task, urgency(runtime)) }? {
         runtime.wake_core();
     }
     Ok(())
 }
 
-/// Frees a task whose last reference is gone. The caller may be in the middle of the allocator. So
-/// the task is freed here only if that needs no allocator; otherwise its runtime's loop frees it.
-/// Any context.
+/// Frees a task whose last reference is gone. Any context. The core may be in the middle of a call
+/// of the allocator (this may be an interrupt). So the task is freed here only if that needs no
+/// allocator; otherwise its runtime's loop frees it.
 #[inline(never)]
 pub(crate) fn free(task: NonNull<Header>) {
-    // SAFETY: a task without references is the caller's alone.
+    // SAFETY: the task has no references, so no other code can reach it.
     let Some(runtime) = unsafe { task.as_ref() }.runtime.get() else { return };
     if on_fast_path(runtime) {
         free_local(runtime, task, Some(runtime.free_list()));
@@ -125,26 +127,28 @@ fn free_with_guard(runtime: &'static Runtime, task: NonNull<Header>) {
     free_local(runtime, task, on_fast_path(runtime).then(|| runtime.free_list()));
 }
 
-/// Frees the task, or pushes it for its runtime's loop to free. `free_list` is that of `runtime` on
-/// the [fast path](on_fast_path), and `None` elsewhere.
+/// Frees the task, or pushes it to `runtime`, its runtime, whose loop then frees it. `free_list` is
+/// the free list of `runtime` if the caller is on the [fast path](on_fast_path); else `None`.
 #[inline]
 fn free_local(runtime: &Runtime, task: NonNull<Header>, free_list: Option<&FreeList>) {
-    // SAFETY: a task without references is the caller's alone.
+    // SAFETY: the task has no references, so no other code can reach it.
     let header = unsafe { task.as_ref() };
     let free_list = free_list.filter(|free_list| free_list.keeps(header.vtable.layout));
     if header.vtable.freed_anywhere || free_list.is_some() {
-        // SAFETY: the free calls no allocator, and the free list is used in task context of its
-        // core. The references are gone, and the future and the output were dropped before them.
+        // SAFETY: `free` calls no allocator here: the task may be freed anywhere, or its memory
+        // goes to the free list. The free list is used in task context of its core, with preemption
+        // disabled. All references are gone, and the future and the output were dropped before.
         unsafe { Header::free(task, free_list) };
     } else {
-        // SAFETY: the task is the caller's alone. It is in no queue, since it was finished. It
-        // stays alive until the runtime frees it.
+        // SAFETY: no other code can reach the task. It is in no queue, since it was finished. It
+        // stays alive until the runtime's loop frees it.
         let notify = unsafe { runtime.inbox().push(task, Push::Reap) };
         debug_assert!(!notify);
     }
 }
 
-/// Returns the urgency of a push into the inbox of `runtime` by this core.
+/// Returns how urgent a push into the inbox of `runtime` by this core is: whether it preempts the
+/// running task.
 fn urgency(runtime: &Runtime) -> Push {
     if Runtime::current().is_some_and(|own| ptr::eq(own, runtime)) {
         Push::Local

@@ -10,8 +10,8 @@ use crate::fatal::fatal;
 ///
 /// Both functions are called in task context with preemption disabled, on the core that runs the
 /// future. They run at every switch, so they must be short. They must neither allocate nor panic. A
-/// panic in them ends the program, even where panics are caught, since it would be unknown what is
-/// loaded.
+/// panic in them ends the program, even where panics are caught, since it would be unknown which
+/// state (which address space, say) the core is left with.
 pub trait Hooks: Send + Sync + 'static {
     /// Called before the future's code runs: for the first time, after an await, or after a
     /// preemption.
@@ -22,7 +22,7 @@ pub trait Hooks: Send + Sync + 'static {
     fn leave(&self);
 }
 
-/// One thing that a poll is inside of, with a link to the scope around it.
+/// One scope that a poll is inside of, with a link to the scope around it.
 pub(crate) struct Scope<'a> {
     pub(crate) inside_of: ScopeEntry<'a>,
     pub(crate) outer: ScopeLink,
@@ -40,7 +40,7 @@ pub(crate) enum ScopeEntry<'a> {
 /// A link to the innermost scope of a poll. Scopes lie on the stack of their poll.
 pub(crate) type ScopeLink = Option<NonNull<Scope<'static>>>;
 
-/// Runs the entering hooks of a poll that is about to be resumed, the outermost first.
+/// Calls [`Hooks::enter`] of all scopes of a poll that is about to be resumed, the outermost first.
 ///
 /// # Safety
 ///
@@ -55,7 +55,8 @@ pub(crate) unsafe fn enter(innermost: ScopeLink) {
     }
 }
 
-/// Runs the leaving hooks of a poll that the core has left in the middle, the innermost first.
+/// Calls [`Hooks::leave`] of all scopes of a poll that has just lost the core without returning (it
+/// was suspended, preempted or ended by a fault), the innermost first.
 ///
 /// # Safety
 ///
@@ -96,9 +97,9 @@ impl Scope<'_> {
     }
 }
 
-/// Ends the program when it is dropped, in a panic of hooks. If such a panic were caught, the task
-/// that was about to be resumed would be taken for the task that panicked. Its future would be
-/// dropped although its poll has frames on a stack.
+/// Ends the program when it is dropped, which happens if hooks panic. If such a panic were caught,
+/// the task that was about to be resumed would be taken for the task that panicked. Its future
+/// would be dropped although its poll has frames on a stack.
 struct NoPanic;
 
 impl Drop for NoPanic {

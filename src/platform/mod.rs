@@ -53,16 +53,16 @@ pub type PanicPayload = Box<dyn Any + Send + 'static>;
 ///
 /// # Safety
 ///
-/// The runtime's soundness rests on the following promises. Check off each of them:
+/// The runtime's soundness rests on the following promises. An implementation keeps all of them:
 ///
 /// - [`slot`](Self::slot) and [`core`](Self::core) answer for the core that calls them. The answer
-///   is always the same for one core and different for two, and any context may ask. A caller that
-///   is no core, such as another thread of a hosted program, gets the number `usize::MAX`, and a
-///   slot with which no runtime is ever entered.
-/// - A core is one thread in the sense of `Send`. The core's number is not passed on to another
-///   thread while a runtime that was entered under that number has stacks that hold frames, or has
-///   unfinished tasks of a [`LocalSpawner`](crate::LocalSpawner), and is entered or shut down
-///   again.
+///   is always the same for one core and different for two, and any context may call them. A caller
+///   that is no core, such as another thread of a hosted program, gets the number `usize::MAX`, and
+///   a slot with which no runtime is ever entered.
+/// - A core is one thread in the sense of `Send`. If the core's number is passed on to another
+///   thread, a runtime that was entered under that number is neither entered nor shut down again
+///   while it has stacks that hold frames, or unfinished tasks of a
+///   [`LocalSpawner`](crate::LocalSpawner).
 /// - [`now`](Self::now) never goes backwards, on a core and between cores, and may be called in any
 ///   context.
 /// - An alarm that fires ends in a call of [`preempt::on_timer`](crate::preempt::on_timer) on the
@@ -83,11 +83,11 @@ pub type PanicPayload = Box<dyn Any + Send + 'static>;
 /// - [`in_interrupt`](Self::in_interrupt) never says [`No`](InInterrupt::No) in a handler.
 /// - [`interrupts`](Self::interrupts) never says [`Enabled`](Interrupts::Enabled) where interrupts
 ///   are masked, and never says so in an interrupt handler that has not enabled them itself.
-/// - [`may_preempt`](Self::may_preempt) says `false` wherever the core must not be taken for a
-///   while from the interrupted code (in task context, from the calling code): while that code
-///   panics, and while the kernel's own preempt count is not zero.
-/// - [`may_end`](Self::may_end) says `false` wherever the core must not be taken for good from the
-///   interrupted code.
+/// - [`may_preempt`](Self::may_preempt) says `false` wherever the interrupted code (in task
+///   context, the calling code) must not be preempted or suspended: while that code panics, and
+///   while the kernel's own preempt count is not zero.
+/// - [`may_end`](Self::may_end) says `false` wherever the interrupted code must not be ended: it
+///   would never run again.
 /// - [`allocate_stack`](Self::allocate_stack) gives writable memory of the requested size, aligned
 ///   to 16, that no other code uses until [`free_stack`](Self::free_stack) gets that memory back.
 /// - Code that runs on a stackful stack touches the kernel's per-core or thread-local data only
@@ -128,9 +128,9 @@ pub unsafe trait Platform: Sync + 'static {
     /// returns, or as soon as interrupts are restored.
     fn park(&self);
 
-    /// Gets the attention of core number `core`, which has entered a runtime or
-    /// [`block_on`](crate::block_on). `core` may be the calling core (the caller is an interrupt
-    /// then).
+    /// Wakes core number `core` if it is parked, and interrupts it if it is not. That core has
+    /// entered a runtime or [`block_on`](crate::block_on). `core` may be the calling core (the
+    /// caller is an interrupt then).
     ///
     /// On a platform with a single core this function may do nothing: all code that wakes a task
     /// runs on that core, and an interrupt ends [`park`](Self::park) by itself. An interrupt that
@@ -164,10 +164,11 @@ pub unsafe trait Platform: Sync + 'static {
 
     /// Returns whether interrupts are enabled on this core. Any context.
     ///
-    /// Override this function. The runtime asks after each poll, and on most processors one
-    /// instruction answers. With the default, [`Unknown`](Interrupts::Unknown), two things are
-    /// lost: the runtime does not notice a task that leaves interrupts masked; and a preemption
-    /// that is pending when a guard drops comes with one more alarm, and not with the drop.
+    /// Override this function. The runtime calls it after each poll, and on most processors it is
+    /// one instruction. With the default, [`Unknown`](Interrupts::Unknown), two things are lost:
+    /// the runtime does not notice a task that leaves interrupts masked; and a preemption that is
+    /// pending when a guard is dropped is not taken at the drop, but only when one more alarm
+    /// fires.
     #[inline]
     fn interrupts(&self) -> Interrupts {
         Interrupts::Unknown
@@ -179,37 +180,37 @@ pub unsafe trait Platform: Sync + 'static {
         InInterrupt::Unknown
     }
 
-    /// Returns whether the core may be taken for a while from the code that was just interrupted.
-    /// Called in `on_timer` and `on_interrupt`. Also called in task context, about the calling
-    /// code: before a pending preemption is taken, and in [`block_on`](crate::block_on), which
-    /// panics if the answer is `false`.
+    /// Returns whether the code that was just interrupted may be preempted: other tasks get the
+    /// core, and the code is resumed later. Called in `on_timer` and `on_interrupt`. Also called in
+    /// task context, about the calling code: before a pending preemption is taken, and in
+    /// [`block_on`](crate::block_on), which panics if the answer is `false`.
     ///
     /// A kernel that has a preempt count of its own, say in its spin locks, answers whether that
     /// count is zero. A preemption that is due while the answer is `false` is pending. It is taken
-    /// when the kernel calls [`preempt::point`](crate::preempt::point), as the kernel should when
-    /// its count gets to zero. Without that call it is taken when [an alarm asks
-    /// again](crate::preempt): at most 10 ms or one slice, whichever is longer, after the last
+    /// when the kernel calls [`preempt::point`](crate::preempt::point), which the kernel should do
+    /// when its count gets to zero. Without that call it is taken when [an alarm makes the runtime
+    /// ask again](crate::preempt): at most 10 ms or one slice, whichever is longer, after the last
     /// `false`.
     fn may_preempt(&self) -> bool {
         true
     }
 
     /// Calls `leave` once. `leave` gives the core to other tasks, and returns when the calling task
-    /// goes on. The runtime calls this function where a stackful task drops a guard (or calls
+    /// is resumed. The runtime calls this function where a stackful task drops a guard (or calls
     /// [`preempt::point`](crate::preempt::point)) while a preemption is pending.
     ///
     /// The task's code does not expect a switch at that point. So data that belong to that code,
     /// but lie in one place for all code of the core (a C library's `errno`), must be saved before
-    /// `leave` and restored after it. (The handler of an interrupt does the same for itself.) The
-    /// default saves nothing.
+    /// `leave` and restored after it. (An interrupt handler must do the same by itself, since this
+    /// function is not called there.) The default saves nothing.
     fn preserving(&self, leave: &mut dyn FnMut()) {
         leave();
     }
 
-    /// Returns whether the core may be taken for good from the code that a fault has interrupted.
-    /// Called in [`end_task`](crate::preempt::end_task), which returns if the answer is `false`.
-    /// The answer must be `false` while that code panics, since the panic would never end, and
-    /// while that code holds something that its core cannot go on without, such as a lock.
+    /// Returns whether the code that a fault has interrupted may be ended, so that it never runs
+    /// again. Called in [`end_task`](crate::preempt::end_task), which returns if the answer is
+    /// `false`. The answer must be `false` while that code panics, since the panic would never end,
+    /// and while that code holds something that its core cannot go on without, such as a lock.
     ///
     /// The default is the answer of [`may_preempt`](Self::may_preempt).
     fn may_end(&self) -> bool {
@@ -239,8 +240,9 @@ pub unsafe trait Platform: Sync + 'static {
     }
 
     /// Returns the minimum size of a stack in bytes, without the part that the runtime itself keeps
-    /// on it. A platform whose traps take more than the backend counts adds the difference here:
-    /// the size of Linux's signal frames depends on the processor.
+    /// on it. A platform whose traps need more stack than the backend's `MIN_STACK` allows for adds
+    /// the difference here. (An example is Linux, where the size of a signal frame depends on the
+    /// processor.)
     fn min_stack(&self) -> usize {
         Self::Backend::MIN_STACK
     }

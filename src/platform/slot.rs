@@ -1,4 +1,5 @@
-//! A core's own place, in which the runtime finds itself again.
+//! The slot of a core, in which the runtime's functions find the runtime that the core is inside
+//! of.
 
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::const_fn;
@@ -7,7 +8,7 @@ use crate::sync::local::AtomicPtr;
 /// A core's place for the pointer to the runtime that the core is inside of.
 ///
 /// A kernel keeps one slot for each core, in its per-core area or in a static array, and hands it
-/// out in [`Platform::slot`](crate::platform::Platform::slot). The kernel never looks inside.
+/// out in [`Platform::slot`](crate::platform::Platform::slot). Only Trapline uses its content.
 #[derive(Debug)]
 pub struct CoreSlot {
     /// A `&'static Runtime`, or null. `Runtime::current` knows the type.
@@ -30,8 +31,7 @@ impl CoreSlot {
         }
     }
 
-    /// Returns the runtime that this core is inside of, or null. Called on this core only, or for
-    /// comparison.
+    /// Returns the runtime that this core is inside of, or null. Called on this core only.
     #[inline]
     pub(crate) fn runtime(&self) -> *const () {
         // Relaxed: only the core itself writes its slot, its own interrupts included.
@@ -43,15 +43,15 @@ impl CoreSlot {
         self.runtime.store(runtime.cast_mut(), Ordering::Relaxed);
     }
 
-    /// Sets the core number that [`notify`](Self::notify) wakes. Called before the slot's waker is
-    /// made.
+    /// Sets the core number that [`notify`](Self::notify) returns. Called before the slot's waker
+    /// is made.
     pub(crate) fn set_core(&self, core: usize) {
         // Relaxed: the waker that reads the number came from this core after this store.
         self.core.store(core, Ordering::Relaxed);
     }
 
-    /// Notes a wake for `block_on`. Returns the core that is to be woken for it; `None` if a wake
-    /// that came before has not been taken yet. Any context.
+    /// Notes a wake for `block_on`. Returns the number of the core that is to be woken for it;
+    /// `None` if `take_notified` has not taken an earlier wake yet. Any context.
     pub(crate) fn notify(&self) -> Option<usize> {
         // Release pairs with the acquire in `take_notified`: what was written before the wake is
         // seen after it.
@@ -59,7 +59,7 @@ impl CoreSlot {
         (!was_notified).then(|| self.core.load(Ordering::Relaxed))
     }
 
-    /// Returns whether the slot was notified since the last call.
+    /// Returns whether the slot was notified since the last call of this function.
     pub(crate) fn take_notified(&self) -> bool {
         // Acquire pairs with the release in `notify`.
         self.notified.swap(false, Ordering::Acquire)

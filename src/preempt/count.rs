@@ -7,18 +7,20 @@ use crate::sync::local::{AtomicBool, AtomicU64, AtomicUsize, Ordering, compiler_
 /// compiler fences keep the order that an interrupt sees.
 #[derive(Debug)]
 pub(crate) struct PreemptCount {
-    /// How many reasons there are to keep the core. The runtime's own code is one of them.
+    /// The number of reasons that keep preemption disabled. The runtime's own code is one of them.
     count: AtomicUsize,
     /// A preemption was due where it was forbidden: the preempt count was not zero, interrupts were
     /// masked, or the platform said no.
     pending: AtomicBool,
     /// The loop must look at more than the inbox before its next poll: at the alarm and the timers.
     need_resched: AtomicBool,
-    /// How often all guards have been declared void.
+    /// How often [`void_guards`](Self::void_guards) was called. A guard that has another epoch is
+    /// void: it no longer counts.
     pub(super) epoch: AtomicUsize,
-    /// How many alarms could not preempt in the stretch `refused_in` because `may_preempt` said no.
+    /// How many alarms could not preempt because `may_preempt` said no, in the stretch that
+    /// `refused_in` names.
     refused: AtomicU64,
-    /// The number of the stretch of a task that `refused` counts in.
+    /// The stretch that `refused` counts in, as the core's count of polls.
     refused_in: AtomicU64,
 }
 
@@ -67,7 +69,8 @@ impl PreemptCount {
         self.set(self.get() + 1);
     }
 
-    /// Makes a preemption pending, and sets need_resched. Its core, any context.
+    /// Makes a preemption pending, and sets need_resched. Called on this count's core, in any
+    /// context.
     #[inline]
     pub(crate) fn set_pending(&self) {
         self.pending.store(true, Ordering::Relaxed);
@@ -79,15 +82,15 @@ impl PreemptCount {
         self.pending.load(Ordering::Relaxed)
     }
 
-    /// Notes that `may_preempt` said no to an alarm. `stretch` is the number of stretches that
-    /// tasks have had on the core. Its core, in the alarm's handler.
+    /// Notes that `may_preempt` said no to an alarm. `stretch` identifies the running stretch: it
+    /// is the core's count of polls. Called on this count's core, in the alarm's handler.
     pub(crate) fn refuse(&self, stretch: u64) {
         let before = self.refusals(stretch);
         self.refused_in.store(stretch, Ordering::Relaxed);
         self.refused.store(before.saturating_add(1), Ordering::Relaxed);
     }
 
-    /// Returns to how many alarms `may_preempt` said no in this stretch.
+    /// Returns how many alarms `may_preempt` has refused in this stretch.
     fn refusals(&self, stretch: u64) -> u64 {
         if self.refused_in.load(Ordering::Relaxed) == stretch {
             self.refused.load(Ordering::Relaxed)
@@ -96,12 +99,12 @@ impl PreemptCount {
         }
     }
 
-    /// Returns after how many nanoseconds the next alarm asks `may_preempt` again.
+    /// Returns how many nanoseconds from now the next alarm is to ask `may_preempt` again.
     pub(crate) fn retry_after(&self, slice: u64, stretch: u64) -> u64 {
         /// In nanoseconds. In a kernel that does not call `point`, a pending preemption waits at
         /// most this long (or a slice, if a slice is longer).
         const MAX: u64 = 10_000_000;
-        /// Limits the wait where slices are short.
+        /// The maximum wait in slices. It is the smaller limit if slices are short.
         const MAX_SLICES: u64 = 16;
         let slices = 1 << self.refusals(stretch).min(MAX_SLICES.ilog2().into());
         slice.saturating_mul(slices).min(slice.max(MAX))
@@ -113,7 +116,8 @@ impl PreemptCount {
         self.pending.store(false, Ordering::Relaxed);
     }
 
-    /// Makes the loop look at the alarm and the timers before its next poll. Its core, any context.
+    /// Makes the loop look at the alarm and the timers before its next poll. Called on this count's
+    /// core, in any context.
     #[inline]
     pub(crate) fn set_need_resched(&self) {
         self.need_resched.store(true, Ordering::Relaxed);
@@ -124,13 +128,14 @@ impl PreemptCount {
         self.need_resched.load(Ordering::Relaxed)
     }
 
-    /// Clears need_resched, since the loop is about to look. Clears the pending preemption as well,
-    /// since the loop has the core.
+    /// Clears need_resched, since the loop is about to look at the alarm and the timers. Clears the
+    /// pending preemption as well, since the loop has the core.
     #[inline]
     pub(crate) fn clear_need_resched(&self) {
         self.need_resched.store(false, Ordering::Relaxed);
         self.clear_pending();
-        // The loop's look comes after this: an interrupt that comes later sets the flags anew.
+        // The loop looks only after the flags are cleared: an interrupt that comes later sets them
+        // again.
         compiler_fence(Ordering::SeqCst);
     }
 }

@@ -1,4 +1,4 @@
-//! What forbids preemption, and the points where a pending preemption comes.
+//! Guards and calls that disable preemption, and the points where a pending preemption happens.
 
 use core::marker::PhantomData;
 
@@ -13,16 +13,16 @@ use crate::sync::local::Ordering;
 /// preemption disabled.
 #[inline]
 pub fn disable() {
-    // If the task is preempted after the look at the slot, it continues on the same core, and so in
-    // the same runtime.
+    // If the task is preempted after `Runtime::current` has read the core's slot, it continues on
+    // the same core, and so in the same runtime.
     if let Some(runtime) = Runtime::current() {
         runtime.preempt_count().increment();
     }
 }
 
 /// Undoes one [`disable`]. If the preempt count returns to zero and a preemption is pending, other
-/// tasks have the core before this returns. In an interrupt, or if interrupts are masked, the
-/// preemption stays pending.
+/// tasks have the core before this returns. In an interrupt, if interrupts are masked, or if
+/// [`may_preempt`](crate::platform::Platform::may_preempt) says no, the preemption stays pending.
 ///
 /// # Panics
 ///
@@ -38,7 +38,8 @@ pub unsafe fn enable() {
     let Some(runtime) = Runtime::current() else { return };
     match runtime.preempt_count().get() {
         1 if runtime.is_on_stack() => runtime.preempt_enable(),
-        // In all code but a stackful task's, one reason in the count is the runtime's own.
+        // Outside of a stackful task's code, the runtime itself accounts for 1 of the count, and
+        // that 1 is not for `enable` to undo.
         0 | 1 => never_disabled(),
         depth => runtime.preempt_count().set(depth - 1),
     }
@@ -58,9 +59,9 @@ fn never_disabled() -> ! {
 ///
 /// A kernel that has a preempt count of its own calls it whenever that count returns to zero (see
 /// [`may_preempt`](crate::platform::Platform::may_preempt)). A kernel that gets the traps of user
-/// programs as values calls [`on_timer`](super::on_timer) for the timer's trap while it may not
-/// leave the core yet (under a [`PreemptGuard`], or while its own count is not zero), and calls
-/// `point` as soon as it may.
+/// programs as values (from `TrapContext::run`) calls [`on_timer`](super::on_timer) for the timer's
+/// trap while it may not leave the core yet (under a [`PreemptGuard`], or while its own count is
+/// not zero), and calls `point` as soon as it may.
 #[inline]
 pub fn point() {
     if let Some(runtime) = Runtime::current()
@@ -80,7 +81,7 @@ fn leave_at_point(runtime: &'static Runtime) {
     }
 }
 
-/// Disables preemption on this core while it lives.
+/// Disables preemption on this core while the guard lives.
 ///
 /// A stackful task holds one while it touches per-core or thread-local data of the kernel, and no
 /// longer than needed. If the task's slice ends meanwhile, a preemption is pending, and happens
@@ -132,7 +133,8 @@ impl Drop for PreemptGuard {
 /// Disables preemption in an interrupt handler that enables interrupts before it ends.
 ///
 /// Unlike the drop of a [`PreemptGuard`], its drop never preempts: the handler ends in
-/// [`on_timer`](super::on_timer) or [`on_interrupt`](super::on_interrupt), which does.
+/// [`on_timer`](super::on_timer) or [`on_interrupt`](super::on_interrupt), which takes a pending
+/// preemption.
 #[derive(Debug)]
 #[must_use = "preemption is disabled only while the guard lives"]
 pub struct InterruptGuard {
@@ -165,8 +167,8 @@ struct Increment {
 impl Increment {
     #[inline]
     fn new(runtime: Option<&'static Runtime>) -> Self {
-        // As in `disable`: a task that is preempted after the look at the slot stays in the same
-        // runtime.
+        // As in `disable`: a task that is preempted after `Runtime::current` has read the core's
+        // slot stays in the same runtime.
         if let Some(runtime) = runtime {
             runtime.preempt_count().increment();
         }

@@ -1,4 +1,4 @@
-//! What a kernel's interrupt and fault handlers call at their end.
+//! The functions that a kernel's interrupt and fault handlers call at their end.
 
 use crate::platform::bound;
 use crate::runtime::core::Runtime;
@@ -8,9 +8,9 @@ use crate::stackful::stacks::Reason;
 /// ready. To be called at the end of a timer interrupt.
 ///
 /// Returns when the interrupted code is to continue, at once or much later, on the same core, with
-/// interrupts masked. All that the handler has on its stack is still there then. The handler must
-/// have saved on its stack before the call what another trap may change meanwhile (trap registers,
-/// `errno`).
+/// interrupts masked. All that the handler had on its stack is still there at that time. The
+/// handler must have saved on its stack before the call what another trap may change meanwhile
+/// (trap registers, `errno`).
 ///
 /// # Safety
 ///
@@ -18,15 +18,16 @@ use crate::stackful::stacks::Reason;
 ///   interrupt has been acknowledged, with interrupts masked. It is the last thing that the handler
 ///   does before it returns.
 /// - It is called on the interrupted stack, and what the trap vector saves lies on that stack too.
-///   Traps of other tasks come before this function returns, so a place that exists once for each
+///   Traps of other tasks come before this function returns, so a save area that exists once per
 ///   core is overwritten by then. A copy of the context that the kernel keeps elsewhere is not
 ///   enough either, since the handler's own frames must still be there.
-/// - After it has returned, all registers of the interrupted code are restored. Those that a callee
-///   preserves may be left to the handler's callees and to the switch.
-/// - What the interrupted code may have set for itself is saved on that stack too. When this is
-///   called, it is as Rust code expects it: the rounding mode (riscv64, loongarch64: `fcsr` is 0),
-///   DF and AC (x86_64: clear), SUM and MXR (riscv64: clear). The return from the trap ends a
-///   reservation (riscv64: by an `sc`). [This
+/// - After it has returned, all registers of the interrupted code are restored. The trap vector
+///   need not save the callee-saved registers itself: the functions that the handler calls and the
+///   switch preserve them.
+/// - The control state that the interrupted code may have changed is saved on that stack too. When
+///   this function is called, that state is as Rust code expects it: the rounding mode (riscv64,
+///   loongarch64: `fcsr` is 0), DF and AC (x86_64: clear), SUM and MXR (riscv64: clear). The return
+///   from the trap ends a load reservation (riscv64: by an `sc`). [This
 ///   table](crate::arch#what-an-entry-sanitizes-and-what-the-switch-keeps) lists everything.
 /// - There is enough stack for the handler, this call and the switch: 2 KiB (x86_64: 4 KiB) in a
 ///   build without optimization. A trap vector that first touches the stack at that depth, before
@@ -107,12 +108,12 @@ pub unsafe fn on_interrupt() {
 }
 
 /// Ends the running stackful task, in the handler of a fault that the task has caused, and gives
-/// the core to other tasks. It does not return then.
+/// the core to other tasks. If it ends the task, it does not return.
 ///
 /// It returns, without effect, if there is no task that it may end:
 ///
 /// - outside of a stackful task;
-/// - with preemption disabled, as the fault may have left something half done;
+/// - with preemption disabled, since the fault may have interrupted an update that is half done;
 /// - where the platform says that the code [may not be left for
 ///   ever](crate::platform::Platform::may_end), since it panics or holds a lock of the kernel.
 ///

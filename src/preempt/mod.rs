@@ -2,8 +2,8 @@
 //!
 //! A core has one preempt count. The count is zero while the code of a stackful task runs, and
 //! raised everywhere else: in the runtime's own code, in plain tasks, and under a [`PreemptGuard`].
-//! An interrupt that should preempt while the count is raised sets a flag (need_resched) instead.
-//! The preemption is *pending* then, and happens when the count returns to zero.
+//! An interrupt that should preempt while the count is raised makes the preemption *pending*
+//! instead, and sets need_resched. A pending preemption happens when the count returns to zero.
 //!
 //! Two things can still forbid a pending preemption at that time: interrupts are masked, or the
 //! [platform](crate::platform::Platform::may_preempt) says no. The preemption stays pending then.
@@ -11,8 +11,9 @@
 //! comes first.
 //!
 //! - If interrupts are masked, the alarm is set to fire as soon as they are enabled.
-//! - After a "no", the alarm is set to ask again a slice later. Each "no" to an alarm doubles that
-//!   time, up to 16 slices or 10 ms, whichever is less (but to a slice at least).
+//! - If the platform says no, the alarm is set to ask again a slice later. Each "no" to an alarm
+//!   doubles that time, up to 16 slices or 10 ms, whichever is less. The time is never shorter than
+//!   a slice.
 //!
 //! # Kernels with critical sections of their own
 //!

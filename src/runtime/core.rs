@@ -1,4 +1,4 @@
-//! The runtime of a core: what it consists of.
+//! The type [`Runtime`], its fields, and access to them.
 
 use alloc::alloc::Layout;
 use core::any::TypeId;
@@ -42,7 +42,8 @@ pub struct Runtime {
     /// The number of the core that entered first, plus one; 0 before that. That core is the owning
     /// core until the shutdown.
     pub(super) owner: AtomicUsize,
-    /// A task was aborted that may wait for a stack: the loop looks for it among the tasks that do.
+    /// A task was aborted that may be waiting for a stack: the loop is to look for aborted tasks
+    /// among those that wait for a stack.
     pub(super) aborted_in_queue: AtomicBool,
     pub(super) config: Config,
     /// `config.slice` in nanoseconds.
@@ -66,20 +67,20 @@ pub(super) struct CoreLocal {
     pub(super) tasks: Cell<Link>,
     /// The task whose code has the core. Interrupts read it.
     pub(super) current: AtomicPtr<Header>,
-    /// The hooks that the current task's code is inside of.
+    /// The innermost scope (hooks or a task-local value) that the current task's code is inside of.
     pub(super) scopes: Cell<ScopeLink>,
-    /// The future inside of the hooks, while a plain task is polled that consists of hooks around a
-    /// future.
+    /// If the task that is polled is plain and its whole future is hooks around another future:
+    /// that inner future. Otherwise `None`.
     pub(super) inside_of_hooks: Cell<Option<Typed>>,
-    /// The task that is polled asks to be polled again, or to continue, after the other ready
-    /// tasks.
+    /// The task that is polled has requested to be polled again, or to continue, after the other
+    /// ready tasks ([`yield_current`](Runtime::yield_current)).
     pub(super) yielded: local::AtomicBool,
     /// [`trim`](Runtime::trim) is in progress.
     pub(super) is_trimming: Cell<bool>,
     /// The runtime has been shut down.
     pub(super) closed: Cell<bool>,
-    /// The closure that the root task polls until it says that the future of `run_until` is done.
-    /// It lies in the frame of `run_until`, and its lifetime is that frame's.
+    /// The closure that polls the future of `run_until`. The root task calls it until it returns
+    /// `Ready`. The closure lies in the frame of `run_until`, and does not outlive that frame.
     pub(super) root: Cell<Option<NonNull<RootPoll<'static>>>>,
 }
 
@@ -102,8 +103,8 @@ pub struct Stats {
     pub preemptions: u64,
     /// How often the core parked.
     pub parks: u64,
-    /// How often a task got the core after it was aborted, because a stack holds frames of it: such
-    /// a task continues to the end of its poll.
+    /// How often an aborted task got the core because a stack holds frames of it: such a task
+    /// continues to the end of its poll.
     pub aborted_in_poll: u64,
     /// How many stacks there are.
     pub stacks: u64,
@@ -126,8 +127,8 @@ pub(super) struct Counters {
     pub(super) ended: AtomicU64,
 }
 
-/// Increments the counter and returns the new value. On the owning core only, so a load and a store
-/// are enough.
+/// Increments the counter and returns the new value. Only the owning core calls this, so a load and
+/// a store are enough.
 #[inline]
 pub(super) fn count(counter: &AtomicU64) -> u64 {
     let counted = counter.load(Ordering::Relaxed) + 1;
@@ -187,8 +188,8 @@ impl Runtime {
         unsafe { bound::slot().runtime().cast::<Self>().as_ref() }
     }
 
-    /// Returns the counts of the runtime. Any context. On another core, the counts may be of
-    /// slightly different moments.
+    /// Returns the counts of the runtime. Any context. If it is called on another core, the counts
+    /// may come from slightly different moments.
     pub fn stats(&self) -> Stats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
@@ -203,8 +204,8 @@ impl Runtime {
         }
     }
 
-    /// Frees the idle stacks, and the memory of finished tasks that is kept. Returns how many
-    /// stacks it has freed.
+    /// Frees the idle stacks, and the memory of finished tasks that the runtime keeps. Returns how
+    /// many stacks it has freed.
     ///
     /// It is called on the owning core, in task context: in a plain task, or outside of
     /// [`enter`](Self::enter). Elsewhere (in a stackful task, on another core) it does nothing and
@@ -217,15 +218,15 @@ impl Runtime {
             Some(own) if core::ptr::eq(own, self) => {
                 self.current_task().is_some() && !self.is_on_stack()
             }
-            // On a stack of another runtime, this code could be preempted halfway, and the core
-            // could enter this runtime in the middle of the change.
+            // On a stack of another runtime, this code could be preempted in the middle of the
+            // change to the pool. The core could then enter this runtime.
             Some(other) => !other.is_on_stack(),
         };
-        // Relaxed: a core finds its own number only after it has stored it itself.
+        // Relaxed: a core reads its own number here only if it has stored that number itself.
         let is_owner = bound::core().checked_add(1) == Some(self.owner.load(Ordering::Relaxed));
         let in_interrupt = bound::in_interrupt();
-        // Where the platform is not certain, the caller may be an interrupt of this very function.
-        // `is_trimming` is set in that case.
+        // If the platform is not certain about the context, the caller may be an interrupt handler
+        // that has interrupted this function on this core. `is_trimming` is set in that case.
         if !may_trim
             || !is_owner
             || in_interrupt == InInterrupt::Yes
@@ -233,7 +234,8 @@ impl Runtime {
         {
             return 0;
         }
-        // The free list belongs to task context, so the platform must be certain of that.
+        // Only task context may touch the free list, so the platform must be certain of that
+        // context.
         if in_interrupt == InInterrupt::No {
             self.local.free_list.trim();
         }
@@ -242,8 +244,8 @@ impl Runtime {
         freed
     }
 
-    /// Returns whether the limit on the number of stacks allows another one, so that only memory
-    /// can be lacking.
+    /// Returns whether the limit on the number of stacks allows another stack. If so, only a lack
+    /// of memory can prevent it.
     pub(crate) fn may_have_more_stacks(&self) -> bool {
         self.local.stacks.pool.total() < self.config.max_stacks
     }
@@ -258,8 +260,8 @@ impl Runtime {
         &self.inbox
     }
 
-    /// Returns the memory of finished tasks that the runtime keeps.
-    /// [`ready::on_fast_path`](crate::ready::on_fast_path) says where it may be used.
+    /// Returns the free list: the memory of finished tasks that the runtime keeps. It may be used
+    /// on the [fast path](crate::ready::on_fast_path) only.
     #[inline]
     pub(crate) fn free_list(&self) -> &FreeList {
         &self.local.free_list
@@ -271,8 +273,8 @@ impl Runtime {
         self.local.closed.get()
     }
 
-    /// Returns the loop's FIFO. [`ready::on_fast_path`](crate::ready::on_fast_path) says where it
-    /// may be used.
+    /// Returns the loop's FIFO. It may be used by the loop, and otherwise on the [fast
+    /// path](crate::ready::on_fast_path) only.
     #[inline]
     pub(crate) fn ready(&self) -> &Fifo<Header> {
         &self.local.ready
@@ -298,7 +300,7 @@ impl Runtime {
         &self.local.stacks
     }
 
-    /// Returns the hook for panics that no join handle gives.
+    /// Returns the hook that is called for panics that no join handle returns.
     pub(crate) fn on_panic(&self) -> Option<fn(&TaskPanic<'_>)> {
         self.config.on_panic
     }
@@ -327,29 +329,30 @@ impl Runtime {
         self.local.current.store(task, Ordering::Relaxed);
     }
 
-    /// Returns the hooks that the running poll is inside of. It is for that poll's own code, with
-    /// preemption disabled, and for the loop.
+    /// Returns the cell of the innermost scope that the running poll is inside of. Only that poll's
+    /// own code, with preemption disabled, and the loop use it.
     #[inline]
     pub(crate) fn scopes(&self) -> &Cell<ScopeLink> {
         &self.local.scopes
     }
 
-    /// Returns the running task if its whole future, apart from hooks around it, is the one that
-    /// `whole` names by place and type. A local task is never returned.
+    /// Returns the running task if its whole future, apart from hooks around it, has the place and
+    /// the type that `whole` gives. A local task is never returned.
     pub(crate) fn task_that_is(&self, whole: Typed) -> Link {
         let is_inside = self.local.inside_of_hooks.get() == Some(whole);
         self.current_task().filter(|&task| is_inside || Header::is_future(task, whole))
     }
 
-    /// Notes that `inside` is polled, which is the running task's whole future except for hooks
-    /// around it. The note ends when the returned value is dropped.
+    /// Notes that `inside`, which is the running task's whole future except for hooks around it, is
+    /// polled now. The drop of the returned value removes the note.
     pub(crate) fn inside_of_hooks(&self, inside: Typed) -> InsideOfHooks<'_> {
         self.local.inside_of_hooks.set(Some(inside));
         InsideOfHooks(&self.local.inside_of_hooks)
     }
 
-    /// Has the running task polled again after all tasks that are READY, without a wake: the task
-    /// stays RUNNING. The caller is that task's own code. (Edge 10)
+    /// Requests that the running task is polled again, or continues, after the other ready tasks,
+    /// without a wake: the task stays RUNNING. The caller is that task's own code, or the loop that
+    /// resumes the task. (Edge 10 of [`crate::task`])
     #[inline]
     pub(crate) fn yield_current(&self) {
         self.local.yielded.store(true, Ordering::Relaxed);
@@ -360,8 +363,8 @@ impl Runtime {
     /// that task itself.
     #[inline]
     pub(crate) fn take_yield(&self) -> bool {
-        // The task is not the running one any more, so an interrupt does not make the request any
-        // more.
+        // The task is no longer the running one, so an interrupt no longer makes the request for
+        // it. So the load and the store need not be one atomic step.
         compiler_fence(Ordering::SeqCst);
         let yielded = self.local.yielded.load(Ordering::Relaxed);
         if yielded {
@@ -378,23 +381,23 @@ impl Runtime {
 
     /// Wakes the owning core if it is parked, and interrupts it if it is not.
     pub(crate) fn wake_core(&self) {
-        // Relaxed: the caller has acquired a tag that the owning core had announced (with release)
-        // after it stored its number.
+        // Relaxed: the caller has read (with acquire) a tag of the inbox that the owning core wrote
+        // (with release) after it stored its number in `owner`.
         let owner = self.owner.load(Ordering::Relaxed);
         if owner != 0 {
             bound::wake(owner - 1);
         }
     }
 
-    /// Returns whether the running stackful task is to leave: another task became ready, or a
-    /// preemption is pending.
+    /// Returns whether the running stackful task is to leave the core: another task became ready,
+    /// or a preemption is pending.
     #[inline]
     pub(crate) fn is_wanted(&self) -> bool {
         !self.inbox.is_empty() || !self.local.ready.is_empty() || self.preempt_count.is_pending()
     }
 }
 
-/// The note that [`Runtime::inside_of_hooks`] makes. Its drop ends the note.
+/// A guard for the note that [`Runtime::inside_of_hooks`] makes. Its drop removes the note.
 pub(crate) struct InsideOfHooks<'a>(&'a Cell<Option<Typed>>);
 
 impl Drop for InsideOfHooks<'_> {
@@ -428,7 +431,7 @@ static ROOT: Vtable = Vtable {
             .map_or(Poll::Pending, |runtime| runtime.poll_root(context))
     },
     // SAFETY (of each function below): it is never called. The runtime makes no join handle for its
-    // root task and does not abort it, and the references of that task never run out.
+    // root task and does not abort it, and the reference count of that task never becomes zero.
     fail: |_, _| unreachable!(),
     output: |_| unreachable!(),
     drop_output: |_| unreachable!(),

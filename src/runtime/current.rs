@@ -18,7 +18,8 @@ pub struct Current {
 }
 
 /// Returns the task that the calling code is part of. In an interrupt, that is the interrupted
-/// task. `None` in the runtime's own context, and outside of any task.
+/// task. `None` outside of any task: in the runtime's own code, and on a core that is not inside of
+/// a runtime.
 pub fn current() -> Option<Current> {
     let _guard = PreemptGuard::new();
     let runtime = Runtime::current()?;

@@ -1,4 +1,4 @@
-//! Entering a runtime: which core may enter it, and when it leaves it.
+//! Entering a runtime: which core may enter, and when that core leaves the runtime.
 
 use core::convert::Infallible;
 use core::fmt;
@@ -25,7 +25,7 @@ impl Runtime {
     /// See [`EnterError`]. The panic of a task, a waker or a callback is not an error of `enter`:
     /// the task's join handle gives it, or [`Config::on_panic`](crate::Config::on_panic) is called
     /// for it. [`Panicked`](EnterError::Panicked) means a panic of the runtime's own code or of the
-    /// platform's.
+    /// platform's code.
     pub fn enter(&'static self) -> Result<Infallible, EnterError> {
         let _entered = self.claim()?;
         loop {
@@ -35,21 +35,22 @@ impl Runtime {
         }
     }
 
-    /// Runs the core's tasks until `future` is done, which is polled among them as a plain task.
-    /// `future` may borrow from the caller and need not be `Send`. The other tasks stay as they are
-    /// until the core enters again.
+    /// Runs the core's tasks until `future` is done. `future` is polled like a plain task of the
+    /// core. It may borrow from the caller and need not be `Send`. When `run_until` returns, the
+    /// other tasks keep their state until the core enters again.
     ///
     /// # Errors
     ///
-    /// Each of [`EnterError`]. [`Panicked`](EnterError::Panicked) means that `future` panicked in a
-    /// poll; or that, when a poll of it returned, it held a
+    /// Any variant of [`EnterError`]. [`Panicked`](EnterError::Panicked) means that `future`
+    /// panicked in a poll; or that, when a poll of it returned, it held a
     /// [`PreemptGuard`](crate::preempt::PreemptGuard) or interrupts were masked. (As with
     /// [`enter`](Self::enter), it may also mean a panic of the runtime's own code or of the
-    /// platform's.) The other tasks stay, and the core may enter again.
+    /// platform's code.) The other tasks keep their state, and the core may enter again.
     ///
     /// # Panics
     ///
-    /// If the drop of `future` panics. The drop comes last, and the caller gets that panic.
+    /// If the drop of `future` panics. That drop comes after everything else, and the panic goes to
+    /// the caller.
     pub fn run_until<F: Future>(&'static self, future: F) -> Result<F::Output, EnterError> {
         let _entered = self.claim()?;
         let mut future = pin!(future);
@@ -57,11 +58,11 @@ impl Runtime {
         let mut output = Output { place: place.as_mut_ptr(), is_there: false };
         let mut poll = |context: &mut Context<'_>| {
             in_place()(future.as_mut().poll(context), |poll: *mut Poll<F::Output>| {
-                // SAFETY: `poll` points at the value that the future's `poll` has just returned,
-                // and that belongs to this code.
+                // SAFETY: `poll` points at the value that the future's `poll` has just returned.
+                // That value belongs to this code.
                 let Poll::Ready(value) = (unsafe { &*poll }) else { return Poll::Pending };
-                // SAFETY: the value is moved once, and `place` is empty: the future is not polled
-                // again after Ready.
+                // SAFETY: the value is moved once. `place` is empty, since the future is not polled
+                // again after it has returned `Ready`.
                 unsafe { output.place.copy_from_nonoverlapping(value, 1) };
                 output.is_there = true;
                 Poll::Ready(())
@@ -69,8 +70,9 @@ impl Runtime {
         };
         {
             let poll: NonNull<RootPoll<'_>> = NonNull::from(&mut poll);
-            // SAFETY: only the lifetime changes. `Reset` takes the pointer out of the runtime
-            // before the frame is left that it points into, also in a panic.
+            // SAFETY: only the lifetime changes. The pointer points into the frame of `run_until`.
+            // `Reset` removes the pointer from the runtime before that frame is left, also if a
+            // panic unwinds.
             let poll: NonNull<RootPoll<'static>> = unsafe { core::mem::transmute(poll) };
             self.local.root.set(Some(poll));
         }
@@ -82,8 +84,9 @@ impl Runtime {
         }
         let reset = Reset(self);
         if self.root.state.wake() == Wake::Push {
-            // SAFETY: this code is the loop's, so the FIFO is its own. The root was BLOCKED until
-            // now, so it is in no queue. It lives in the runtime.
+            // SAFETY: the core is inside of the runtime, at home, and the loop does not run yet, so
+            // only this code touches the FIFO. The root was BLOCKED until now, so it is in no
+            // queue. It lives in the runtime.
             unsafe { self.local.ready.push_back(NonNull::from(&self.root)) };
         }
         let ran = self.run();
@@ -114,7 +117,8 @@ impl Runtime {
         if Runtime::current().is_some() {
             return Err(EnterError::Nested);
         }
-        // An interrupt handler may have interrupted this function, or `trim`, halfway.
+        // An interrupt handler must not enter: it may have interrupted this function or `trim`
+        // halfway.
         if bound::in_interrupt() == InInterrupt::Yes {
             return Err(EnterError::InInterrupt);
         }
@@ -128,8 +132,8 @@ impl Runtime {
             Err(owner) => return Err(EnterError::OtherCore { owner: owner - 1 }),
         }
         self.preempt_count.void_guards();
-        // The alarm may have fired while the core was not inside of the runtime. So the loop looks
-        // at the timers first.
+        // The alarm may have fired while the core was not inside of the runtime. So the timers are
+        // marked as due, and the loop looks at them first.
         self.alarm.set_due(bound::now());
         self.preempt_count.set_need_resched();
         slot.set_runtime(ptr::from_ref(self).cast());
@@ -145,8 +149,8 @@ struct Output<T> {
 }
 
 impl<T> Output<T> {
-    /// Returns the output. It is a function of its own, since in an unoptimized build it reserves
-    /// stack space for another `T`.
+    /// Returns the output. This is not a part of `run_until`, since in an unoptimized build it
+    /// reserves stack space for another `T`.
     fn take(mut self) -> Result<T, EnterError> {
         assert!(self.is_there, "run_until left its loop before its future was done");
         self.is_there = false;

@@ -1,18 +1,20 @@
-//! What the loop does with a task that has left the core: the task waits, yields, goes on later, or
-//! is over.
+//! The steps of the loop for a task that has left the core: the task waits, yields, was preempted,
+//! or is over.
+//!
+//! Rules with a number are those of [`crate::task`].
 //!
 //! # The end of a task
 //!
-//! The steps of an end have an order, wherever the task ends (at home, on its stack, in a
-//! shutdown):
+//! A task ends at home, on its stack or in a shutdown. In each case the steps come in this order:
 //!
 //! 1. The future is dropped, and the output (a value or an error) is stored in its place.
 //! 2. DONE is set, by the loop or by a stackful task on its own stack, and the task leaves the list
-//!    of all tasks. From then on the join handle has the output. If there is no join handle, the
-//!    owning core drops the output: after DONE, or (a stackful task, on its stack) before it.
-//! 3. The join waker is woken. It comes after DONE, which the woken code looks for.
-//! 4. The runtime's reference is released. It comes last, since the task may be freed with it. (If
-//!    the join waker is a task's, the release comes before the wake: see
+//!    of all tasks. From then on the output belongs to the join handle. If there is no join handle,
+//!    the owning core drops the output: after it sets DONE, or (for a stackful task, on its stack)
+//!    before that.
+//! 3. The join waker is woken. This comes after step 2, since the woken code tests DONE.
+//! 4. The runtime's reference is released. This comes last, since it may free the task. (If the
+//!    join waker wakes a task, the release comes before the wake: see
 //!    [`wake_joiner`](Runtime::wake_joiner).)
 
 use core::ptr::NonNull;
@@ -50,14 +52,15 @@ pub(crate) enum Output {
 }
 
 impl Runtime {
-    /// Queues a task whose poll returned `Pending` (or the root, whose future is done), or that
-    /// waits in `block_on`, if it is to be polled again; else leaves it BLOCKED. The caller has
-    /// already queued what was woken meanwhile, since that was ready earlier than this task.
+    /// Queues a task whose poll has returned, or that waits in `block_on`, if it was woken or has
+    /// yielded; otherwise leaves it BLOCKED. The poll has returned `Pending`, except that of the
+    /// root, whose future may be done. The caller has already queued the tasks that were woken
+    /// meanwhile, since they were ready earlier than this task.
     #[inline(always)]
     pub(super) fn wait(&'static self, task: NonNull<Header>, place: Place) {
         self.link(task);
-        // A task that has yielded stays RUNNING and is queued as it is. If a wake has set READY,
-        // that flag is cleared when the next poll starts.
+        // A task that has yielded stays RUNNING while it is queued. If a wake has set READY, that
+        // flag is cleared when the next poll starts.
         if self.take_yield() {
             match place {
                 // SAFETY: the task is RUNNING, so no other code pushes it.
@@ -70,14 +73,14 @@ impl Runtime {
         self.wait_for_wake(task);
     }
 
-    /// Takes RUNNING from a task that waits and has not yielded. If the task was woken during its
+    /// Clears RUNNING of a task that waits and has not yielded. If the task was woken during its
     /// poll, queues it.
     #[inline(always)]
     pub(super) fn wait_for_wake(&'static self, task: NonNull<Header>) {
         // SAFETY: the task is RUNNING, hence alive.
         match unsafe { task.as_ref() }.state.pending() {
             Pending::Blocked => {}
-            // If the task was aborted as well, the `start` of its next turn acts on the abort.
+            // If the task was aborted as well, the next `start` of the task acts on the abort.
             Pending::Ready => {
                 // SAFETY: the task is READY, and the wake that set READY while the task was RUNNING
                 // did not push it.
@@ -94,15 +97,17 @@ impl Runtime {
         self.link(task);
         // SAFETY: the stack holds frames of the task, so it is alive.
         let stack = unsafe { stack.as_ref() };
-        // The request to let other tasks go first belongs to this poll. It is taken from the core's
-        // flag, which the next task uses, and kept in the stack until the task continues.
+        // If this poll has requested that other tasks go first (`yield_current`), the request is
+        // moved from the core's flag, which the next task uses, to the stack, until the task
+        // continues.
         stack.yielded.set(self.take_yield());
         stack.set_preempted();
         let stacks = &self.local.stacks;
-        // SAFETY: RUNNING tasks are in no queue, and this one is queued here, until it continues.
+        // SAFETY: the task had the core until now, so it is in no queue. It is queued here, and
+        // stays in this queue until it continues: wakes of a RUNNING task push nothing.
         unsafe {
-            // A slice that is used up: the task goes to the end of `turns`. The rest of a slice:
-            // the task keeps its place at the front of the queue that it was taken from.
+            // If the task has used up its slice, it goes to the end of `turns`. If some of the
+            // slice is left, the task goes to the front of the queue that it was taken from.
             if !stack.has_left() {
                 stacks.turns.push_back(task);
             } else if stacks.in_turn.get() {
@@ -113,7 +118,7 @@ impl Runtime {
         }
     }
 
-    /// Finishes a stackful task whose last poll has ended as `reason` says.
+    /// Finishes a stackful task whose last poll has ended. `reason` says how it ended.
     #[inline(never)]
     pub(super) fn poll_was_last(&'static self, task: NonNull<Header>, reason: Reason) {
         // `Detached`: the task has no join handle, its output has been dropped on its stack, and
@@ -129,12 +134,12 @@ impl Runtime {
     pub(super) fn ended(&'static self, task: NonNull<Header>, stack: NonNull<Stack>) {
         // SAFETY: this is the loop, and a handler has just left the interrupted stack for it.
         unsafe { bound::enable_interrupts() };
-        // The stack is marked as held for ever: frames of the task remain on it, and a shutdown
-        // must not free it.
+        // `hold` marks the stack as held, here for ever: frames of the task remain on the stack,
+        // and a shutdown must not free it.
         self.hold(task, stack);
         count(&self.counters.ended);
         self.abandon(task);
-        // Guards that the task has leaked count no longer.
+        // Guards that the task has leaked no longer count.
         self.preempt_count.void_guards();
     }
 
@@ -143,15 +148,15 @@ impl Runtime {
     pub(super) fn panicked(&'static self, task: NonNull<Header>, payload: PanicPayload) {
         // SAFETY: the task is RUNNING, hence alive.
         if unsafe { task.as_ref() }.state.is_stored() {
-            // The output is stored although the poll panicked, so the join handle gives the output
-            // and not the panic. The panic goes to the hook `on_panic`.
+            // The output was stored before the panic, so the join handle gives the output and not
+            // the panic. The panic goes to the hook `on_panic`.
             self.catch_user_panic(task, || contain::discard(task, payload));
             self.complete(task, Output::Value, true);
         } else {
             self.fail(task, JoinError::Panicked(payload), true);
         }
-        // Guards that the task has leaked count no longer. They count until here: the future that
-        // was dropped above may have held them.
+        // From here on, guards that the task has leaked no longer count. They count until here,
+        // since the future that was dropped above may have held them.
         self.preempt_count.void_guards();
     }
 
@@ -159,7 +164,7 @@ impl Runtime {
     /// runtime's reference. The task is RUNNING, and no stack holds frames of it.
     #[inline(never)]
     pub(super) fn fail(&'static self, task: NonNull<Header>, error: JoinError, release: bool) {
-        // The drop is code of the task, so the task is the current one.
+        // The drop runs the task's code, so the task is the current one.
         self.set_current(Some(task));
         // SAFETY: the task is RUNNING, on its core, and no frame of it is in the middle of a poll.
         self.catch_user_panic(task, || unsafe { Header::fail(task, error) });
@@ -176,11 +181,11 @@ impl Runtime {
         self.take_yield();
         // SAFETY: the task is RUNNING, hence alive, until the reference is released below.
         let header = unsafe { task.as_ref() };
-        // The runtime's reference is the only one, so no other code could see DONE: the task is
-        // freed without setting it.
+        // If the runtime's reference is the only one, no other code could see DONE. So the task is
+        // freed, and DONE is not set.
         if release && header.state.is_unreachable() {
-            // SAFETY: rule 6: there is no join handle, so the output is the owning core's, and
-            // there is no other reference through which code could ask for DONE.
+            // SAFETY: rule 6: there is no join handle, so the output belongs to the owning core.
+            // There is no other reference through which code could read DONE.
             unsafe {
                 self.drop_output(task, output);
                 Header::free(task, Some(self.free_list()));
@@ -190,8 +195,8 @@ impl Runtime {
         // From here on the join handle may take the output on another core.
         let completed = header.state.complete();
         if completed.drop_output {
-            // SAFETY: rule 6: there was no join handle when DONE was set, so the output is the
-            // owning core's.
+            // SAFETY: rule 6: there was no join handle when DONE was set, so the output belongs to
+            // the owning core.
             unsafe { self.drop_output(task, output) };
         }
         self.after_done(task, completed.wake_joiner, release);
@@ -211,8 +216,8 @@ impl Runtime {
     #[inline(always)]
     fn after_done(&'static self, task: NonNull<Header>, wake_joiner: bool, release: bool) {
         // The join waker is taken out of the task before the release, which may free the task.
-        // SAFETY: the runtime's reference keeps the task. Rule 7: this core has set DONE, and that
-        // step said that the join waker is this core's to take.
+        // SAFETY: the runtime's reference keeps the task alive. Rule 7: this core has set DONE, and
+        // the step that set it has returned that this core must take the join waker.
         let joiner = wake_joiner.then(|| unsafe { take_waker(task.as_ref()) });
         let release = || {
             if release {
@@ -229,7 +234,8 @@ impl Runtime {
     ///
     /// # Safety
     ///
-    /// As for [`Header::drop_output`], unless `output` is `Nothing`; and the task is alive.
+    /// The task is alive. Unless `output` is `Nothing`, the conditions of [`Header::drop_output`]
+    /// hold.
     #[inline]
     unsafe fn drop_output(&self, task: NonNull<Header>, output: Output) {
         let is_there = match output {
@@ -244,20 +250,19 @@ impl Runtime {
         }
     }
 
-    /// Wakes `joiner`, the join waker of `task`, and calls `release`, after which the task may be
-    /// gone.
+    /// Wakes `joiner`, the join waker of `task`, and calls `release`, which may free the task.
     fn wake_joiner(&self, task: NonNull<Header>, joiner: Waker, release: impl FnOnce()) {
         if waker::task_of(&joiner).is_some() {
             // The release comes first, so that the join handle has the last reference when the
-            // joiner's task is polled (unless wakers have one). No user code runs here, so `task`
-            // is not needed for a report.
+            // waiting task is polled (unless wakers have references too). No user code runs here,
+            // so `task` is not needed to report a panic.
             release();
             // SAFETY: the caller is the loop of this runtime, or its shutdown, which runs in place
             // of the loop.
             unsafe { waker::wake_in_loop(self, joiner) };
         } else {
-            // The waker is user code. The task stays alive until it returns, since a panic is
-            // reported for it.
+            // The waker is user code. The task stays alive until the waker returns, since a panic
+            // of the waker is reported for the task.
             self.catch_user_panic(task, || joiner.wake());
             release();
         }
@@ -272,21 +277,21 @@ impl Runtime {
         // the runtime's reference is kept.
         let header = unsafe { task.as_ref() };
         if header.state.abandon().wake_joiner {
-            // SAFETY: rule 7: `abandon` has set DONE, and said that the join waker is this core's
-            // to take.
+            // SAFETY: rule 7: `abandon` has set DONE, and has returned that this core must take the
+            // join waker.
             self.wake_joiner(task, unsafe { take_waker(header) }, || ());
         }
     }
 
-    /// Finishes with a task that came from a queue and is not to be polled any more. `start` is
-    /// what the state word said of it.
+    /// Frees or releases a task that came from a queue and is not to be polled any more. `start` is
+    /// the value that `State::start` has returned for it.
     pub(super) fn reap(&'static self, task: NonNull<Header>, start: Start) {
         match start {
             // SAFETY: no references are left. The future and the output were dropped before the
-            // last reference was.
+            // last reference was dropped.
             Start::Free => unsafe { Header::free(task, Some(self.free_list())) },
             // The task became DONE while a waker was between its wake and its push. The runtime's
-            // reference has kept it until this push was seen.
+            // reference has kept the task alive until the loop took it from the queue.
             Start::Finished => self.release(task),
             // `Abandoned`: the runtime keeps its reference for ever. `Run` does not come here.
             Start::Abandoned | Start::Run { .. } => {}
@@ -295,8 +300,8 @@ impl Runtime {
 
     /// Drops the runtime's reference. The caller is the loop, which may free memory.
     fn release(&'static self, task: NonNull<Header>) {
-        // SAFETY: the caller drops the reference that the runtime has. If that was the last, the
-        // task is this code's alone.
+        // SAFETY: the caller gives up the runtime's reference. If that was the last reference, no
+        // other code can reach the task.
         unsafe {
             if task.as_ref().state.release() {
                 Header::free(task, Some(self.free_list()));
@@ -308,19 +313,20 @@ impl Runtime {
     /// such code by this function:
     ///
     /// - A panic of the code ends here, and is reported for `task`.
-    /// - A [`PreemptGuard`](crate::preempt::PreemptGuard) that the code leaves counts no longer,
-    ///   and is reported in the same way.
-    /// - Interrupts that the code leaves masked are enabled, and that is reported in the same way.
+    /// - A [`PreemptGuard`](crate::preempt::PreemptGuard) that the code does not drop no longer
+    ///   counts, and is reported in the same way.
+    /// - If the code leaves interrupts masked, they are enabled, and that is reported in the same
+    ///   way.
     pub(crate) fn catch_user_panic(&self, task: NonNull<Header>, code: impl FnOnce()) {
-        // 1 in the loop, 0 on a stack. It is more if the poll that `task` panicked in has left a
-        // guard.
+        // The count is 1 in the loop and 0 on a stack. It is higher if a poll of `task` has
+        // panicked and has leaked a guard.
         let before = self.preempt_count.get();
         // The caller of a shutdown may have masked interrupts. They stay masked then.
         let masked = bound::interrupts() == Interrupts::Masked;
         contain::contain(task, code);
-        // `repair` comes before the test of the interrupts: its report calls user code too, which
-        // may leave them masked. Interrupts are enabled before the report of that, so that the hook
-        // runs with interrupts enabled.
+        // `repair` comes before the test for masked interrupts: its report calls user code too,
+        // which may leave interrupts masked. `unmask` comes before the report of masked interrupts,
+        // so that the hook `on_panic` runs with interrupts enabled.
         if self.preempt_count.get() > before {
             self.repair(task);
         }
@@ -335,12 +341,12 @@ impl Runtime {
     }
 
     /// Does the same as [`catch_user_panic`](Self::catch_user_panic), for code that belongs to no
-    /// task. The runtime's root task stands for it in reports.
+    /// task. Reports name the runtime's root task.
     pub(crate) fn catch_panic(&self, code: impl FnOnce()) {
         self.catch_user_panic(NonNull::from(&self.root), code);
     }
 
-    /// Makes the guards void that user code has left, and reports that for `task`.
+    /// Makes the guards void that user code has leaked, and reports them for `task`.
     #[cold]
     #[inline(never)]
     fn repair(&self, task: NonNull<Header>) {
@@ -351,16 +357,16 @@ impl Runtime {
                  PreemptGuard: drop it there"
             )
         });
-        // The hook that got the report may have left another guard.
+        // The hook `on_panic`, which the report has called, may have leaked another guard.
         self.preempt_count.void_guards();
     }
 
-    /// Puts a task into the list of all tasks, unless it is there already. A task gets there after
-    /// its first poll.
+    /// Puts a task into the list of all tasks, unless it is there already. A task is put there when
+    /// it leaves the core for the first time and is not over.
     #[inline]
     pub(super) fn link(&self, task: NonNull<Header>) {
-        // A task without a previous one is the first of the list, or not in the list.
-        // SAFETY: the task is alive, and its links are the loop's to touch (rule 4).
+        // A task without a previous task is the first of the list, or not in the list.
+        // SAFETY: the task is alive, and only the loop touches its links (rule 4).
         let is_first = unsafe { task.as_ref() }.siblings.previous.get().is_none();
         if is_first && self.local.tasks.get() != Some(task) {
             self.link_first(task);
@@ -374,13 +380,12 @@ impl Runtime {
         if task == NonNull::from(&self.root) {
             return;
         }
-        // SAFETY: the caller's task is alive, and its links are the loop's to touch (rule 4).
+        // SAFETY: the caller's task is alive, and only the loop touches its links (rule 4).
         let siblings = unsafe { &task.as_ref().siblings };
         let first = self.local.tasks.get();
         siblings.next.set(first);
         if let Some(first) = first {
-            // SAFETY: tasks in the list are alive, and their links are the loop's to touch (rule
-            // 4).
+            // SAFETY: tasks in the list are alive, and only the loop touches their links (rule 4).
             unsafe { first.as_ref() }.siblings.previous.set(Some(task));
         }
         self.local.tasks.set(Some(task));
@@ -388,12 +393,11 @@ impl Runtime {
 
     /// Takes a task out of the list of all tasks, if it is there.
     fn unlink(&self, task: NonNull<Header>) {
-        // SAFETY: the caller's task is alive, and its links are the loop's to touch (rule 4).
+        // SAFETY: the caller's task is alive, and only the loop touches its links (rule 4).
         let siblings = unsafe { &task.as_ref().siblings };
         let (previous, next) = (siblings.previous.take(), siblings.next.take());
         match previous {
-            // SAFETY: tasks in the list are alive, and their links are the loop's to touch (rule
-            // 4).
+            // SAFETY: tasks in the list are alive, and only the loop touches their links (rule 4).
             Some(previous) => unsafe { previous.as_ref() }.siblings.next.set(next),
             None if self.local.tasks.get() == Some(task) => self.local.tasks.set(next),
             // The task was never put into the list.
@@ -407,7 +411,7 @@ impl Runtime {
 }
 
 impl Runtime {
-    /// Panics if the poll that has just returned left a guard, or left interrupts masked.
+    /// Panics if the poll that has just returned left a guard undropped, or interrupts masked.
     /// `expected` is the preempt count without guards: 1 at home, 0 on a stack.
     #[inline(always)]
     pub(crate) fn check_guards(&self, expected: usize, task: NonNull<Header>, poll: Poll<()>) {
@@ -416,11 +420,13 @@ impl Runtime {
         }
     }
 
-    /// Panics, with a message that says what the poll of `task` left.
+    /// Panics, with a message that says what the poll of `task` left behind: masked interrupts or a
+    /// guard.
     #[cold]
     #[inline(never)]
     fn held_the_core(&self, task: NonNull<Header>, poll: Poll<()>) -> ! {
         if poll.is_ready() {
+            // `panicked` then keeps the output of this poll.
             // SAFETY: the task is RUNNING, hence alive.
             unsafe { task.as_ref() }.state.set_stored();
         }

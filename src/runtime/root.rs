@@ -9,11 +9,13 @@ use crate::sync::atomic::Ordering;
 use crate::task::state::Wake;
 
 impl Runtime {
-    /// Polls the future that `run_until` waits for.
+    /// Polls the future that `run_until` waits for. Returns `Pending` if no `run_until` is in
+    /// progress, or if its future is done.
     pub(crate) fn poll_root(&'static self, context: &mut Context<'_>) -> Poll<()> {
         let Some(mut poll) = self.local.root.get() else { return Poll::Pending };
-        // SAFETY: `run_until` is in its loop, in a frame further up on this stack, so the closure
-        // in that frame is alive. Only the poll of the root task calls the closure.
+        // SAFETY: the pointer is set only while `run_until` runs the loop. The frame of `run_until`
+        // is one of this code's callers, so the closure in it is alive. Only the poll of the root
+        // task calls the closure.
         let poll = unsafe { poll.as_mut() }(context);
         if poll.is_ready() {
             self.local.root.set(None);
@@ -24,9 +26,10 @@ impl Runtime {
     /// Makes the loop look for aborted tasks among those that wait for a stack. Any context, with
     /// preemption disabled.
     pub(crate) fn aborted_in_queue(&self) {
-        // Release pairs with the acquire in `choose_waiting`, and the wake of the root comes after
-        // it: a loop that has parked, or is about to park, makes one more turn and finds the flag.
-        // (A store would be enough, but loom lets a swap on the other side miss a store.)
+        // Release pairs with the acquire in `choose_waiting`. The wake of the root task comes after
+        // the flag is set: so if the core is parked or about to park, the loop makes one more turn,
+        // and that turn finds the flag. (On hardware a store would be enough. Loom lets the swap in
+        // `choose_waiting` miss a store, so this is a swap.)
         self.aborted_in_queue.swap(true, Ordering::Release);
         if self.root.state.wake() == Wake::Push {
             // SAFETY: the state word told the caller to push the root, which lives in the runtime.

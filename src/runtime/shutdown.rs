@@ -1,4 +1,6 @@
-//! The shutdown of a runtime: it drops all tasks, for good.
+//! The shutdown of a runtime: it drops all tasks, and the runtime never runs tasks again.
+//!
+//! Rules with a number are those of [`crate::task`].
 
 use core::ptr::NonNull;
 
@@ -13,32 +15,34 @@ impl Runtime {
     ///
     /// The join handles of unfinished tasks give [`JoinError::Aborted`]. A task of which a stack
     /// holds frames (it is preempted, or inside of [`block_on`](crate::block_on)) cannot be
-    /// dropped: its frames may hold or point at anything. Its future and its stack are leaked, its
-    /// handle gives [`JoinError::Abandoned`], and [`Shutdown::stacks_with_frames`] counts it.
+    /// dropped, since the runtime does not know which values the frames own or point at. The future
+    /// and the stack of such a task are leaked, its handle gives [`JoinError::Abandoned`], and
+    /// [`Shutdown::stacks_with_frames`] counts its stack.
     ///
-    /// A [`Sleep`](crate::time::Sleep) that was polled here and has been moved to a task of another
-    /// runtime wakes that task. Its next poll puts it into the other runtime's timers.
+    /// A [`Sleep`](crate::time::Sleep) that was polled on this runtime, and has since been moved to
+    /// a task of another runtime, is woken: that task is polled again, and the poll of the `Sleep`
+    /// puts it into the other runtime's timers.
     ///
-    /// The memory of a task is freed with its last waker. A waker that is dropped after the
-    /// shutdown may hand the memory back to this runtime. Another call of `shutdown` frees that
-    /// memory, and does nothing else.
+    /// The memory of a task is freed when its last reference (a waker or the join handle) is
+    /// dropped. If that happens after the shutdown, the memory may be handed back to this runtime.
+    /// Another call of `shutdown` frees that memory, and does nothing else.
     ///
     /// The call is made on the owning core, in task context, outside of [`enter`](Self::enter).
     /// Interrupts may be masked.
     ///
     /// # Errors
     ///
-    /// - [`Nested`](EnterError::Nested) inside of a runtime
+    /// - [`Nested`](EnterError::Nested) if the core is inside of a runtime
     /// - [`InInterrupt`](EnterError::InInterrupt) in an interrupt
-    /// - [`OtherCore`](EnterError::OtherCore) on another core than the owning one
-    /// - [`NoCore`](EnterError::NoCore) by a caller that is not a core
+    /// - [`OtherCore`](EnterError::OtherCore) on a core that is not the owning core
+    /// - [`NoCore`](EnterError::NoCore) if the caller is not a core
     pub fn shutdown(&'static self) -> Result<Shutdown, EnterError> {
         let _entered = self.claim_for_shutdown()?;
         self.local.closed.set(true);
         let mut report = Shutdown { dropped: 0, stacks_with_frames: 0 };
-        // Queued tasks come first: `State::shut_down` demands that a task of the list is in no
-        // queue. The drop of a future may wake or abort other tasks, so each round begins with the
-        // inbox.
+        // Queued tasks come before the tasks of the list, since a task that is passed to
+        // `State::shut_down` must be in no queue. The drop of a future may wake or abort other
+        // tasks, so each round begins with the inbox.
         loop {
             self.inbox.close(&self.local.ready);
             let queued = (self.local.ready.pop())
@@ -51,15 +55,15 @@ impl Runtime {
                 // SAFETY: a task in the list is alive. The queues are empty, so this task is in
                 // none of them.
                 let shut = unsafe { task.as_ref() }.state.shut_down();
-                // If a waker is about to push the task, the runtime's reference stays until that
-                // push has been seen.
+                // If a waker is about to push the task, the runtime keeps its reference until the
+                // task has been taken from the inbox.
                 self.fail(task, JoinError::Aborted, !shut.push_is_coming);
                 report.dropped += 1;
             } else {
                 break;
             }
         }
-        // Each task that is left in the list has frames on a stack.
+        // Each task that is still in the list has frames on a stack.
         while let Some(task) = self.local.tasks.get() {
             self.abandon(task);
         }
@@ -81,12 +85,13 @@ impl Runtime {
         // SAFETY: a task in a queue is alive.
         let header = unsafe { task.as_ref() };
         match header.state.start() {
-            // The root task: its future is gone, with the frame of `run_until`.
+            // The root task has no future to drop: the future was in the frame of `run_until`,
+            // which has ended. `pending` clears RUNNING, which `start` has set.
             Start::Run { .. } if task == NonNull::from(&self.root) => {
                 let _ = header.state.pending();
                 false
             }
-            // Frames on a stack: the task stays in the list, and is abandoned later.
+            // A task with frames on a stack stays in the list, and `shutdown` abandons it later.
             Start::Run { .. } if header.stack.get().is_some() => false,
             Start::Run { .. } => {
                 self.fail(task, JoinError::Aborted, true);

@@ -23,13 +23,14 @@ impl Runtime {
     /// Spawns a task on this runtime. Any core, in task context or wherever else the allocator may
     /// be called.
     ///
-    /// After a [`shutdown`](Self::shutdown) the caller drops the future, and the handle gives
-    /// [`JoinError::Aborted`](crate::JoinError::Aborted).
+    /// After a [`shutdown`](Self::shutdown), `spawn` drops the future in the caller's context, and
+    /// the handle gives [`JoinError::Aborted`](crate::JoinError::Aborted).
     ///
     /// # Panics
     ///
-    /// If memory is out, as every allocation of the program does then (by `handle_alloc_error`).
-    /// [`try_spawn`](Self::try_spawn) returns the future in that case.
+    /// If there is no memory for the task. `spawn` then calls `handle_alloc_error`, as other
+    /// allocations of the program do. [`try_spawn`](Self::try_spawn) returns the future in that
+    /// case.
     pub fn spawn<F>(&'static self, future: F) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
@@ -48,7 +49,8 @@ impl Runtime {
     ///
     /// # Errors
     ///
-    /// If memory is out, or if the runtime has been shut down. The error contains the future.
+    /// If there is no memory for the task, or if the runtime has been shut down. The error contains
+    /// the future.
     pub fn try_spawn<F>(&'static self, future: F) -> Result<JoinHandle<F::Output>, SpawnError<F>>
     where
         F: Future + Send + 'static,
@@ -62,11 +64,11 @@ impl Runtime {
         )
     }
 
-    /// Spawns a task that may be polled on any stack.
+    /// Spawns a task that is not local, so it may be polled on any stack.
     ///
     /// # Safety
     ///
-    /// As [`Unspawned::spawn`], with a future and an output that are `Send`.
+    /// As for [`Unspawned::spawn`], with a future and an output that are `Send`.
     #[inline]
     unsafe fn spawn_from<F, K>(&'static self, future: *const F, kind: K) -> Spawned<F>
     where
@@ -83,7 +85,7 @@ impl Runtime {
     /// # Safety
     ///
     /// `future` points at a future that may be read. If this returns `Ok`, the future belongs to
-    /// the task; if not, it stays the caller's.
+    /// the task; otherwise the future still belongs to the caller.
     pub(crate) unsafe fn spawn_stackful<F>(
         &'static self,
         future: *const Stackful<F>,
@@ -92,7 +94,8 @@ impl Runtime {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        // SAFETY: the caller promises the future, and the bounds make future and output `Send`.
+        // SAFETY: the caller promises that the future may be read, and the bounds make future and
+        // output `Send`.
         unsafe {
             Unspawned { runtime: self, future, kind: Unnamed, local: false, stackful: true }.spawn()
         }
@@ -102,9 +105,9 @@ impl Runtime {
     ///
     /// # Safety
     ///
-    /// As [`Unspawned::spawn`], for a task that was made of an `Unspawned<F, _>` of this runtime
-    /// and that no other code has seen. If the task's memory is the allocator's, the caller may
-    /// call the allocator.
+    /// As for [`Unspawned::spawn`]. In addition: the task was made from an `Unspawned<F, _>` of
+    /// this runtime, for `origin`, and no other code has seen it. If the task's memory comes from
+    /// the allocator, the context allows calls of the allocator.
     #[inline]
     pub(crate) unsafe fn publish<F>(
         &'static self,
@@ -118,12 +121,13 @@ impl Runtime {
         // SAFETY: the task is new, belongs to this runtime, was made for this origin, and has the
         // runtime's reference.
         match unsafe { ready::push_new(self, task, origin) } {
-            // SAFETY: a new task has two references, and the other one is the join handle's.
+            // SAFETY: a new task has two references. One is the runtime's, and this join handle
+            // takes the other.
             Ok(()) => Ok(unsafe { JoinHandle::new(task) }),
             Err(Closed) => {
-                // SAFETY: no other code has seen the task. Its copy of the future is not used: the
-                // future is still at the place from which it was copied. The caller may call the
-                // allocator.
+                // SAFETY: no other code has seen the task. `free` does not drop the task's copy of
+                // the future, so the caller still has the future, at the place from which it was
+                // copied. The context allows calls of the allocator, by the caller's promise.
                 unsafe { Header::free(task, None) };
                 Err(SpawnErrorReason::ShutDown)
             }
@@ -131,8 +135,8 @@ impl Runtime {
     }
 }
 
-/// The result of spawning an `F`: the join handle of the task, to which the future then belongs; or
-/// the reason why there is no task, and the future is still at its place.
+/// The result of spawning an `F`. `Ok`: the join handle of the task, to which the future belongs
+/// now. `Err`: the reason why there is no task; the future is still at its place.
 pub(crate) type Spawned<F> = Result<JoinHandle<<F as Future>::Output>, SpawnErrorReason>;
 
 /// Makes the function that [`in_place`] calls for a spawn that panics on failure.
@@ -163,18 +167,21 @@ pub(crate) fn or_error<F: Future>(
 ///
 /// # Safety
 ///
-/// The future is at its place and belongs to the caller. It is moved out.
+/// `future` points at a future that belongs to the caller. This function moves it out, so the
+/// caller does not use it again.
 #[cold]
 unsafe fn given_back<F, T>(future: *mut F, reason: SpawnErrorReason) -> Result<T, SpawnError<F>> {
     // SAFETY: the caller promises that the future is there, and does not use it again.
     Err(SpawnError { future: unsafe { future.read() }, reason })
 }
 
-/// Drops the future of a spawn that failed, and panics, or returns the handle of an aborted task.
+/// Drops the future of a spawn that failed. If the runtime has been shut down, returns the handle
+/// of an aborted task; otherwise panics.
 ///
 /// # Safety
 ///
-/// The future is at its place and belongs to the caller. It is dropped.
+/// `future` points at a future that belongs to the caller. This function drops it, so the caller
+/// does not use it again.
 #[cold]
 unsafe fn refused<F: Future>(future: *mut F, reason: SpawnErrorReason) -> JoinHandle<F::Output> {
     /// Drops the future, also when the code below panics.
@@ -205,9 +212,9 @@ unsafe fn refused<F: Future>(future: *mut F, reason: SpawnErrorReason) -> JoinHa
     }
 }
 
-/// The size in bytes up to which a future may be in registers where it is spawned. If code out of
-/// line got a pointer to the future, the future would have to be in memory. So that code gets a
-/// pointer to a copy.
+/// The size in bytes up to which the compiler may keep a future in registers where it is spawned.
+/// If a function that is not inlined got a pointer to the future, the future would have to be in
+/// memory. So for a future of up to this size, that function gets a pointer to a copy.
 const IN_REGISTERS: usize = 4 * size_of::<usize>();
 
 impl<F, K> Unspawned<F, K>
@@ -223,11 +230,12 @@ where
     /// - Future and output are `Send`; or the task is `local`, and the caller got the runtime from
     ///   [`LocalSpawner::runtime`].
     /// - `future` points at a future that may be read. If this returns `Ok`, the future belongs to
-    ///   the task; if not, it stays the caller's.
+    ///   the task; otherwise the future still belongs to the caller.
     #[inline]
     unsafe fn spawn(self) -> Spawned<F> {
         if ready::on_fast_path(self.runtime) {
-            // SAFETY: the caller's promise; and this is the fast path, which is `Origin::Local`.
+            // SAFETY: the caller promises what `spawn` demands. This is the fast path, so the
+            // origin is `Local`.
             return unsafe { self.spawn_from(Origin::Local) };
         }
         if size_of::<F>() <= IN_REGISTERS {
@@ -238,18 +246,18 @@ where
         unsafe { self.spawn_with_guard() }
     }
 
-    /// Does the same as [`spawn_with_guard`](Self::spawn_with_guard), for a small future. It is a
-    /// function of its own, since in an unoptimized build it reserves stack space for a future.
+    /// Does the same as [`spawn_with_guard`](Self::spawn_with_guard), for a small future. This is
+    /// not a part of `spawn`, since in an unoptimized build it reserves stack space for a future.
     ///
     /// # Safety
     ///
-    /// As [`spawn`](Self::spawn).
+    /// As for [`spawn`](Self::spawn).
     #[inline]
     unsafe fn spawn_a_copy(self) -> Spawned<F> {
         // SAFETY: the caller promises that the future may be read. If the spawn succeeds, only the
-        // copy is used from here on; if it fails, only the caller's.
+        // copy is used from here on; if it fails, only the caller's future is used.
         let copy = MaybeUninit::new(unsafe { self.future.read() });
-        // SAFETY: the caller's promise, which holds for the copy as well.
+        // SAFETY: the caller promises what `spawn` demands, and it holds for the copy as well.
         unsafe { Unspawned { future: copy.as_ptr(), ..self }.spawn_with_guard() }
     }
 
@@ -258,27 +266,27 @@ where
     ///
     /// # Safety
     ///
-    /// As [`spawn`](Self::spawn).
+    /// As for [`spawn`](Self::spawn).
     #[inline(never)]
     unsafe fn spawn_with_guard(self) -> Spawned<F> {
         let _guard = PreemptGuard::new();
         let origin = ready::origin(self.runtime);
-        // SAFETY: the caller's promise; and `origin` was determined with preemption disabled, which
-        // it stays.
+        // SAFETY: the caller promises what `spawn` demands. `origin` stays true, since preemption
+        // was disabled before and is still disabled.
         unsafe { self.spawn_from(origin) }
     }
 
-    /// Allocates the task and publishes it, from a known origin.
+    /// Allocates the task and publishes it. `origin` says from which context.
     ///
     /// # Safety
     ///
-    /// As [`spawn`](Self::spawn); and `origin` is the caller's context.
+    /// As for [`spawn`](Self::spawn). In addition, `origin` is the caller's context.
     #[inline(always)]
     unsafe fn spawn_from(self, origin: Origin) -> Spawned<F> {
         let runtime = self.runtime;
         // SAFETY: the caller promises that the future may be read.
         match unsafe { self.allocate(origin) } {
-            // SAFETY: the task is new, was made of this `Unspawned` for this runtime and origin,
+            // SAFETY: the task is new, was made from this `Unspawned` for this runtime and origin,
             // and no other code has seen it. The caller promises the rest.
             Some(task) => unsafe { runtime.publish::<F>(task, origin) },
             None => Err(SpawnErrorReason::OutOfMemory),
@@ -290,7 +298,8 @@ where
 ///
 /// # Panics
 ///
-/// On a core that is not inside of a runtime (use [`Runtime::spawn`] there), and if memory is out.
+/// On a core that is not inside of a runtime (use [`Runtime::spawn`] there), and if there is no
+/// memory for the task.
 pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
 where
     F: Future + Send + 'static,
@@ -331,10 +340,10 @@ pub(crate) fn here() -> Result<&'static Runtime, SpawnErrorReason> {
 
 /// Spawns tasks whose futures need not be `Send`, on this core's runtime.
 ///
-/// Such a task never leaves its core, and none of its code runs on a stack: a
-/// [`stackful`](crate::stackful()) future in it is always a child. Values that are not `Send` may
-/// be shared among the local tasks of a core and the future of [`Runtime::run_until`], none of
-/// which is preempted.
+/// Such a task never leaves its core, and none of its own code runs on a stack of the pool: a
+/// [`stackful`](crate::stackful()) future in it is always spawned as a child task. The local tasks
+/// of a core and the future of [`Runtime::run_until`] may share values that are not `Send`, since
+/// none of them is preempted.
 ///
 /// ```
 /// # use std::{cell::Cell, rc::Rc};
@@ -353,8 +362,9 @@ pub(crate) fn here() -> Result<&'static Runtime, SpawnErrorReason> {
 /// });
 /// # }
 /// ```
-// A `LocalSpawner` alone is not enough to spawn: `spawn` checks the context again. The spawner may
-// have been moved out of its runtime, or a stackful task may have found it in a thread-local.
+// `spawn` checks the context again, since a `LocalSpawner` does not prove that the context is
+// right: it may have been moved out of its runtime, or a stackful task may have got it from a
+// thread-local.
 #[derive(Clone, Copy, Debug)]
 pub struct LocalSpawner {
     runtime: &'static Runtime,
@@ -366,9 +376,9 @@ impl LocalSpawner {
     ///
     /// Returns `None`:
     ///
-    /// - in a stackful task, since local tasks may run while it is preempted, so it must not share
-    ///   values with them that are not `Send`;
-    /// - in an interrupt, if the platform is certain that it is one;
+    /// - in a stackful task, since local tasks may run while the stackful task is preempted, so it
+    ///   must not share values that are not `Send` with them;
+    /// - in an interrupt, if the platform is certain that the context is an interrupt;
     /// - outside of a runtime.
     pub fn current() -> Option<Self> {
         let spawner = Self { runtime: Runtime::current()?, not_send: PhantomData };
@@ -377,17 +387,18 @@ impl LocalSpawner {
 
     /// Returns the runtime, if the caller may spawn local tasks on it.
     ///
-    /// This is why such a caller may spawn a task that is not `Send`:
+    /// A caller that gets `Some` may spawn a task that is not `Send`, for these reasons:
     ///
     /// - The values in the future come from code of this core that is not on a stack, and they stay
     ///   with such code.
-    /// - The core's loop polls and drops the future (rule 5 of the task's fields), never on a stack
-    ///   ([`Header::is_future`]). This is so in a shutdown too: `Runtime::claim_for_shutdown`
-    ///   admits no other core.
-    /// - The loop also drops the output; or the output belongs to the owner of the join handle. In
-    ///   that case either it is `Send`, or the handle is not.
-    /// - All of that code is one thread in the sense of `Send`: no part of it preempts another, and
-    ///   the platform promises that no other thread becomes this core while there are such tasks.
+    /// - The core's loop polls and drops the future (rule 5 of [`crate::task`]), and does so at
+    ///   home, never on a stack of the pool ([`Header::is_future`]). In a shutdown the same core
+    ///   drops the future: `Runtime::claim_for_shutdown` admits no other core.
+    /// - The loop also drops the output, unless the output belongs to the owner of the join handle.
+    ///   In that case either the output is `Send`, or the handle is not `Send`.
+    /// - All of that code counts as one thread in the sense of `Send`: no part of it preempts
+    ///   another part, and the platform promises that no other thread becomes this core while there
+    ///   are such tasks.
     #[inline]
     pub(crate) fn runtime(self) -> Option<&'static Runtime> {
         let here = Runtime::current().is_some_and(|runtime| ptr::eq(runtime, self.runtime))
@@ -400,7 +411,8 @@ impl LocalSpawner {
     ///
     /// # Panics
     ///
-    /// Where [`current`](Self::current) returns `None` or another spawner, and if memory is out.
+    /// In a context in which [`current`](Self::current) returns `None` or another runtime's
+    /// spawner, and if there is no memory for the task.
     pub fn spawn<F>(self, future: F) -> JoinHandle<F::Output>
     where
         F: Future + 'static,
@@ -414,8 +426,8 @@ impl LocalSpawner {
     ///
     /// # Errors
     ///
-    /// Where [`current`](Self::current) returns `None` or another spawner, and if memory is out.
-    /// The error contains the future.
+    /// In a context in which [`current`](Self::current) returns `None` or another runtime's
+    /// spawner, and if there is no memory for the task. The error contains the future.
     pub fn try_spawn<F>(self, future: F) -> Result<JoinHandle<F::Output>, SpawnError<F>>
     where
         F: Future + 'static,
@@ -433,7 +445,7 @@ impl LocalSpawner {
     /// # Safety
     ///
     /// `future` points at a future that may be read. If this returns `Ok`, the future belongs to
-    /// the task; if not, it stays the caller's.
+    /// the task; otherwise the future still belongs to the caller.
     unsafe fn spawn_from<F, K>(self, future: *const F, kind: K) -> Spawned<F>
     where
         F: Future + 'static,
@@ -442,7 +454,7 @@ impl LocalSpawner {
     {
         let runtime = self.runtime().ok_or(SpawnErrorReason::NotLocal)?;
         // SAFETY: `LocalSpawner::runtime` has just returned the runtime for a local task, and the
-        // caller promises the future.
+        // caller promises that the future may be read.
         unsafe { Unspawned { runtime, future, kind, local: true, stackful: false }.spawn() }
     }
 }
@@ -458,8 +470,8 @@ impl LocalSpawner {
 /// ```
 ///
 /// The name is for people: messages and [`Current`](crate::Current) show it. It need not be unique,
-/// and takes two words of the task's memory. (A [`StaticTask`](crate::StaticTask) is given its name
-/// in another way.)
+/// and takes two words of the task's memory. (A [`StaticTask`](crate::StaticTask) gets its name in
+/// another way.)
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TaskBuilder {
     name: Option<&'static str>,

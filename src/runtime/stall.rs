@@ -7,8 +7,9 @@ use crate::stackful::stall::{Holds, Report, Stall, StalledTask};
 use crate::task::header::label;
 
 impl Runtime {
-    /// Calls the hook `on_stall`, since tasks wait for a stack, unless the hook was called less
-    /// than [`STALL_SLICES`] slices ago. Returns the time from which it may be called again.
+    /// Calls the hook `on_stall`, unless the hook was called less than [`STALL_SLICES`] slices ago.
+    /// Returns the time from which the hook may be called again. The caller has found that tasks
+    /// wait for a stack.
     pub(super) fn report_stall(&'static self) -> u64 {
         let next_report = &self.local.stacks.next_report;
         let now = bound::now();

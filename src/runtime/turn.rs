@@ -11,23 +11,26 @@
 //!    rest of its slice.
 //! 4. Stackful tasks that have used up a slice, or have yielded, come last, in round-robin order
 //!    (the queue `turns`).
-//! 5. The tasks that come last get a share all the same. While plain tasks keep the core, a
-//!    stackful task gets the core after each [`MAX_WAIT`], for one [`STARVED_SHARE`]th of the time
-//!    that it has waited. While stackful tasks are woken all the time, a task of the queue `turns`
-//!    gets the core after it has waited for a slice.
+//! 5. No group starves. While plain tasks keep the core, a stackful task gets the core after each
+//!    [`MAX_WAIT`], for one [`STARVED_SHARE`]th of the time that it has waited. While stackful
+//!    tasks are woken all the time, a task of the queue `turns` gets the core after it has waited
+//!    for the length of a slice.
 //! 6. A task that runs on a stack is preempted as soon as a timer, an interrupt or another core
-//!    wakes something, unless its last stretch was shorter than
+//!    wakes another task, unless its last stretch was shorter than
 //!    [`MIN_STRETCH`](crate::time::alarm::MIN_STRETCH). In that case it first runs for
 //!    `MIN_STRETCH`. (A *stretch* is the time from the moment when a task's code gets the core on a
 //!    stack until it leaves the core or its poll ends.)
 //!
-//! The limits are times, which the alarm measures. The loop itself reads the clock only after
-//! stackful tasks have waited for [`CHECK_STACKFUL_AFTER`] polls.
+//! These limits are times, and the alarm fires when they are over. To see how long stackful tasks
+//! have waited, the loop reads the clock only after [`CHECK_STACKFUL_AFTER`] polls.
 //!
-//! The loop runs in two places ([home, and on a stack](mod@crate::stackful)). Home does all of the
-//! above. The loop on a stack ([`next_on_stack`](Runtime::next_on_stack)) takes from the same
-//! queues, and does only the steps that are frequent and call no user code. Where it cannot be sure
-//! to choose the task that home would choose, it goes home.
+//! The loop runs in two places ([home, and on a stack](mod@crate::stackful)). *Home* is the stack
+//! of the code that entered the runtime. The loop at home does all of the above. The loop on a
+//! stack ([`next_on_stack`](Runtime::next_on_stack)) takes from the same queues, and does only the
+//! steps that are frequent and call no user code. Where it cannot be sure to choose the task that
+//! the loop at home would choose, the core goes home.
+//!
+//! Rules with a number are those of [`crate::task`].
 
 use core::ptr::NonNull;
 use core::task::Poll;
@@ -50,8 +53,8 @@ use crate::time::alarm::NEVER;
 /// wait longer if [`CHECK_STACKFUL_AFTER`] polls take longer.
 const MAX_WAIT: u64 = 250_000;
 
-/// The divisor of the waiting time that gives the grant of starved tasks: one nanosecond for eleven
-/// that they have waited. So beside plain tasks that never stop, stackful tasks have a twelfth of
+/// The time that starved tasks have waited, divided by this, is the time that they are granted: one
+/// nanosecond for eleven. So if plain tasks are ready all the time, stackful tasks get a twelfth of
 /// the core.
 const STARVED_SHARE: u64 = 11;
 
@@ -60,7 +63,8 @@ const STARVED_SHARE: u64 = 11;
 const CHECK_STACKFUL_AFTER: u64 = 8;
 
 /// After how many further polls the loop reads the clock again, if stackful tasks had not waited
-/// long enough. It does so whether or not the alarm that was set for that time has fired.
+/// long enough at the check before. The loop does so even if the alarm that was set for the end of
+/// [`MAX_WAIT`] has not fired.
 const CHECK_STACKFUL_AGAIN_AFTER: u64 = 1024;
 
 /// After how many polls of woken stackful tasks the loop reads the clock, to see how long the tasks
@@ -75,10 +79,11 @@ const CHECK_TURNS_AGAIN_AFTER: u64 = 8;
 enum Next {
     /// The task is plain and RUNNING. The loop polls it at home.
     Plain(NonNull<Header>),
-    /// There was a task, and it is not to be polled any more: it was failed or reaped.
+    /// The task that was taken from the queue is not to be polled any more. `fail` or `reap` has
+    /// finished it.
     Retired,
-    /// The task is not started yet. It is to be polled on this stack, or to continue there inside
-    /// `block_on`.
+    /// `start` has not been called for the task yet. The task is to be polled on this stack, or to
+    /// continue there inside `block_on`.
     Stackful(NonNull<Header>, NonNull<Stack>),
     /// The task is RUNNING and was preempted. It continues on this stack.
     Preempted(NonNull<Header>, NonNull<Stack>),
@@ -102,16 +107,17 @@ impl From<Chosen> for Next {
     }
 }
 
-// Rare steps are in functions of their own that are not inlined. So the rest of a turn is one
-// straight piece of code that keeps its values in registers.
+// Rare steps are in functions of their own that are not inlined. So the frequent path of a turn is
+// straight code that keeps its values in registers.
 impl Runtime {
-    /// Turns the loop until the root is done. Returns the payload of a caught panic that is not a
-    /// task's.
+    /// Runs the loop until the root task is done. Returns the payload of a caught panic, if the
+    /// panic came from the root task or from outside of any task.
     pub(super) fn run(&'static self) -> Result<(), PanicPayload> {
         loop {
             let caught = bound::catch_unwind(&mut || {
-                // Entering a runtime has marked the timers as due, and other cores may have pushed
-                // tasks. After a panic, this is the look that the interrupted turn has missed.
+                // The entry into the runtime has marked the timers as due, and other cores may have
+                // pushed tasks. After a panic, this replaces the look that the interrupted turn did
+                // not get to.
                 self.look_out_of_line();
                 while self.turn() {}
             });
@@ -120,8 +126,8 @@ impl Runtime {
                 // panicked.
                 return self.local.stacks.take_payload().map_or(Ok(()), Err);
             };
-            // User code that panicked may have left interrupts masked, and may have asked for
-            // another poll. Both are undone before more user code is called.
+            // User code that panicked may have left interrupts masked, and may have requested
+            // another poll (`yield_current`). Both are undone before more user code is called.
             self.unmask();
             let task = self.current_task();
             self.set_current(None);
@@ -129,8 +135,9 @@ impl Runtime {
             match task {
                 Some(task) if task == NonNull::from(&self.root) => {
                     if self.root.state.pending() == Pending::Ready {
-                        // SAFETY: READY, and the wake that set READY while the root was RUNNING did
-                        // not push it, so the root is in no queue. The root lives in the runtime.
+                        // SAFETY: the root is READY. The wake that set READY while the root was
+                        // RUNNING did not push it, so the root is in no queue. The root lives in
+                        // the runtime.
                         unsafe { self.local.ready.push_back(task) };
                     }
                     return Err(payload);
@@ -144,8 +151,8 @@ impl Runtime {
     /// Admits what has become ready: fires the timers if the alarm has fired, and empties the
     /// inbox.
     ///
-    /// After a poll it is called before the polled task is queued: what was woken during the poll
-    /// became ready earlier, so it goes first.
+    /// After a poll it is called before the polled task is queued: a task that was woken during the
+    /// poll became ready earlier than the polled task, so it goes first.
     #[inline(always)]
     fn look(&'static self) {
         self.look_and(Self::fire_out_of_line);
@@ -163,16 +170,16 @@ impl Runtime {
     #[inline(always)]
     fn look_and(&'static self, fire: fn(&'static Self)) {
         if self.preempt_count.need_resched() {
-            // The flags are cleared before the timers and the inbox are looked at. An interrupt
-            // that comes before the clearing has pushed what is seen below. An interrupt that comes
-            // after it sets the flags again: either its push is seen below too, or the flags make
-            // the next stackful task leave at once.
+            // This clears need_resched and the pending preemption, before the timers and the inbox
+            // are looked at. If an interrupt comes before the clearing, its push is seen below. If
+            // it comes later, it sets the flags again: either its push is seen below too, or the
+            // flags make the next stackful task leave the core at once.
             self.preempt_count.clear_need_resched();
             if self.alarm.is_due() {
                 fire(self);
             }
-            // The timers that have fired are out of the list, and a plain task may have added
-            // more (`Sleep` sets need_resched for that). So the alarm is set after `fire`.
+            // The alarm is set after `fire`: the timers that have fired are no longer in the list,
+            // and a plain task may have added more (`Sleep` sets need_resched for that).
             self.alarm.set_by(self.timers.next().min(self.local.stacks.aging.deadline()));
         }
         // The inbox comes last: while `fire` wakes tasks, interrupts and other cores may push more.
@@ -214,7 +221,8 @@ impl Runtime {
         self.fire();
     }
 
-    /// Does the same as [`look`](Self::look), for callers that mostly find nothing to admit.
+    /// Does the same as [`look`](Self::look), for callers for which there is mostly nothing to
+    /// admit.
     #[inline(always)]
     fn look_if_needed(&'static self) {
         if self.preempt_count.need_resched() || !self.inbox.is_empty() {
@@ -229,28 +237,28 @@ impl Runtime {
         self.look();
     }
 
-    /// Makes one turn of the loop: chooses a task and polls it, or lets it go on; parks if no task
-    /// is ready. Returns `false` if the loop is to end.
+    /// Makes one turn of the loop: chooses a task, and polls it or resumes it; parks the core if no
+    /// task is ready. Returns `false` if the loop is to end.
     #[inline(always)]
     fn turn(&'static self) -> bool {
         let (task, stack) = match self.choose() {
             Next::Plain(task) => return self.poll(task),
             Next::Retired => {
-                // The end of the task may have called user code (drops, wakers), which may have
-                // added timers or woken tasks. So the loop looks again before it chooses.
+                // To finish the task, the loop may have called user code (drops, wakers), which may
+                // have added timers or woken tasks. So the loop looks again before it chooses.
                 self.look_out_of_line();
                 return true;
             }
             Next::Stackful(task, stack) => {
-                // The task is started before its slice begins: `start` may find that the task is
-                // over.
+                // `start` comes before the slice begins, since it may find that the task is over.
                 if !self.start(task, Some(stack)) {
                     self.look_out_of_line();
                     return true;
                 }
                 self.grant_slice(stack);
-                // User code that ran since the last look may have added a timer. A slice that
-                // begins under an alarm that is already set does not set the alarm for that timer.
+                // User code that ran since the last look may have added a timer. If the slice
+                // begins under an alarm that is already set, `grant_slice` does not set the alarm
+                // for that timer.
                 self.alarm.set_by(self.timers.next());
                 (task, stack)
             }
@@ -261,8 +269,8 @@ impl Runtime {
                 }
                 // SAFETY: the stack of a task that holds frames is alive.
                 if unsafe { stack.as_ref() }.yielded.get() {
-                    // The poll had asked to be polled again before it was preempted. `preempted`
-                    // has kept that request in the stack, since the flag belongs to the running
+                    // The task had called `yield_current` before it was preempted. `preempted` has
+                    // kept that request in the stack, since the core's flag is for the running
                     // task.
                     self.yield_current();
                 }
@@ -270,8 +278,8 @@ impl Runtime {
                 (task, stack)
             }
             Next::Idle => {
-                // What ended the wait (an alarm, a push by an interrupt or another core) is
-                // admitted first.
+                // The event that ended the wait (an alarm, a push by an interrupt or by another
+                // core) is handled before the next choice.
                 self.park();
                 self.look_out_of_line();
                 return true;
@@ -286,26 +294,27 @@ impl Runtime {
     fn choose(&'static self) -> Next {
         let stacks = &self.local.stacks;
         let polls = self.polls();
-        // First the check for starvation: otherwise plain tasks would always come first. It costs
-        // one comparison as long as no check is due.
+        // The check for starvation comes before the FIFO: otherwise plain tasks would always go
+        // first. It costs one comparison as long as no check is due.
         if stacks.aging.is_check_due(polls)
             && let Some(chosen) = self.choose_starved()
         {
             return chosen.into();
         }
         while let Some(task) = self.local.ready.pop() {
-            // SAFETY: a task in the FIFO is alive: either it is not DONE, or it is this loop's to
-            // reap.
+            // SAFETY: a task in the FIFO is alive: either it is not DONE, so the runtime has a
+            // reference to it, or it is DONE and stays alive until this loop reaps it.
             let header = unsafe { task.as_ref() };
             if header.state.is_plain_and_started() {
                 return Next::Plain(task);
             }
-            // The plain task was woken from another context (it is READY), was aborted, or is over.
+            // A plain task that gets here was woken from another context (it is READY and not
+            // RUNNING), was aborted, or is over.
             if !header.state.is_stackful() {
                 return if self.start(task, None) { Next::Plain(task) } else { Next::Retired };
             }
-            // This is the only task that is ready. It would be queued as a stackful task and chosen
-            // at once, so the queue is skipped.
+            // If this stackful task is the only task that is ready, it would be chosen at once from
+            // the queue of stackful tasks. So it skips that queue.
             if self.local.ready.is_empty()
                 && stacks.are_idle()
                 && let Some(stack) = header.stack.get().or_else(|| stacks.pool.take())
@@ -318,20 +327,20 @@ impl Runtime {
         self.choose_stackful(polls).map_or(Next::Idle, Next::from)
     }
 
-    /// Queues a stackful task that was taken from the FIFO behind the stackful tasks that were
-    /// woken before it.
+    /// Appends a stackful task to the queue of woken stackful tasks. The caller has taken the task
+    /// from the FIFO. If the task is DONE, finishes with it instead.
     #[inline(never)]
     fn queue_stackful(&'static self, task: NonNull<Header>) {
         // SAFETY: the task comes from the FIFO, and is alive for the reason given in `choose`.
         if unsafe { task.as_ref() }.state.is_done() {
-            // A task that is DONE only has a reference to be dropped or memory to be freed. That
-            // needs no stack, so the task must not wait for one.
+            // For a task that is DONE, only a reference is left to be dropped, or memory to be
+            // freed. That needs no stack, so the task must not wait for one.
             let _never_run = self.start(task, None);
             return;
         }
         let stacks = &self.local.stacks;
         if stacks.are_idle() {
-            // The waiting begins now. The clock is read later, if at all.
+            // The wait of the stackful tasks begins now. The clock is read later, if at all.
             stacks.aging.restart();
             stacks.aging.check_at(self.polls() + CHECK_STACKFUL_AFTER);
         }
@@ -345,8 +354,8 @@ impl Runtime {
     fn choose_starved(&'static self) -> Option<Chosen> {
         let stacks = &self.local.stacks;
         let (aging, polls) = (&stacks.aging, self.polls());
-        // This is the check that the alarm would cause at the deadline. The deadline is set again
-        // below if it is too early for the check.
+        // This check takes the place of the one that the alarm causes at the deadline, so the
+        // deadline is cleared. It is set again below if the tasks have not waited long enough.
         aging.set_deadline(NEVER);
         if stacks.are_idle() {
             aging.check_at(u64::MAX);
@@ -358,7 +367,9 @@ impl Runtime {
             return None;
         }
         let now = bound::now();
-        // No stackful task has had the core since the later of the two times.
+        // The wait counts from the first reading of the clock for it (`since`), or from when a
+        // stack was last known to have the core (`seen`), whichever is later. No stackful task has
+        // had the core since that time.
         let since = aging.since(now).max(self.alarm.seen());
         let until = since.saturating_add(MAX_WAIT);
         if now < until {
@@ -366,13 +377,13 @@ impl Runtime {
             self.alarm.set_by(until);
             return None;
         }
-        // The grant is a part of the time waited, so the share of the core does not depend on how
-        // often the check is made.
+        // The grant is a fixed fraction of the time waited, so the share of the core does not
+        // depend on how often the check is made.
         let next = self.choose_stackful(polls)?;
         Some(self.grant_only(next, (now - since) / STARVED_SHARE))
     }
 
-    /// Returns whether it is time to ask how long the tasks in `turns` have waited.
+    /// Returns whether the loop is to check now how long the tasks in `turns` have waited.
     #[inline(always)]
     fn may_starve_turns(&'static self, polls: u64) -> bool {
         let stacks = &self.local.stacks;
@@ -398,9 +409,9 @@ impl Runtime {
             return None;
         }
         let next = self.choose_turn(self.polls())?;
-        // Behind tasks that use much of a slice each, the task gets a whole slice, as among tasks
-        // of `turns`. Behind tasks that leave soon it gets a small grant, so that these wait no
-        // longer than that.
+        // If the woken tasks use much of a slice each, the chosen task gets a whole slice, as it
+        // does when only `turns` has tasks. If the woken tasks leave the core soon, the chosen task
+        // gets only a small grant, so that the woken tasks wait no longer than that grant.
         let are_long = waited / polls >= self.slice / 8;
         Some(if are_long { next } else { self.grant_only(next, waited / STARVED_SHARE) })
     }
@@ -420,7 +431,8 @@ impl Runtime {
     #[inline(always)]
     fn choose_stackful(&'static self, polls: u64) -> Option<Chosen> {
         let stacks = &self.local.stacks;
-        // Tasks that wait for a stack go before queued tasks, since their turn came earlier.
+        // Tasks that wait for a stack go before the tasks of the other queues, since the turn of
+        // the waiting tasks came earlier.
         if stacks.are_awaited()
             && let Some(next) = self.choose_waiting()
         {
@@ -461,8 +473,9 @@ impl Runtime {
         None
     }
 
-    /// Returns a stackful task that was taken from a queue, with the stack that holds its frames,
-    /// or with a free stack. `None`: there is no stack; the task waits for one, or was ended.
+    /// Returns `task`, a stackful task that was taken from a queue, with the stack that holds its
+    /// frames, or with a free stack. `None`: there is no stack. In that case the task has been
+    /// queued to wait for one, or (if it was aborted or is DONE) has been finished.
     #[inline(always)]
     fn with_stack(&'static self, task: NonNull<Header>) -> Option<Chosen> {
         // SAFETY: a task that was queued is alive, for the reason given in `choose`.
@@ -484,8 +497,9 @@ impl Runtime {
     #[inline(never)]
     fn choose_waiting(&'static self) -> Option<Chosen> {
         let stacks = &self.local.stacks;
-        // Aborted tasks leave the waiting queue first: a free stack must go to a task that needs
-        // it. Acquire pairs with the release in `Runtime::aborted_in_queue`, so the abort is seen.
+        // Aborted tasks leave the waiting queue first, so that a free stack goes to a task that
+        // needs it. Acquire pairs with the release in `Runtime::aborted_in_queue`, so the loop sees
+        // the abort.
         if self.aborted_in_queue.swap(false, Ordering::Acquire) {
             self.stop_waiting();
         }
@@ -503,15 +517,16 @@ impl Runtime {
         Some(Chosen { task, stack, was_preempted: false })
     }
 
-    /// Has a stackful task wait for a stack: its turn has come, and there is no stack for it.
+    /// Queues a stackful task to wait for a stack: its turn has come, and there is no stack for it.
+    /// If the task was aborted or is DONE, finishes it instead.
     #[cold]
     #[inline(never)]
     fn defer_start(&'static self, task: NonNull<Header>) {
         // SAFETY: a task that was queued is alive, for the reason given in `choose`.
         let state = unsafe { &task.as_ref().state };
         if state.is_done() || state.is_aborted() {
-            // The loop drops the future of an aborted task here, off a stack: it may be long before
-            // there is a stack for that.
+            // The loop drops the future of an aborted task here, at home, and not on a stack: it
+            // may be long before there is a stack for that.
             let _never_run = self.start(task, None);
             return;
         }
@@ -520,18 +535,17 @@ impl Runtime {
     }
 
     /// Makes a task that was in a queue RUNNING. `false`: the task is not to be polled any more,
-    /// and has been failed or reaped. `stack` is the one that holds frames of the task, or one that
-    /// was taken from the pool for it.
+    /// and `fail` or `reap` has finished it. `stack` is the one that holds frames of the task, or
+    /// one that was taken from the pool for it.
     #[inline(always)]
     fn start(&'static self, task: NonNull<Header>, stack: Option<NonNull<Stack>>) -> bool {
-        // SAFETY: a task that was queued is alive: either it is not DONE, or it is this loop's to
-        // reap.
+        // SAFETY: a task that was queued is alive, for the reason given in `choose`.
         let start = unsafe { task.as_ref() }.state.start();
         start == Start::Run { aborted: false } || self.start_otherwise(task, stack, start)
     }
 
-    /// Does the part of [`start`](Self::start) for a task that was aborted or is over. Returns as
-    /// `start`.
+    /// Does the part of [`start`](Self::start) for a task that was aborted or is over. Returns what
+    /// `start` returns.
     #[cold]
     #[inline(never)]
     fn start_otherwise(
@@ -543,7 +557,7 @@ impl Runtime {
         // SAFETY: the task is alive, for the reason given in `start`.
         let holds_frames = unsafe { task.as_ref() }.stack.get().is_some();
         match start {
-            // Aborted, in the middle of a poll: frames cannot be dropped, so the poll goes on to
+            // Aborted, in the middle of a poll: frames cannot be dropped, so the poll continues to
             // its end.
             Start::Run { .. } if holds_frames => {
                 count(&self.counters.aborted_in_poll);
@@ -573,7 +587,8 @@ impl Runtime {
         self.set_current(Some(task));
         // SAFETY: the task is RUNNING and not DONE, and this is the owning core.
         let poll = unsafe { Header::poll(task) };
-        // The check comes while the task is still the current one, so that its panic is the task's.
+        // The check comes while the task is still the current one, so that a panic of the check
+        // counts as a panic of the task.
         self.check_guards(1, task, poll);
         // The task is not current any more when `look` calls user code (the wakers of timers).
         self.set_current(None);
@@ -584,7 +599,7 @@ impl Runtime {
                 true
             }
             Poll::Ready(()) if task == NonNull::from(&self.root) => {
-                // The root task is not completed: another `run_until` may use it again.
+                // `complete` is not called for the root task: another `run_until` may use it again.
                 self.wait(task, Place::Loop);
                 false
             }
@@ -600,24 +615,26 @@ impl Runtime {
     #[inline(always)]
     fn begin_stretch(&'static self, task: NonNull<Header>) {
         while !self.inbox.announce_stackful() {
-            // A task was pushed after this turn's look, and its pusher may not have interrupted the
-            // core for it. The pushed task may be urgent. So the preemption is made pending, and
-            // `task` leaves as soon as preemption is enabled.
+            // Another task was pushed after this turn's look. The push may not have interrupted
+            // this core, and the pushed task may be urgent. So a preemption is made pending, and
+            // `task` leaves the core as soon as preemption is enabled.
             self.inbox.take(&self.local.ready, false);
             self.preempt_count.set_pending();
         }
-        // Stackful tasks have the core now, so the polls for which they wait are counted anew.
+        // A stackful task has the core now, so the count of polls for which stackful tasks wait
+        // begins again.
         self.local.stacks.aging.check_at(count(&self.counters.polls) + CHECK_STACKFUL_AFTER);
         self.set_current(Some(task));
     }
 
-    /// Gives the core to a task that is RUNNING, on its stack, until the core comes home. Other
-    /// stackful tasks may have been polled by then, so only `left` says which task and stack the
-    /// core comes from. Returns `false` if the loop is to end.
+    /// Gives the core to a task that is RUNNING, on its stack, until the core comes home, and then
+    /// does what the reason for coming home demands. Other stackful tasks may have been polled in
+    /// between, so only `left` says which task and stack the core comes from. Returns `false` if
+    /// the loop is to end.
     #[inline(always)]
     fn enter_stack(&'static self, task: NonNull<Header>, stack: NonNull<Stack>) -> bool {
         self.begin_stretch(task);
-        // In each arm the stack is settled first (given back to the pool, or noted as held), since
+        // Each arm first gives the stack back to the pool, or notes that the task holds it, since
         // the calls after that may run user code or take a stack.
         let left = self.leave_home(task, stack);
         match left.reason {
@@ -626,8 +643,8 @@ impl Runtime {
             Reason::Suspended => {
                 let task = left.task();
                 self.hold(task, left.stack);
-                // What has become ready meanwhile is queued before the task itself, as after a poll
-                // at home.
+                // As after a poll at home, tasks that have become ready meanwhile are queued before
+                // the task itself.
                 self.look_if_needed();
                 self.wait(task, Place::Stack);
             }
@@ -637,15 +654,16 @@ impl Runtime {
                     // for it.
                     unsafe { bound::enable_interrupts() };
                 }
-                // The task goes to a queue of stackful tasks, and what `look_at_timers` admits goes
-                // to the FIFO. So their order does not matter here. Mostly an alarm has preempted
-                // the task, so timers are likely to be due.
+                // The order of `preempted` and `look_at_timers` does not matter: the preempted task
+                // goes to a queue of stackful tasks, and the tasks that `look_at_timers` admits go
+                // to the FIFO. Mostly an alarm has preempted the task, so timers are likely to be
+                // due.
                 self.hold(left.task(), left.stack);
                 self.preempted(left.task(), left.stack);
                 self.look_at_timers();
             }
             Reason::Pending => {
-                // The loop on the stack had to leave the end of this poll to home.
+                // The loop on the stack has left the steps after this poll to home.
                 self.give_back(left.stack);
                 self.look_if_needed();
                 self.wait(left.task(), Place::Stack);
@@ -686,7 +704,7 @@ impl Runtime {
         unsafe { self.local.stacks.pool.give(stack, self.config.max_idle_stacks) };
     }
 
-    /// Finishes what the loop has to do for `task`, whose poll on `stack` has ended, and begins the
+    /// Does what the loop has to do for `task`, whose poll on `stack` has ended, and prepares the
     /// next poll on that stack. Returns the next task. `Err`: the core is to go home, for this
     /// reason.
     ///
@@ -700,18 +718,20 @@ impl Runtime {
         task: NonNull<Header>,
         reason: Reason,
     ) -> Result<NonNull<Header>, Reason> {
-        // This check comes before any change, since home then does all that is to be done for
-        // `task`. If need_resched is set, the alarm may have fired, and only home fires timers.
+        // This check comes before any change, since home does all that is to be done for `task` if
+        // this returns `Err`. If need_resched is set, the alarm may have fired, and only home fires
+        // timers.
         if self.preempt_count.need_resched()
-            // SAFETY: rule 7: this core has set DONE, and that step has said that the join waker is
-            // there.
+            // SAFETY: rule 7: this core has set DONE, and the step that set it has returned that
+            // the join waker is there.
             || reason == Reason::FinishedForJoiner && !unsafe { joiner_is_task(task.as_ref()) }
         {
             return Err(reason);
         }
-        // The task may be freed by the steps below, and a panic of the loop is not the task's.
+        // No task is current from here on: the steps below may free the task, and a panic of the
+        // loop is not a panic of the task.
         self.set_current(None);
-        // As in a turn at home: what was pushed during the poll goes before the task itself.
+        // As in a turn at home, tasks that were pushed during the poll go before the task itself.
         if !self.inbox.is_empty() {
             self.inbox.take(&self.local.ready, false);
         }
@@ -765,8 +785,8 @@ impl Runtime {
         Some(next)
     }
 
-    /// Makes a task RUNNING that is in a queue, if it may be polled on any stack: it holds no
-    /// frames, is not DONE and was not aborted. `false`: nothing was changed.
+    /// Makes a queued task RUNNING if it may be polled on any stack, which is so if no stack holds
+    /// frames of it, it is not DONE and it was not aborted. `false`: nothing was changed.
     #[inline(always)]
     fn start_on_stack(&'static self, task: NonNull<Header>) -> bool {
         // SAFETY: the task is queued, and is alive for the reason given in `choose`.
@@ -792,7 +812,8 @@ impl Runtime {
                 if !header.state.is_stackful() || header.state.is_done() {
                     return None;
                 }
-                // As in `choose`: a task that is the only one is taken from the FIFO directly.
+                // As in `choose`: if this is the only task that is ready, it is taken from the FIFO
+                // directly.
                 let is_alone = self.local.ready.is_last(task) && stacks.are_idle();
                 if !is_alone {
                     self.local.ready.pop();
@@ -850,8 +871,8 @@ impl Runtime {
     #[cold]
     #[inline(never)]
     fn new_stack(&'static self) -> Option<NonNull<Stack>> {
-        // The loop has just tried to make a stack for a task that waits, and could not (in
-        // `choose_waiting`, or here). So there is none for another task either.
+        // If tasks wait, the loop has just tried to make a stack for one of them, and could not (in
+        // `choose_waiting`, or here). So there is no stack for another task either.
         if self.local.stacks.are_awaited() { None } else { self.grow() }
     }
 
@@ -864,13 +885,14 @@ impl Runtime {
         self.local.stacks.pool.grow(size, self.config.max_stacks, stack_main)
     }
 
-    /// Parks the core until an interrupt comes or another core wakes it, unless something has
-    /// become ready.
+    /// Parks the core until an interrupt comes or another core wakes it, unless a task has become
+    /// ready or the alarm has fired.
     #[inline(never)]
     fn park(&'static self) {
         if self.local.stacks.are_awaited() {
-            // Memory for another stack may be freed while the core is parked, and `on_stall` is to
-            // be called again. Neither causes an interrupt, so the alarm ends the wait.
+            // Memory for another stack may become free while the core is parked, and `on_stall` is
+            // to be called again after a while. Neither event causes an interrupt, so the alarm is
+            // set to end the wait.
             let next_look = self.report_stall();
             if self.config.on_stall.is_some() || self.may_have_more_stacks() {
                 self.alarm.set_by(next_look);
@@ -880,15 +902,14 @@ impl Runtime {
         self.alarm.set_by(self.timers.next());
         let interrupts = bound::mask_interrupts();
         // From here on neither an interrupt nor another core can make a task ready unnoticed. The
-        // alarm's interrupt is masked. A push to the inbox either comes before the announcement,
-        // which fails then, or finds the tag PARKED and wakes this core. The FIFO is tested because
-        // user code that ran since `choose` popped the last task (`on_stall`, the drop of an
-        // aborted future) may have queued another.
+        // alarm's interrupt is masked. A push to the inbox either comes before `announce_park`,
+        // which then fails, or finds the inbox's tag PARKED and wakes this core. The FIFO is tested
+        // because user code that ran since `choose` popped the last task (`on_stall`, the drop of
+        // an aborted future) may have queued another.
         if !self.alarm.is_due() && self.local.ready.is_empty() && self.inbox.announce_park() {
             count(&self.counters.parks);
             bound::park();
-            // This also takes back the announcement: a push to a core that is not parked wakes
-            // nothing.
+            // `take` also takes back the announcement, so that a push no longer wakes the core.
             self.inbox.take(&self.local.ready, false);
         }
         // SAFETY: the value is the one that `mask_interrupts` has just returned.

@@ -10,10 +10,10 @@ use crate::time::alarm::NEVER;
 /// it checks whether the other group has waited for too long, and reads the clock only then.
 #[derive(Debug)]
 pub(crate) struct Aging {
-    /// The count of polls at which the loop checks next.
+    /// The loop checks next when its count of polls has reached this value.
     check_at: Cell<u64>,
-    /// The value that the last check gave to `check_at`. If they differ, the group has had its turn
-    /// since.
+    /// The value that the last [`keep_waiting`](Self::keep_waiting) gave to `check_at`. If the two
+    /// differ, `check_at` was set again since: the waiting group has had its turn, or was empty.
     checked_at: Cell<u64>,
     /// The count of polls at the loop's first check since the group's turn.
     polls: Cell<u64>,
@@ -34,22 +34,23 @@ impl Aging {
         }
     }
 
-    /// Notes that the group has its turn. The loop checks again at this count of polls.
+    /// Makes the loop check when its count of polls has reached `polls`. Also tells
+    /// [`keep_waiting`](Self::keep_waiting) that the group has had its turn.
     #[inline]
     pub(crate) fn check_at(&self, polls: u64) {
         self.check_at.set(polls);
     }
 
-    /// Returns whether the loop is to check at this count of polls.
+    /// Returns whether the loop is to check now, when it has counted `counted` polls.
     #[inline]
     pub(crate) fn is_check_due(&self, counted: u64) -> bool {
         counted >= self.check_at.get()
     }
 
-    /// Notes that the loop has checked. It checks again after as many polls as there have been so
-    /// far, but at most `max`. Returns the time since which the group has waited, and the number of
-    /// polls since then (at least 1). Both count from now if this is the first check since the
-    /// group's turn.
+    /// Notes that the loop checks at the time `now`, when it has counted `counted` polls. Returns
+    /// the time of the first check since the group's turn, and the number of polls since that first
+    /// check (at least 1). The first check may be this one. The next check comes after as many
+    /// further polls, but after at most `max`.
     pub(crate) fn keep_waiting(&self, now: u64, counted: u64, max: u64) -> (u64, u64) {
         if self.checked_at.get() != self.check_at.get() {
             self.since.set(now);
@@ -61,7 +62,7 @@ impl Aging {
         (self.since.get(), polls)
     }
 
-    /// Forgets since when the group waits.
+    /// Makes the time since which the group waits unknown.
     #[inline]
     pub(crate) fn restart(&self) {
         self.since.set(NEVER);

@@ -1,9 +1,11 @@
-//! Stackful futures: futures that compute for long. They run on stacks of their own and are
-//! preempted.
+//! Stackful futures: futures that compute for a long time. They run on stacks of their own and can
+//! be preempted.
 //!
 //! A stackful future is a task like any other: it has one state word, one waker and one place in
 //! the ready queue. The difference is where it is polled: on a stack from the core's pool. A stack
-//! is always in one of four states. It belongs to exactly one of the pool, a task, and the loop.
+//! is always in one of four states. In each state it has exactly one owner: the pool (idle), the
+//! loop (polling), or a task (suspended, preempted). RUNNING and BLOCKED are task states (see
+//! `crate::task`).
 //!
 //! ```text
 //!       idle               polling             suspended            preempted
@@ -21,16 +23,18 @@
 //!                                                             a queue of `Stacks`
 //! ```
 //!
-//! A suspended or preempted stack *holds frames*, and belongs to its task and to its core. (A task
-//! that is preempted in task context, when it drops a guard, has no trap context on its stack.)
+//! A suspended or preempted stack *holds frames* of its task. It belongs to that task and to the
+//! core that runs the task. (A task that is preempted in task context, for example when it drops a
+//! guard, has no trap context on its stack.)
 //!
 //! # Home, and the loop on a stack
 //!
-//! *Home* is the stack of the code that entered the runtime. At home, plain tasks are polled, the
-//! core parks, and tasks of which a stack holds frames are resumed. One switch leads from home to a
-//! stack. On the stack, `turn_on` is the loop: after each poll, `turn_on` chooses the next stackful
-//! task and polls it by a plain call, so tasks that are not preempted cost no switch. For
-//! everything else the core goes home. Home then chooses again, from the same queues.
+//! *Home* is the stack of the code that entered the runtime; the word also stands for the part of
+//! the loop that runs there. At home, plain tasks are polled, the core parks, and tasks of which a
+//! stack holds frames are resumed. The core gets from home to a stack by one context switch. On the
+//! stack, `turn_on` is the loop: after each poll, `turn_on` chooses the next stackful task and
+//! polls it by a plain call, so tasks that are not preempted cost no switch. For everything else
+//! the core goes home. Home then chooses again, from the same queues.
 //!
 //! ```text
 //!   home: Runtime::run                             a stack: Runtime::turn_on
@@ -54,16 +58,16 @@
 //! 3. The frames that call a poll (`stack_main` and `turn_on`) keep only the runtime, the stack and
 //!    the task across the poll. They read everything else after the poll, because the core may have
 //!    run other code meanwhile.
-//! 4. `Stacks::running` is the stack that the core is on. When the core comes home, home clears it
-//!    first.
+//! 4. `Stacks::running` is the stack that the core is on. Home clears it as soon as the core comes
+//!    home.
 //! 5. `Header::stack` and `Stack::task` are set while the stack holds frames of the task and the
 //!    core is elsewhere. Home sets them after the core has left the stack, and clears them before
 //!    the core enters the stack.
 //! 6. Only home puts a stack into the pool, and only home takes a stack from the pool in order to
 //!    enter it. So no code runs on a stack that is in the pool.
-//! 7. The first switch to a stack calls `stack_main`. Each further switch continues by a return,
-//!    into `turn_on` or into the task's code. So the frames on a stack do not grow with the number
-//!    of switches to it.
+//! 7. The first switch to a stack calls `stack_main`. Each further switch to that stack is a return
+//!    into the frame that left it, in `turn_on` or in the task's code. So the frames on a stack do
+//!    not grow with the number of switches to it.
 //! 8. A task may be preempted after its poll has returned, until `turn_on` disables preemption.
 //!    Until then, the value that the poll returned lies on the task's stack.
 

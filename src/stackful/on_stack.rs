@@ -13,8 +13,8 @@ use crate::task::contain;
 use crate::task::error::JoinError;
 use crate::task::header::{Header, Link};
 
-/// The code that each stack starts in: the part of the loop that polls stackful tasks, and, called
-/// by it, the tasks. Unwinding ends here.
+/// The entry function of each stack. It runs the part of the loop that polls stackful tasks, which
+/// calls the tasks' code. It catches every panic that unwinds to the base of the stack.
 ///
 /// # Safety
 ///
@@ -34,16 +34,16 @@ pub(crate) unsafe extern "C" fn stack_main(stack: *mut ()) -> ! {
 }
 
 // The functions below run on a pooled stack. The result of a poll lies on that stack too, and not
-// in the runtime: until the preempt count is raised for good, the task may be preempted, and polls
-// of other tasks may end meanwhile.
+// in the runtime: until preemption is disabled for the last time after the poll, the task may be
+// preempted, and polls of other tasks may end meanwhile.
 impl Runtime {
     /// The loop on a stack. It polls the running task, then the tasks whose turn comes and of which
     /// no stack holds frames. For everything else it goes home. If the poll of the running task
     /// panicked, `ended` is that task and how its poll has ended.
     ///
-    /// The frame of this function that is there during a poll keeps the stack, the runtime and the
-    /// task that is polled. It reads everything else anew after the poll: the core may have run
-    /// other code meanwhile.
+    /// Across a poll, the frame of this function keeps only the stack, the runtime and the task
+    /// that is polled. This function reads everything else anew after the poll, since the core may
+    /// have run other code meanwhile.
     fn turn_on(&'static self, stack: &Stack, ended: Option<(NonNull<Header>, Reason)>) {
         let mut next = ended.and_then(|(task, reason)| self.leave_poll(stack, task, reason));
         loop {
@@ -138,8 +138,8 @@ impl Runtime {
         unsafe { Context::switch(stack.context.as_ptr(), self.stacks().home.get()) };
     }
 
-    /// Ends a stackful task whose poll panicked. Guards that the task has left stay in force until
-    /// its future is gone.
+    /// Ends a stackful task whose poll panicked. Guards that the task has not dropped keep
+    /// preemption disabled until its future is gone.
     #[cold]
     #[inline(never)]
     fn panicked_on_stack(&'static self, task: NonNull<Header>, payload: PanicPayload) -> Reason {
@@ -158,7 +158,7 @@ impl Runtime {
     /// and may block.
     #[inline(never)]
     fn end_on_stack(&'static self, task: NonNull<Header>, error: Option<JoinError>) -> Reason {
-        // The task may have asked to be polled again. It is not.
+        // Clears the task's request to be polled again (a yield), since the task is over.
         self.take_yield();
         let is_error = error.is_some();
         if let Some(error) = error {
@@ -175,8 +175,8 @@ impl Runtime {
         }
         if is_error || header.vtable.value_needs_drop {
             self.begin_task_code();
-            // SAFETY: rule 6 of `crate::task`: there is no join handle. The output is dropped once,
-            // since `Detached` tells the loop that it is gone.
+            // SAFETY: there is no join handle, so the output is the owning core's (rule 6 of
+            // `crate::task`). It is dropped once, since `Detached` tells the loop that it is gone.
             self.catch_user_panic(task, || unsafe { Header::drop_output(task) });
             self.end_task_code();
         }
@@ -193,7 +193,7 @@ impl Runtime {
     }
 
     /// Disables preemption for the runtime's own code, on the task's stack. Guards that the task
-    /// has left no longer count.
+    /// has not dropped no longer count.
     #[inline]
     fn end_task_code(&self) {
         if self.preempt_count().get() == 0 {

@@ -1,4 +1,5 @@
-//! Slices: what a task is granted when it gets the core, and what is left when it loses it.
+//! Slices: the time that a task is granted when it gets the core, and the rest of that time when it
+//! loses the core.
 
 use core::ptr::NonNull;
 
@@ -57,13 +58,15 @@ impl Runtime {
         unsafe { self.leave_stack(stack, reason) };
     }
 
-    /// If the running task has not yet had its protected stretch: sets the alarm for the end of
-    /// that stretch, and enables preemption for the task's code. Returns `false` if a preemption is
-    /// pending now. Called on the task's core, in task context or with interrupts masked.
+    /// If the time for which the running task is protected from preemption is not over: clears the
+    /// pending preemption, sets the alarm for the end of that time, and enables preemption for the
+    /// task's code. Returns `false` if that time is over, or if another preemption has become
+    /// pending meanwhile. Called on the task's core, in task context or with interrupts masked.
     #[cold]
     #[inline(never)]
     pub(super) fn stay(&self, now: u64) -> bool {
-        // An alarm that fires while the alarm is being set finds preemption disabled.
+        // Preemption is disabled while the alarm is being set, since the old alarm may fire
+        // meanwhile.
         self.preempt_count().set(1);
         self.preempt_count().clear_pending();
         if !self.alarm().stays(now) {
@@ -73,8 +76,9 @@ impl Runtime {
         !self.enable_and_test()
     }
 
-    /// Makes sure that a run in user mode ends with the slice. Returns `false` if the slice has
-    /// already ended.
+    /// Starts a slice for a run of a user program in a plain task, so that the run ends with the
+    /// slice. (In a stackful task, the task's slice does that.) Returns `false` if a plain task
+    /// must let other tasks go first, because a preemption is pending.
     #[cfg(all(
         any(target_os = "none", doc),
         any(target_arch = "riscv64", target_arch = "x86_64", target_arch = "loongarch64")
@@ -85,8 +89,8 @@ impl Runtime {
             return true;
         }
         if self.preempt_count().is_pending() {
-            // The preemption is reported only once, so that a task that ignores `Timer` makes
-            // progress.
+            // The preemption is reported only once (as `Trap::Timer`), so that a task that ignores
+            // `Timer` makes progress.
             self.preempt_count().clear_pending();
             return false;
         }
@@ -99,7 +103,8 @@ impl Runtime {
         };
         let next_timer = self.timers().next();
         if self.alarm().begin_covered() {
-            // The loop does not look at a plain task's own timers before the task's poll is over.
+            // The loop does not look at timers that a plain task adds before that task's poll is
+            // over. So the alarm is set for them here.
             self.alarm().set_by(next_timer);
         } else {
             self.alarm().begin_slice(slice, next_timer);

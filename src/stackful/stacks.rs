@@ -57,7 +57,9 @@ pub(crate) struct Stacks<T> {
     pub(crate) next_report: Cell<u64>,
     /// Tasks that have used up a slice or have yielded. They take turns.
     pub(crate) turns: Fifo<T>,
-    /// Whether the task on a stack was taken from `turns`: it has its turn, or continues it.
+    /// Whether the stackful task that has the core was taken from `turns`. If the task is preempted
+    /// with time left of its slice, this decides whether it goes to the front of `turns` or of
+    /// `ready`.
     pub(crate) in_turn: Cell<bool>,
     /// How long the tasks of all three queues have waited for plain tasks.
     pub(crate) aging: Aging,
@@ -68,7 +70,7 @@ pub(crate) struct Stacks<T> {
     pub(super) home: Cell<Context>,
     /// The stack that the core is on; null at home. Interrupt handlers read it.
     pub(super) running: AtomicPtr<Stack<T>>,
-    /// The reason for which the core came home last.
+    /// Why the core last came home.
     pub(super) reason: Cell<Reason>,
     /// The payload of a panic of the loop on a stack, until home takes it.
     pub(super) payload: Cell<Option<PanicPayload>>,
@@ -99,7 +101,7 @@ impl<T: Linked> Stacks<T> {
         self.payload.take()
     }
 
-    /// Returns whether no task is queued here.
+    /// Returns whether all three queues are empty.
     #[inline]
     pub(crate) fn are_idle(&self) -> bool {
         self.ready.is_empty() && self.turns.is_empty() && self.waiting.is_empty()
@@ -145,13 +147,13 @@ impl<T: Linked> Stacks<T> {
         Some(task)
     }
 
-    /// Removes those waiting tasks for which `f` returns `false`. They belong to `f` then. Loop
-    /// only.
+    /// Calls `f` for each task that waits for a stack, and removes the task from the queue if `f`
+    /// returns `false`. A removed task is the responsibility of `f`. Loop only.
     pub(crate) fn retain_waiting(&self, mut f: impl FnMut(NonNull<T>) -> bool) {
         let kept = Fifo::new();
         while let Some(task) = self.pop_waiting() {
             if f(task) {
-                // SAFETY: the task was in a queue, and is in none now.
+                // SAFETY: the task was queued, hence alive, and is in no queue now.
                 unsafe { kept.push_back(task) };
             }
         }

@@ -13,7 +13,7 @@ use crate::stackful::stacks::Reason;
 use crate::task::header::{Header, Link, label};
 use crate::time::alarm::{MIN_STRETCH, SliceLeft};
 
-/// A stack, as a runtime has them.
+/// The type of a runtime's stacks: their tasks are [`Header`]s.
 pub(crate) type Stack = pool::Stack<Header>;
 
 /// The task and the stack that the core came home from, and the reason.
@@ -80,7 +80,7 @@ impl Runtime {
         left
     }
 
-    /// Runs the entering hooks of the poll that is about to be resumed on `stack`.
+    /// Runs the `enter` hooks of the scopes of the poll that is about to be resumed on `stack`.
     #[inline(never)]
     fn enter_scopes(&self, task: NonNull<Header>, stack: &Stack) {
         let scopes = stack.scopes.take();
@@ -89,14 +89,16 @@ impl Runtime {
         self.scopes().set(scopes);
     }
 
-    /// Runs the leaving hooks of the poll that the core has left in the middle, on `stack`.
+    /// Runs the `leave` hooks of the scopes of the poll that the core has left in the middle, on
+    /// `stack`.
     #[inline(never)]
     fn leave_scopes(&self, task: NonNull<Header>, stack: NonNull<Stack>, reason: Reason) {
         match reason {
             Reason::Overflowed => overflowed(task),
             Reason::Interrupted | Reason::Ended => {
-                // SAFETY: this is the loop. A trap handler has just given the core to it, or, if
-                // `Ended`, `block_on` has, which leaves interrupts enabled.
+                // SAFETY: this is the loop, and the core has just come from a trap handler. If the
+                // reason is `Ended`, it may instead have come from `block_on`, where interrupts are
+                // enabled already.
                 unsafe { bound::enable_interrupts() };
             }
             _ => {}
@@ -105,8 +107,8 @@ impl Runtime {
         // holds frames of the task.
         self.hold(task, stack);
         let scopes = self.scopes().take();
-        // SAFETY: a poll that has ended has left all its scopes. These are set, so their poll has
-        // not ended.
+        // SAFETY: a poll that has ended has left all its scopes. Here scopes are set, so their poll
+        // has not ended, and they are alive.
         self.catch_user_panic(task, || unsafe { scope::leave(scopes) });
         // SAFETY: as in `leave_home`.
         unsafe { stack.as_ref() }.scopes.set(scopes);
@@ -134,7 +136,8 @@ impl Runtime {
     #[inline(always)]
     pub(crate) unsafe fn leave_stack(&'static self, stack: &Stack, reason: Reason) {
         if reason != Reason::Interrupted {
-            // The entry of an interrupt has already touched the stack and dropped the rights.
+            // The entry of an interrupt has already touched the stack and dropped the rights that
+            // the interrupted code had given itself (see `arch::has_rights`).
             arch::touch_stack::<{ arch::LEAVE }>();
             if arch::has_rights() {
                 // SAFETY: the caller's promise. The reason is not `Interrupted`, so this is task
@@ -194,13 +197,14 @@ impl Runtime {
                 }
                 continue;
             }
-            // The task has had nothing of its stretch, so its next stretch is protected.
+            // The task's code has not run in this stretch, so the next stretch is protected from
+            // preemption.
             stack.protected.set(MIN_STRETCH);
             alarm.end_stretch(now);
             stack.set_left(match alarm.slice_left(now, self.slice()) {
                 SliceLeft::Nanoseconds(left) => (true, left),
-                // The slice was over before the task's code ran. The task gets twice as much each
-                // time, until that is enough.
+                // The slice ended before the task's code ran. Each time this happens, the task gets
+                // twice as much time, so that its code runs at last.
                 SliceLeft::Nothing => (false, stack.left.get().saturating_mul(2).max(self.slice())),
             });
             // SAFETY: the caller's promise. `stack` is the running stack, and `reason` says whether
@@ -224,12 +228,13 @@ impl Runtime {
         }
         self.preempt_count().set(1);
         self.stacks().reason.set(reason);
-        // SAFETY: a task's code runs, so the loop has left home and saved its context in `home`,
-        // which is entered once for that. `stack.context` outlives the switch, since it lies at the
-        // top of the stack.
+        // SAFETY: a task's code runs, so the loop has left home and saved its context in `home`.
+        // That context is entered once for each time that it is saved. `stack.context` outlives the
+        // switch, since it lies at the top of the stack.
         unsafe { Context::switch(stack.context.as_ptr(), self.stacks().home.get()) };
         if reason == Reason::Interrupted {
-            // The interrupt handler continues. Its return restores what the interrupted code had.
+            // The interrupt handler continues, and expects that interrupts are masked. Its return
+            // from the interrupt restores the interrupt state of the interrupted code.
             bound::mask_interrupts();
         }
         self.enable_and_test()
@@ -253,12 +258,12 @@ impl Runtime {
     pub(crate) unsafe fn end_stack(&'static self) -> ! {
         let stack = self.running_stack();
         self.preempt_count().set(1);
-        // The loop must have none of the task's rights. (The entry of a trap has already dropped
-        // them.)
+        // The loop must not have the rights that the task had given itself, such as the right to
+        // access user pages. (The entry of a trap has already dropped them.)
         arch::drop_rights();
         self.stacks().reason.set(Reason::Ended);
-        // The fault may have cost an interrupt, such as the alarm's. So the loop looks at the
-        // timers, and sets the alarm again.
+        // An interrupt, such as the alarm's, may have been lost because of the fault. So the loop
+        // must look at the timers and set the alarm again.
         self.alarm().forget();
         self.alarm().set_due(bound::now());
         self.preempt_count().set_need_resched();
@@ -287,12 +292,14 @@ impl Runtime {
         self.preempt_count().is_pending()
     }
 
-    /// Defers a preemption that must not happen now although the preempt count is zero, or about to
-    /// be: keeps the preemption pending, and sets the alarm to try again.
+    /// Defers a preemption that must not happen now although the preempt count is zero, or is about
+    /// to become zero: keeps the preemption pending, and sets the alarm to try again.
     ///
-    /// `may_preempt` is the platform's answer. If it is `true`, masked interrupts forbid the
-    /// preemption, and the alarm fires as soon as they are enabled. If it is `false`, the alarm
-    /// fires after a while. Called on the task's core, on a stack, with interrupts masked.
+    /// `may_preempt` is the platform's answer. If it is `true`, the preemption is deferred because
+    /// interrupts are masked, or because the platform does not know whether they are. The alarm is
+    /// then set to now, so it fires as soon as interrupts are enabled. If it is `false`, the alarm
+    /// fires after the time that `PreemptCount::retry_after` returns. Called on the task's core, on
+    /// a stack, with interrupts masked.
     #[cold]
     #[inline(never)]
     pub(crate) fn defer(&self, may_preempt: bool) {
@@ -302,7 +309,7 @@ impl Runtime {
         } else {
             self.preempt_count().retry_after(self.slice(), self.polls())
         };
-        // The timers are not considered: a timer that is due would make the alarm fire at once,
+        // The alarm is not set for the next timer: a timer that is due would make it fire at once,
         // again and again.
         self.alarm().set_by(bound::now().saturating_add(wait));
     }
@@ -336,7 +343,8 @@ impl Runtime {
             });
             return;
         }
-        // Interrupts are masked until preemption is enabled, so the alarm finds it enabled.
+        // Interrupts stay masked until preemption is enabled, so the alarm's handler cannot run
+        // before that.
         let interrupts = bound::mask_interrupts();
         self.defer(may_preempt);
         self.preempt_count().set(0);
@@ -360,7 +368,7 @@ impl Runtime {
 #[cold]
 #[inline(never)]
 fn enable_interrupts() {
-    // SAFETY: this is the runtime, and code has returned to it that left interrupts masked.
+    // SAFETY: this is the runtime's code, and user code has returned to it with interrupts masked.
     unsafe { bound::enable_interrupts() };
 }
 

@@ -28,7 +28,8 @@ pub(crate) struct Header {
     next: UnsafeCell<Link>,
     /// Links the task into its runtime's list of all tasks that have been started.
     pub(crate) siblings: Siblings,
-    /// The stack that holds frames of the task, while the core is elsewhere.
+    /// The stack that holds frames of the task. Set while the core does not run on that stack, and
+    /// `None` while it does.
     pub(crate) stack: Cell<Option<NonNull<Stack<Header>>>>,
     /// The waker that the join handle has left, to be woken when the task is DONE (rule 7).
     pub(super) join_waker: UnsafeCell<MaybeUninit<Waker>>,
@@ -73,7 +74,7 @@ pub(crate) struct Vtable {
     ///
     /// As for `output`, and the output is not used again.
     pub(crate) drop_output: unsafe fn(NonNull<Header>),
-    /// Whether an output that is no error has a destructor to run.
+    /// Whether the output has a destructor to run when it is a value, and not an error.
     pub(crate) value_needs_drop: bool,
     /// Frees the memory. The second argument is as for [`Header::free`].
     ///
@@ -104,7 +105,8 @@ pub(crate) struct Vtable {
     pub(crate) name: unsafe fn(NonNull<Header>) -> Option<&'static str>,
 }
 
-// SAFETY: `next` is used by the queues alone. The assertion holds for the alignment.
+// SAFETY: `link` returns the cell `next` each time, and only the queues use that cell. The
+// assertion below checks the alignment.
 unsafe impl Linked for Header {
     #[inline(always)]
     fn link(&self) -> &UnsafeCell<Link> {
@@ -168,11 +170,11 @@ impl Header {
     /// Returns whether the future of the task lies at `place`, is as a whole of type `of_type`, and
     /// is `Send`.
     ///
-    /// The future may also be of a type that differs from `of_type` in lifetimes only. The address
-    /// alone does not suffice: a value that begins where the future begins may be a part of the
-    /// future. The type alone does not suffice either: a value of the same type may be another one.
+    /// Types that differ in lifetimes only count as the same type. The address alone does not
+    /// suffice: a value that begins where the future begins may be only a part of the future. The
+    /// type alone does not suffice either: there may be other values of the same type.
     pub(crate) fn is_future(task: NonNull<Self>, (place, of_type): Typed) -> bool {
-        // SAFETY: the caller's pointer to the task is valid, and the function only computes an
+        // SAFETY: the caller's pointer to the task is valid, and `Vtable::future` only computes an
         // address.
         unsafe {
             let vtable = task.as_ref().vtable;

@@ -27,9 +27,9 @@ use crate::task::{contain, waker};
 /// handle drops the output at once. A panic of that drop is reported in the same way, and does not
 /// reach the code that drops the handle.
 ///
-/// The handle may be polled on any core, and by one task after another: the latest waker counts.
-/// Poll and drop the handle in task context, since the output may be dropped there. Cancel-safe: a
-/// poll that returns `Pending` takes nothing.
+/// The handle may be polled on any core, and by one task after another: only the waker of the
+/// latest poll is woken. Poll and drop the handle in task context, since the output may be dropped
+/// there. Cancel-safe: a poll that returns `Pending` takes nothing.
 ///
 /// # Errors
 ///
@@ -43,14 +43,14 @@ pub struct JoinHandle<T> {
     output: PhantomData<fn() -> T>,
 }
 
-/// The thing that a join handle is a handle of.
+/// The state of a join handle: whether it has a task.
 #[derive(Clone, Copy)]
 enum Of {
     /// A task, to which the handle has a reference.
     Task(NonNull<Header>),
     /// A future that was not made a task, since the runtime had been shut down.
     Nothing,
-    /// A task whose output the handle has given.
+    /// Nothing any more: the handle has given the output or the error.
     Past,
 }
 
@@ -108,7 +108,8 @@ impl<T> JoinHandle<T> {
         // SAFETY: the handle's reference keeps the header alive.
         let header = unsafe { task.as_ref() };
         let Some(runtime) = header.runtime.get() else { return };
-        // Not preempted between the flag and the push: see `waker::wake_remote`.
+        // The guard prevents a preemption between the setting of READY and the push: see
+        // `waker::wake_remote`.
         let _guard = PreemptGuard::new();
         match header.state.abort() {
             // SAFETY: the state word told this code to push the task, and preemption is disabled.
@@ -136,7 +137,8 @@ impl<T> JoinHandle<T> {
 }
 
 impl<T> JoinHandle<T> {
-    /// Polls like `poll`, but the output stays in the task until it is moved to its final place.
+    /// Does the same as `poll`, but leaves the output in the task, from which the caller moves it
+    /// to its final place.
     pub(crate) fn poll_in_place(
         &mut self,
         context: &mut Context<'_>,
@@ -161,7 +163,8 @@ impl<T> JoinHandle<T> {
             return Poll::Ready(Err(JoinError::Abandoned));
         }
         // SAFETY: rule 6: DONE has been acquired and JOIN is set, so the output is the handle's.
-        // The caller of `new` promised its type. `Past` makes this the only time that it is taken.
+        // The caller of `new` promised its type. The output is taken only once, since `of` is
+        // `Past` from now on.
         let taken = unsafe { Outcome::take((header.vtable.output)(task).cast::<Outcome<T>>()) };
         Poll::Ready(taken.map(|value| Value { value, _release: release }))
     }
@@ -179,8 +182,8 @@ impl<T> Future for JoinHandle<T> {
     }
 }
 
-/// Returns the error. It is a function of its own since it has room for a `T` on its stack frame in
-/// an unoptimized build.
+/// Returns the error. This is a separate function since in an unoptimized build its stack frame has
+/// room for a `T`, which would otherwise enlarge the frame of `poll`.
 #[cold]
 fn failed<T>(error: JoinError) -> Poll<Result<T, JoinError>> {
     Poll::Ready(Err(error))
@@ -220,7 +223,8 @@ impl Drop for Release {
     }
 }
 
-/// Leaves a waker with the task. Returns `false` if the task is done.
+/// Stores a waker in the task, to be woken when the task is DONE. Returns `false` if the task is
+/// done already.
 fn wait(header: &Header, waker: &Waker) -> bool {
     let cell = &header.join_waker;
     if header.state.has_join_waker() {

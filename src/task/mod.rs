@@ -20,16 +20,19 @@
 //!            └── shut_down, complete (9) ─────────────────────────────────────────────┘
 //! ```
 //!
-//! The numbers stand at the functions of [`state::State`] that take the edge; edge 10, which
-//! touches no state, is [`Runtime::yield_current`](crate::Runtime::yield_current).
+//! The doc comment of each function of [`state::State`] names the edges that the function takes,
+//! if any. Edge 10, which does not touch the state word, is
+//! [`Runtime::yield_current`](crate::Runtime::yield_current).
 //!
 //! RUNNING means that the owning core has the task. The core polls the task, or has preempted it in
 //! the middle of a poll, or has the task in its own queues after a yield, or after a wake or a
 //! spawn in task context of that core. A wake of a RUNNING task sets READY and pushes nothing. So
-//! while READY is clear, the start of the next poll is a load.
+//! if RUNNING is set and READY is clear when the next poll starts, that start is only a load, and
+//! needs no read-modify-write.
 //!
 //! A task that suspended itself in [`block_on`](crate::block_on) takes edge 3 or 4 like any other
-//! task. After edge 2 its stack is resumed, and its future is not polled anew.
+//! task. After edge 2 its stack is resumed: the suspended poll goes on, and no new poll of the
+//! future begins.
 //!
 //! A task is freed when its last reference is dropped after DONE. If the runtime's reference is the
 //! only one left when the future is gone, the loop frees the task without setting DONE: no other

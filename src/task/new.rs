@@ -1,4 +1,5 @@
-//! How a task is made: from a future to a header that is to be published.
+//! The making of a task: memory is allocated, and the header and the future are written to it. The
+//! result is a task that is ready to be published.
 
 use alloc::alloc::Layout;
 use core::future::Future;
@@ -11,7 +12,7 @@ use crate::task::raw::Task;
 use crate::task::state::{Origin, State};
 use crate::task::storage::Storage;
 
-/// A future that is about to become a task, and where that task may be polled.
+/// A future that is about to become a task, and the properties of that task.
 pub(crate) struct Unspawned<F, K> {
     pub(crate) runtime: &'static Runtime,
     /// The address of the future. The future is copied from there when the task is made, and

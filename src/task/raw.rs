@@ -68,8 +68,8 @@ where
         let memory = task.cast::<u8>();
         let task = task.cast::<Self>().as_ptr();
         // SAFETY: by the contract of `Vtable::free` no code can reach the task, and its storage
-        // knows where the memory came from. All of the body that has a destructor is gone, except
-        // for loom's cells, which have one of their own.
+        // knows where the memory came from. The future and the output have been dropped already, so
+        // the drop of the body runs no destructor but those that loom's cells have.
         unsafe {
             let kind = core::ptr::read(&raw const (*task).kind);
             core::ptr::drop_in_place(&raw mut (*task).body);

@@ -1,21 +1,22 @@
 //! The state word of a task: flags, and above them the reference count.
 //!
 //! Every transition is one function. It makes one atomic step and returns what the caller must now
-//! do: the atomics decide, and the callers act. The edges are numbered in [the life of a
-//! task](super).
+//! do: this module touches nothing but the word, and the callers act on its answers. The edges are
+//! numbered in [the life of a task](super).
 
 use crate::fatal::fatal;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::const_fn;
 
-/// The task is to be polled (again). Without `RUNNING`, a task with this flag is in exactly one
-/// queue, or the code that set the flag is about to push the task: no other code may push it.
+/// The task is to be polled (again). If this flag is set and `RUNNING` is clear, the task is in
+/// exactly one queue, or the code that set the flag is about to push the task: no other code may
+/// push it.
 const READY: usize = 1 << 0;
 
 /// The owning core has the task. The core polls it, or has preempted it in the middle of a poll, or
 /// has it in the loop's own queues after a yield, or after a wake or a spawn on that core. Only the
 /// owning core sets and clears the flag, in task context, and only while it is set may that core
-/// touch the future. A task with this flag is never pushed by a wake: the wake leaves `READY`.
+/// touch the future. A wake never pushes a task with this flag: it only sets `READY`.
 const RUNNING: usize = 1 << 1;
 
 /// The future has been dropped and will not be polled again. Set once, by the owning core, when it
@@ -30,12 +31,12 @@ const ABORT: usize = 1 << 3;
 const JOIN: usize = 1 << 4;
 
 /// The join waker's cell is filled and belongs to the code that sets `DONE`. While this flag is
-/// clear and `JOIN` is set, the cell belongs to the join handle. It never becomes set after `DONE`.
+/// clear and `JOIN` is set, the cell belongs to the join handle. Never set after `DONE`.
 const JOIN_WAKER: usize = 1 << 5;
 
 /// The output is stored although the task is still `RUNNING`: the drop of the future panicked, or
-/// the check for guards and masked interrupts after its last poll did. Only the owning core reads
-/// the flag.
+/// the check after the last poll did (which panics if the poll has left a guard alive or interrupts
+/// masked). Only the owning core reads the flag.
 const STORED: usize = 1 << 6;
 
 /// Set together with `DONE`: the future was left where it is, since frames on a stack that will
@@ -48,8 +49,8 @@ const STACKFUL: usize = 1 << 8;
 
 /// One reference. The runtime has one until the future is gone; the join handle has one, and so has
 /// each waker. Queues have none: a task in a queue is not `DONE`, so the runtime's reference keeps
-/// it alive. The exceptions are tasks for which [`Start`] says `Finished` or `Abandoned` (the
-/// runtime has kept its reference) or `Free` (the task has no references).
+/// it alive. The exceptions are queued tasks for which [`Start`] says `Finished` or `Abandoned`
+/// (the runtime has kept its reference) or `Free` (the task has no references).
 const REFERENCE: usize = 1 << 9;
 
 /// More references than a program can make unless it forgets them in a loop for years.
@@ -59,34 +60,35 @@ const REFERENCES_MAX: usize = isize::MAX as usize;
 #[derive(Debug)]
 pub(crate) struct State(AtomicUsize);
 
-/// What the caller of [`State::wake`] must do.
+/// Tells the caller of [`State::wake`] what to do.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub(crate) enum Wake {
     /// The task was BLOCKED: push it. No other code will.
     Push,
-    /// Nothing: the task is queued already, or its poll will find the flag, or it is finished.
+    /// Nothing: the task is queued already, or its poll will find `READY`, or it is finished.
     Nothing,
 }
 
-/// What the caller of [`State::abort`] must do.
+/// Tells the caller of [`State::abort`] what to do.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub(crate) enum Abort {
     /// The task was BLOCKED: push it. No other code will.
     Push,
-    /// The task may be in the queue of those that wait for a stack: tell its runtime.
+    /// The task may be in the queue of tasks that wait for a stack: tell its runtime.
     Queued,
-    /// Nothing: the next poll, or the look at the state before that poll, will find the flag; or
-    /// the task is finished.
+    /// Nothing: the check of the state before or after the next poll will find `ABORT`; or the task
+    /// is finished.
     Nothing,
 }
 
-/// What the caller of [`State::start`] must do with a task that it took from a queue.
+/// Tells the caller of [`State::start`] what to do with the task that it took from a queue.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub(crate) enum Start {
-    /// Poll the task. With `aborted`, drop its future instead, unless a stack holds frames of it.
+    /// Poll the task. If it is `aborted`, drop its future instead, unless a stack holds frames of
+    /// its poll: such a poll is resumed first, or, in a shutdown, abandoned.
     Run { aborted: bool },
     /// Release the reference that the runtime kept for this moment: a shutdown finished the task
     /// while a waker was about to push it.
@@ -97,7 +99,7 @@ pub(crate) enum Start {
     Free,
 }
 
-/// What the caller of [`State::pending`] must do after a poll.
+/// Tells the caller of [`State::pending`] what to do after a poll.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub(crate) enum Pending {
@@ -107,7 +109,7 @@ pub(crate) enum Pending {
     Ready,
 }
 
-/// What [`State::complete`] has found.
+/// Tells the caller of [`State::complete`] or [`State::abandon`] what to do.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub(crate) struct Completed {
@@ -117,8 +119,7 @@ pub(crate) struct Completed {
     pub(crate) wake_joiner: bool,
 }
 
-/// What the caller of [`State::shut_down`] must heed, for a task that is in no queue of the
-/// runtime.
+/// The answer of [`State::shut_down`], about a task that is in no queue of the runtime.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub(crate) struct ShutDown {
@@ -162,9 +163,9 @@ impl State {
     }
 
     /// Wakes the task from its own core, in task context. The later poll sees all that the caller
-    /// has written by program order, since tasks do not migrate. So one step takes the task to the
-    /// loop's queue, the start of its poll takes none, and where READY is set a load is enough.
-    /// (Edges 6, 11)
+    /// has written by program order, since tasks do not migrate. So one atomic step sets RUNNING
+    /// for a task that goes to the loop's queue, and the start of its poll needs no further one. If
+    /// READY is set already, a load is enough here. (Edges 6, 11)
     #[inline]
     pub(crate) fn wake_local(&self) -> Wake {
         let mut word = self.0.load(Ordering::Relaxed);
@@ -174,9 +175,9 @@ impl State {
             }
             let (flag, done) =
                 if word & RUNNING == 0 { (RUNNING, Wake::Push) } else { (READY, Wake::Nothing) };
-            // Relaxed: this core was the last to use the link that is pushed. What other cores have
-            // released by their wakes stays visible to an acquire of the word, since this is a
-            // read-modify-write.
+            // Relaxed: this core was the last to use the task's link, which the push writes. A
+            // later acquire of the word still pairs with the wakes by other cores, since this
+            // read-modify-write continues their release sequences.
             match self.0.compare_exchange_weak(
                 word,
                 word | flag,
@@ -189,7 +190,7 @@ impl State {
         }
     }
 
-    /// Asks for an abort: a wake that sets one flag more. (Edges 5, 6)
+    /// Asks for an abort: a wake that also sets ABORT. (Edges 5, 6)
     pub(crate) fn abort(&self) -> Abort {
         let before = self.set_ready(READY | ABORT);
         match before & (READY | RUNNING | DONE) {
@@ -213,9 +214,9 @@ impl State {
     /// core. (Edge 2)
     #[inline]
     pub(crate) fn is_plain_and_started(&self) -> bool {
-        // Relaxed, and the value may be an older one: a wake that this load does not see has left
-        // READY. The loop finds READY after the poll, or, if that poll yields, at the start of the
-        // next one.
+        // Relaxed, although the load may return an old value: a wake that it misses has set READY,
+        // which stays set. The loop finds READY after the poll, or, if that poll yields, at the
+        // start of the next one.
         let word = self.0.load(Ordering::Relaxed);
         word & (READY | RUNNING | DONE | ABORT | STACKFUL) == RUNNING
     }
@@ -239,13 +240,15 @@ impl State {
         if word & (READY | RUNNING | DONE | ABORT) == RUNNING {
             return Start::Run { aborted: false };
         }
-        // Acquire, in both branches: pairs with the release of every wake that came before. What
-        // this core did with the link is released by `pending` or with the last reference.
+        // Acquire, in both branches: pairs with the release of every wake that came before. No
+        // release is needed here: what this core did with the link is released later, by `pending`
+        // or with the last reference.
         let before = if word & RUNNING != 0 {
             self.0.fetch_and(!READY, Ordering::Acquire)
         } else {
             // One addition flips both flags, since READY is set and RUNNING is clear. For
-            // `Finished` and `Free` no code reads the flags again.
+            // `Finished` and `Free` the two flags may get wrong values, but no code depends on them
+            // any more.
             self.0.fetch_add(RUNNING - READY, Ordering::Acquire)
         };
         if before & DONE == 0 {
@@ -269,7 +272,8 @@ impl State {
         match word & (READY | RUNNING | DONE | ABORT) {
             RUNNING => true,
             flags if flags & (DONE | ABORT) != 0 => false,
-            // An abort that comes between the load and this step is found after the poll.
+            // An abort that comes between the load and this step is not lost: ABORT stays set, and
+            // is found after the poll.
             _ => matches!(self.start(), Start::Run { .. }),
         }
     }
@@ -279,7 +283,7 @@ impl State {
     #[inline]
     pub(crate) fn pending(&self) -> Pending {
         // Release pairs with the acquire in `set_ready`: code that wakes the task after this may
-        // push it, and the link was this core's until now.
+        // push it, and so write the link, which was this core's until now.
         let before = self.0.fetch_sub(RUNNING, Ordering::Release);
         debug_assert_eq!(before & (RUNNING | DONE), RUNNING);
         if before & READY != 0 { Pending::Ready } else { Pending::Blocked }
@@ -289,7 +293,8 @@ impl State {
     /// task any more. Owning core.
     #[inline]
     pub(crate) fn is_unreachable(&self) -> bool {
-        // Acquire pairs with the releases by the code that had references: the task may be freed.
+        // Acquire pairs with the releases by the code that had references: the caller may free the
+        // task.
         let word = self.0.load(Ordering::Acquire);
         word & (JOIN | !(REFERENCE - 1)) == REFERENCE
     }
@@ -372,8 +377,8 @@ impl State {
         self.0.load(Ordering::Relaxed) & ABANDONED == 0
     }
 
-    /// Gives the waker's cell away, which the join handle has filled. Returns `false` if the task
-    /// is done: then the cell stays the handle's.
+    /// Gives the waker's cell, which the join handle has filled, to the code that sets DONE.
+    /// Returns `false` if the task is done: then the cell stays the handle's.
     pub(crate) fn set_join_waker(&self) -> bool {
         self.unless_done(|word| word | JOIN_WAKER)
     }
@@ -384,7 +389,7 @@ impl State {
         self.unless_done(|word| word & !JOIN_WAKER)
     }
 
-    /// Returns whether the waker's cell is given away. Join handle only.
+    /// Returns whether the waker's cell is given to the code that sets DONE. Join handle only.
     pub(crate) fn has_join_waker(&self) -> bool {
         self.0.load(Ordering::Relaxed) & JOIN_WAKER != 0
     }
@@ -398,7 +403,8 @@ impl State {
         // Code that has neither a reference nor the waker that a poll lends does not touch the
         // word, and the runtime's loop waits for the caller. So no other code writes the word
         // between the load and the store, and no read-modify-write is needed. Acquire pairs with
-        // the releases by the code that had references: the store ends their release sequence.
+        // the releases by the code that had references. It must be here: the plain store ends their
+        // release sequences, so a later acquire does not pair with them.
         let word = self.0.load(Ordering::Acquire);
         let is_alone = word & !STACKFUL == RUNNING | JOIN | (2 * REFERENCE);
         if is_alone {
@@ -432,8 +438,8 @@ impl State {
     /// whether the waker's cell was filled, in which case the handle drops the waker if the task
     /// was not done.
     pub(crate) fn drop_join(&self) -> (bool, bool) {
-        // Both flags are cleared in one step. If the task is done, JOIN alone would do: the cell is
-        // with the code that set DONE.
+        // Both flags are cleared in one step. If the task is done, it would be enough to clear
+        // JOIN, since the cell belongs to the code that set DONE.
         let gave_up = |word: usize| word & !(JOIN | JOIN_WAKER);
         let before = self
             .0
@@ -484,7 +490,7 @@ impl State {
         let before = self.0.fetch_sub(REFERENCE, Ordering::Release);
         if before & !(REFERENCE - 1) == REFERENCE {
             // Acquire: the code that drops the last reference sees what was done through all
-            // others. It is a load and not a fence, since ThreadSanitizer does not know fences.
+            // others. It is a load and not a fence, since ThreadSanitizer does not support fences.
             self.0.load(Ordering::Acquire);
             return true;
         }

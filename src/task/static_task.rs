@@ -1,4 +1,5 @@
-//! Tasks in static cells: they need no allocator, and each cell is used again.
+//! Tasks in static cells: they need no allocator. A cell can be used for a new task when the
+//! previous task in it is gone.
 //!
 //! ```text
 //!           ControlBlock::take                the last reference goes: Static::free
@@ -63,7 +64,7 @@ use crate::task::storage::Storage;
 /// ```
 pub struct StaticTask<F: Future> {
     account: ControlBlock,
-    /// The memory of the task, by rule 8 of [the task's fields](super).
+    /// The memory of the task. Rule 8 in [`task`](super) says which code may touch it.
     memory: cell::UnsafeCell<MaybeUninit<Task<F, Static>>>,
 }
 
@@ -77,8 +78,8 @@ struct ControlBlock {
     /// Whether the memory belongs to a task, or is about to.
     in_use: AtomicBool,
     name: Option<&'static str>,
-    /// Stands for the memory under loom, which does not know that two successive tasks share one
-    /// place.
+    /// Stands for `memory` in the loom models. Loom does not track `memory` itself, but checks that
+    /// the last access to this cell for one task happens before the first one for the next task.
     turn: UnsafeCell<()>,
 }
 
@@ -244,8 +245,8 @@ impl<F: Future + 'static> StaticTask<F> {
         // SAFETY: by the assertion above, the memory is large and aligned enough. It is this code's
         // (rule 8) until the storage frees it. The caller promises the future.
         let task = unsafe { new.write(NonNull::from(&self.memory).cast(), origin) };
-        // SAFETY: the task is a new one of this runtime, with a future of this type, and its origin
-        // is the caller's. The caller promises the rest.
+        // SAFETY: the task is a new one of this runtime, with a future of this type, and `origin`
+        // is the caller's context. The caller promises the rest.
         unsafe { runtime.publish::<G>(task, origin) }
     }
 }
@@ -407,7 +408,8 @@ returns!(A1 A2 A3 A4 A5 A6);
 returns!(A1 A2 A3 A4 A5 A6 A7);
 returns!(A1 A2 A3 A4 A5 A6 A7 A8);
 
-/// Maps an alignment to a type `To` that is aligned so: `repr(align)` takes no const parameter.
+/// Maps an alignment to a type `To` that has this alignment. This is needed since `repr(align)`
+/// takes no const parameter.
 #[doc(hidden)]
 pub trait Aligned {
     type To;

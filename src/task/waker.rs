@@ -1,8 +1,8 @@
-//! The waker of a task: a pointer to the task's header that holds a reference.
+//! The waker of a task: a pointer to the task's header. The waker owns one reference to the task.
 //!
-//! All four functions may run in any context: in an interrupt, on another core, while the
-//! interrupted code holds a heap lock, after the runtime has been shut down. They take no lock, and
-//! call no allocator and no user's `Drop`.
+//! All four functions of its vtable (`clone`, `wake`, `wake_by_ref`, `drop`) may run in any
+//! context: in an interrupt, on another core, while the interrupted code holds a heap lock, after
+//! the runtime has been shut down. They take no lock, and call no allocator and no user's `Drop`.
 
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
@@ -49,7 +49,8 @@ unsafe fn wake_task(task: NonNull<Header>) {
         // SAFETY: this is the fast path, and RUNNING keeps the task alive while it is queued.
         unsafe { runtime.ready().push_back(task) };
     } else if runtime.is_on_stack() && runtime.current_task() == Some(task) {
-        // The task has woken itself, and not an event that it waited for: it yields.
+        // The running task has called its own waker, as a future does when it yields. So it goes
+        // behind the tasks that are READY.
         runtime.yield_current();
     }
 }
@@ -68,14 +69,15 @@ pub(crate) fn running_in(waker: &Waker) -> Option<&'static Runtime> {
     let task = task_of(waker)?;
     // SAFETY: the waker has a reference to the task.
     let runtime = unsafe { task.as_ref() }.runtime.get()?;
-    // The runtime comes from the task and is only compared with the slot's. So no later load
-    // depends on the load of the slot.
+    // The runtime comes from the task, and is only compared with the one in the slot. So the loads
+    // that follow do not have to wait for the load of the slot.
     let is_local = Runtime::current().is_some_and(|here| core::ptr::eq(here, runtime));
     (is_local && runtime.current_task() == Some(task)).then_some(runtime)
 }
 
-/// Does the same as [`Waker::wake`], but asks neither the slot nor the platform for the context if
-/// the task belongs to `runtime`. Used for due timers and for join wakers.
+/// Does the same as [`Waker::wake`]. But if the task belongs to `runtime`, it does not look up the
+/// context in the slot and the platform, since the caller's context is known. Used for due timers
+/// and for join wakers.
 ///
 /// # Safety
 ///
@@ -103,7 +105,7 @@ pub(crate) unsafe fn wake_in_loop(runtime: &Runtime, waker: Waker) {
 #[inline(always)]
 unsafe fn wake_on_stack(runtime: &'static Runtime, task: NonNull<Header>) {
     if runtime.current_task() == Some(task) {
-        // The task has woken itself, and not an event that it waited for: it yields.
+        // The running task has called its own waker: it yields, as in `wake_task`.
         runtime.yield_current();
         return;
     }
@@ -124,8 +126,9 @@ unsafe fn wake_on_stack(runtime: &'static Runtime, task: NonNull<Header>) {
 /// As for [`wake_task`]. `runtime` is the task's.
 #[inline(never)]
 unsafe fn wake_remote(runtime: &'static Runtime, task: NonNull<Header>) {
-    // Without the guard, the calling task could be preempted between the flag and the push. It
-    // would keep the woken task out of the queue for as long as it stays preempted itself.
+    // Without the guard, the calling task could be preempted after it has set READY and before the
+    // push. Until the calling task is resumed, the woken task would then be in no queue, and no
+    // other code could push it.
     let _guard = PreemptGuard::new();
     // SAFETY: the caller's reference keeps the header alive.
     if unsafe { task.as_ref() }.state.wake() == Wake::Push {

@@ -7,17 +7,18 @@ use core::time::Duration;
 use crate::platform::bound;
 use crate::sync::local::{AtomicBool, AtomicU64, Ordering, compiler_fence};
 
-/// Stands for no time: an alarm that is not set, or a queue without timers.
+/// The value for "no time": of an alarm that is not set, or of a list without timers.
 pub(crate) const NEVER: u64 = u64::MAX;
 
 /// The minimum stretch, in nanoseconds. If a task was preempted after a shorter stretch, its next
-/// stretch is not preempted before it has lasted this long. Urgent work is then delayed by as much.
+/// stretch is not preempted before it has lasted this long. Urgent work is then delayed by up to
+/// this time.
 ///
 /// The value exceeds the time that a switch to a stack and back takes; in the hosted case that
 /// switch includes system calls and signals.
 pub(crate) const MIN_STRETCH: u64 = if cfg!(target_os = "none") { 20_000 } else { 50_000 };
 
-/// Stands for the end of a slice that began without a reading of the clock.
+/// The value of `slice_end` if the slice began without a reading of the clock.
 const UNKNOWN: u64 = 0;
 
 /// The state of the alarm. Only the core and its interrupts touch it, so all accesses are relaxed.
@@ -28,8 +29,8 @@ const UNKNOWN: u64 = 0;
 /// Reading the clock and setting the alarm for each poll on a stack would cost more than the poll.
 /// So a slice alarm that is set stays set when its task leaves early. The next task starts its
 /// slice under that alarm, without reading the clock. If that task still runs when the alarm fires,
-/// it gets a whole slice from then on. So a task that keeps the core has it for one slice, and for
-/// two at most.
+/// it gets a whole slice from then on. So a task that keeps the core has it for at least one slice,
+/// and for two at most.
 #[derive(Debug)]
 pub(crate) struct Alarm {
     /// When the alarm will fire, in nanoseconds of the platform's clock; [`NEVER`] if it is not
@@ -45,14 +46,15 @@ pub(crate) struct Alarm {
     due: AtomicU64,
     /// The time of the last reading of the clock at the beginning or the end of a stretch.
     seen: AtomicU64,
-    /// The time until which the running task is not preempted, if it is later than now.
+    /// The time until which the running task is protected: it is not preempted before. If that time
+    /// has passed, the task may be preempted.
     protected_until: AtomicU64,
     /// Whether the running task would have been preempted but for `protected_until`.
     deferred: AtomicBool,
 }
 
-/// Returns for how many nanoseconds a stretch that is granted `grant` nanoseconds is not preempted.
-/// Urgent work is delayed by as much.
+/// Returns for how many nanoseconds a stretch that is granted `grant` nanoseconds is protected from
+/// preemption. Urgent work is delayed by up to this time.
 pub(crate) fn protection(grant: u64) -> u64 {
     const MAX: u64 = if cfg!(target_os = "none") { 25_000 } else { 250_000 };
     grant.clamp(MIN_STRETCH, MAX)
@@ -108,15 +110,15 @@ impl Alarm {
         self.covers_slice.store(false, Ordering::Relaxed);
     }
 
-    /// Starts a slice, under the alarm that is set, of a task that has used none of that slice.
-    /// Returns `false` if that alarm may fire too late.
+    /// Starts a whole slice for a task, under the alarm that is already set. Returns `false`, and
+    /// starts no slice, if that alarm may fire too late.
     #[inline]
     pub(crate) fn begin_covered(&self) -> bool {
         let is_covered = self.covers_slice.load(Ordering::Relaxed);
         if is_covered {
-            // The alarm was also set for the next timer at that time. A task that adds a timer on a
-            // stack sets the alarm itself. For the timers that other code has added since, the
-            // caller sets it.
+            // The alarm also covers the timers that existed when it was set. A task that adds a
+            // timer on a stack sets the alarm itself (see `Sleep`). For timers that other code has
+            // added since, the loop or `begin_user_slice` sets the alarm.
             self.slice_end.store(UNKNOWN, Ordering::Relaxed);
             self.protected_until.store(0, Ordering::Relaxed);
         }
@@ -171,7 +173,8 @@ impl Alarm {
         self.protected_until.store(now.saturating_add(least), Ordering::Relaxed);
     }
 
-    /// Returns whether the running stretch is protected, or was protected earlier.
+    /// Returns whether the running stretch is protected from preemption, or was so at its
+    /// beginning.
     #[inline]
     pub(crate) fn protects(&self) -> bool {
         self.protected_until.load(Ordering::Relaxed) > self.seen.load(Ordering::Relaxed)
@@ -200,7 +203,7 @@ impl Alarm {
         true
     }
 
-    /// Returns whether a preemption has been deferred for `protected_until` since the last call.
+    /// Returns whether [`stays`](Self::stays) has deferred a preemption, and clears that note.
     #[inline]
     pub(crate) fn take_deferred(&self) -> bool {
         self.deferred.swap(false, Ordering::Relaxed)
@@ -218,8 +221,9 @@ impl Alarm {
         self.seen.load(Ordering::Relaxed)
     }
 
-    /// Decides, in the alarm's interrupt on a stack, whether the task must leave. If so, returns
-    /// what is left of its slice. If not, sets the alarm again.
+    /// Decides, in the alarm's interrupt on a stack, whether the task must leave because its slice
+    /// is over or a timer is due. If so, returns what is left of its slice. If not, sets the alarm
+    /// again.
     #[inline]
     pub(crate) fn look(&self, now: u64, slice: u64, next_timer: u64) -> Option<SliceLeft> {
         let mut end = self.slice_end.load(Ordering::Relaxed);
@@ -233,8 +237,8 @@ impl Alarm {
             return Some(SliceLeft::of(end - now, slice));
         }
         self.forget();
-        // From here on the stretch counts as no shorter than `MIN_STRETCH`. For a task that is
-        // still protected, `stays` has answered before.
+        // From here on the stretch counts as no shorter than `MIN_STRETCH`. (For a task that is
+        // still protected, `on_timer` returns before it calls this.)
         self.seen.store(now.saturating_sub(MIN_STRETCH), Ordering::Relaxed);
         self.run_until(end, next_timer);
         None
@@ -248,7 +252,7 @@ impl Alarm {
         }
     }
 
-    /// Tells the loop to look at the timers, since it is `now` or later.
+    /// Makes the loop look at the timers. Those that are due at `now` fire then.
     #[inline]
     pub(crate) fn set_due(&self, now: u64) {
         self.due.store(now, Ordering::Relaxed);
@@ -275,15 +279,15 @@ impl Alarm {
 pub(crate) enum SliceLeft {
     /// The slice was used up: other tasks go first.
     Nothing,
-    /// Urgent work came before the end of the slice: the task goes on first among the tasks of its
-    /// queue, with so many nanoseconds left.
+    /// Urgent work came before the end of the slice: the task goes to the front of its queue, and
+    /// has this many nanoseconds left.
     Nanoseconds(u64),
 }
 
 impl SliceLeft {
     /// Makes a remainder. An eighth of a slice or less counts as nothing, since it is not worth an
-    /// alarm of its own. So where a task is due as often as slices end, both ends soon fall
-    /// together and cost one alarm.
+    /// alarm of its own. So if a timer fires as often as slices end, a slice soon ends when the
+    /// timer fires, and both cost one alarm.
     #[inline]
     fn of(left: u64, slice: u64) -> Self {
         if left <= slice / 8 { Self::Nothing } else { Self::Nanoseconds(left) }

@@ -40,8 +40,8 @@ pub fn sleep_until(deadline: Instant) -> Sleep {
 ///
 /// A `Sleep` belongs to the runtime that polled it last, whose loop wakes the task when the
 /// deadline has passed. A `Sleep` may be moved to a task of another runtime, on the same core or on
-/// another, also after it has been polled: the next poll there makes it that runtime's. Until that
-/// poll the old runtime fires it, as long as a core is inside of the old runtime. A
+/// another, also after it has been polled: the next poll there makes it belong to that runtime.
+/// Until that poll the old runtime fires it, as long as a core is inside of the old runtime. A
 /// [`shutdown`](crate::Runtime::shutdown) of the old runtime wakes the task, which then polls the
 /// `Sleep` in its own runtime. A `Sleep` may be dropped on any core, in task context.
 ///
@@ -98,7 +98,8 @@ impl Future for Sleep {
 }
 
 impl Sleep {
-    /// Becomes ready as soon as the deadline has passed, without a yield.
+    /// Polls the deadline alone: returns `Ready` as soon as it has passed, without the yield that
+    /// `poll` adds.
     pub(super) fn poll_deadline(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         // SAFETY: nothing is moved out.
         let this = unsafe { self.get_unchecked_mut() };
@@ -107,8 +108,8 @@ impl Sleep {
         }
         let here = Runtime::current();
         let node = this.node();
-        // No user code is called under a lock: the new waker is cloned before, and the old one is
-        // dropped after.
+        // No user code is called under a lock: the new waker is cloned before the list is locked,
+        // and the old waker is dropped after the list is unlocked.
         let mut waker = Some(context.waker().clone());
         if let Some(owner) = this.runtime {
             let found = if here.is_none_or(|here| ptr::eq(here, owner)) {
@@ -121,7 +122,8 @@ impl Sleep {
                 // SAFETY: as above.
                 unsafe { owner.timers().remove(node) }
             };
-            // The timer was taken out when it was due, perhaps just now on another core.
+            // `fired`: the timer was taken out of the list because it was due, perhaps just now by
+            // another core.
             if found.fired {
                 return Poll::Ready(());
             }
@@ -142,14 +144,15 @@ impl Sleep {
             unsafe { runtime.timers().insert(node, &mut waker) }
         };
         if !is_in {
-            // The runtime is in its shutdown: the task is woken at once, like those with timers in
-            // the list.
+            // The runtime is being shut down. So the task is woken at once, as the shutdown wakes
+            // the tasks that have timers in the list.
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
         if runtime.is_on_stack() {
-            // Without the guard, the task could be preempted between the two steps of `set_by`, and
-            // then set an alarm in place of the one that the loop has set since.
+            // `set_by` compares with the alarm and then sets it. Without the guard, the task could
+            // be preempted in between, and would then replace the alarm that the loop has set
+            // since.
             let _guard = PreemptGuard::new();
             runtime.alarm().set_by(runtime.timers().next());
         } else {
@@ -169,7 +172,7 @@ impl Drop for Sleep {
                 // dropped in task context, and the guard disables preemption.
                 unsafe { runtime.timers().remove(self.node()) }
             };
-            // Its waker is dropped after the guard.
+            // The timer's waker is dropped here, after the guard, since its drop may run user code.
             drop(found);
         }
     }

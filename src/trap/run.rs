@@ -1,4 +1,4 @@
-//! User mode: the context of a program is run, and the next trap comes back as a value.
+//! User mode: a function runs a user program's context and returns the program's next trap.
 
 use super::cause::Trap;
 use super::handler::dispatch;
@@ -9,11 +9,11 @@ use crate::runtime::core::Runtime;
 impl TrapContext {
     /// Runs the user program of this context until its next trap, and returns that trap.
     ///
-    /// An interrupt has been handled by then, by the kernel's [`TrapHandler`](super::TrapHandler).
-    /// In a stackful task, other tasks may have had the core in that handler, so `Timer` needs no
-    /// answer but the next `run`. In a plain task, no other task has run: yield on `Timer` and on
-    /// `Interrupt`. If the time of a plain task was up before it called `run`, it gets `Timer` at
-    /// once.
+    /// If the trap is an interrupt, the kernel's [`TrapHandler`](super::TrapHandler) has handled it
+    /// before this function returns. In a stackful task, other tasks may have had the core in that
+    /// handler, so after `Timer` the task just calls `run` again. In a plain task, no other task
+    /// has run: yield on `Timer` and on `Interrupt`. If the slice of a plain task has ended before
+    /// it calls `run`, `run` returns `Timer` once without running the program.
     ///
     /// This function loads no address space: [`contexted`](crate::contexted()) keeps the right one
     /// loaded across awaits and preemption.
@@ -22,13 +22,16 @@ impl TrapContext {
     ///
     /// - This core's traps come to the entry of
     ///   [`install_trap_entry`](crate::arch::install_trap_entry).
-    /// - It is called in task context or outside of a runtime, not in a handler of an interrupt.
+    /// - This function is called in task context or outside of a runtime, not in an interrupt
+    ///   handler.
     /// - The loaded address space lets user mode reach only what this program may access, and keeps
     ///   the kernel's part as it is.
     pub unsafe fn run(&mut self) -> Trap {
         // A pending preemption is taken here, rather than by an alarm in the middle of the program.
         crate::preempt::point();
-        // The handler of an interrupt of the program runs on this stack.
+        // The handler of an interrupt that comes while the program runs uses this stack. If there
+        // is too little of it left, the fault is taken here, in the code of the task, and not in
+        // the handler.
         arch::touch_stack::<{ arch::HANDLER_STACK }>();
         let interrupts = bound::mask_interrupts();
         let trap = if Runtime::current().is_none_or(Runtime::begin_user_slice) {
