@@ -119,9 +119,9 @@ impl Guest {
         }
     }
 
-    /// Runs it and passes each line of its console to `line`.
+    /// Runs it and passes each line of its console, and of what QEMU itself says, to `line`.
     pub fn lines(&self, limit: Duration, line: impl FnMut(&str)) -> Result<End> {
-        self.run(&self.command(), limit, line)
+        self.run(&self.command().stderr_to_stdout(), limit, line)
     }
 
     fn run(
