@@ -104,15 +104,26 @@ fn end_with_little_room() {
         let test = async || {
             for room in (800..9000).step_by(32) {
                 let done = Arc::new(AtomicUsize::new(0));
-                let sees = done.clone();
+                // The task has little space from now on, or has ended.
+                let is_there = Arc::new(AtomicUsize::new(0));
+                let (sees, begins) = (done.clone(), is_there.clone());
                 let task = spawn(stackful(async move {
-                    with_only(room, &|| while sees.load(SeqCst) == 0 {});
+                    with_only(room, &|| {
+                        begins.store(1, SeqCst);
+                        while sees.load(SeqCst) == 0 {}
+                    });
                 }));
+                let begun = is_there.clone();
                 let sets = spawn(stackful(async move {
+                    // On a busy host, the first slice of the task may end before it is there.
+                    while begun.load(SeqCst) == 0 {
+                        yield_now().await;
+                    }
                     compute_for(Duration::from_millis(3));
                     done.store(1, SeqCst);
                 }));
                 let ended = task.await;
+                is_there.store(1, SeqCst);
                 assert!(
                     ended.is_err() || room > 1000,
                     "no fault came though only {room} bytes were left"

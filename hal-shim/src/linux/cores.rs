@@ -539,7 +539,11 @@ extern "C" fn on_signal(number: c_int, _: *mut libc::siginfo_t, context: *mut c_
         {
             core.in_foreign.store(true, Ordering::Relaxed);
         }
-        touch_stack();
+        // A masked signal is only noted. Its frame and its handler lie in what the signal before
+        // it has touched.
+        if !core.masked.load(Ordering::Relaxed) {
+            touch_stack();
+        }
         if !core.mask() {
             loop {
                 core.blocked.store(true, Ordering::Relaxed);
@@ -565,9 +569,11 @@ fn touch_stack() {
     let here = 0u8;
     let here = ptr::from_ref(&here);
     if trapline::stackful::current_stack().is_some_and(|stack| stack.contains(&here.addr())) {
+        // A second signal may come while the runtime's code runs in this handler, masked.
+        let depth = HANDLER + faults::signal_frame();
         // SAFETY: the address is in the task's stack, or in the guard below, where the access ends
         // the task or the process.
-        unsafe { here.wrapping_sub(HANDLER).read_volatile() };
+        unsafe { here.wrapping_sub(depth).read_volatile() };
     }
 }
 
