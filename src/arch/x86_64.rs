@@ -321,12 +321,11 @@ pub(crate) fn touch_stack<const DEPTH: usize>() {
 /// unaligned accesses are faults.)
 const AC: usize = 1 << 18;
 
-/// Returns whether the running code has given itself a right that no other code may have: AC. In
-/// user mode there is no such right, as AC allows nothing there. So a hosted poll does not read the
-/// flags.
+/// Returns whether the running code has given itself a right that no other code may have: AC. On
+/// Linux, code runs in user mode, where AC allows nothing. So a hosted poll does not read the flags.
 #[inline(always)]
 pub(crate) fn has_rights() -> bool {
-    if cfg!(not(target_os = "none")) {
+    if cfg!(target_os = "linux") {
         return false;
     }
     let flags: usize;

@@ -22,7 +22,7 @@ pub(crate) trait Report {
 /// Displayed, it names in one line the tasks that wait, and the tasks that hold stacks with the
 /// reasons.
 pub struct Stall<'a> {
-    pub(crate) report: &'a dyn Report,
+    pub(crate) report: &'a (dyn Report + Sync),
 }
 
 impl Stall<'_> {

@@ -71,8 +71,7 @@ impl<T> DerefMut for Locked<'_, T> {
 
 impl<T> Drop for Locked<'_, T> {
     fn drop(&mut self) {
-        // Release pairs with the acquire in `SpinLock::acquire`. The guard is dropped after
-        // this.
+        // Release pairs with the acquire in `SpinLock::acquire`.
         self.lock.locked.store(0, Ordering::Release);
     }
 }
