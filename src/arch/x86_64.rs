@@ -322,7 +322,8 @@ pub(crate) fn touch_stack<const DEPTH: usize>() {
 const AC: usize = 1 << 18;
 
 /// Returns whether the running code has given itself a right that no other code may have: AC. On
-/// Linux, code runs in user mode, where AC allows nothing. So a hosted poll does not read the flags.
+/// Linux, code runs in user mode, where AC allows nothing. So a hosted poll does not read the
+/// flags.
 #[inline(always)]
 pub(crate) fn has_rights() -> bool {
     if cfg!(target_os = "linux") {
