@@ -86,6 +86,31 @@ fn preemption_against_fifo() {
     });
 }
 
+/// A stackful task spawns two tasks and drops the handle of one, and is preempted in any step of
+/// that, while the loop wakes a sleeper. No task is lost.
+#[test]
+fn preemption_against_spawns() {
+    interrupted::<1>(None, No, || {
+        let runtime = runtime();
+        let sleeper = runtime.spawn(trapline::time::sleep(Duration::from_millis(10)));
+        let computes = stackful(async {
+            let kept = trapline::spawn(async {});
+            drop(trapline::spawn(async {}));
+            kept.await.unwrap();
+        });
+        interrupt(Arrival::Sure, on_timer);
+        runtime
+            .run_until(async move {
+                // The sleeper waits when the stackful task is spawned.
+                yield_now().await;
+                trapline::spawn(computes).await.unwrap();
+                sleeper.await.unwrap();
+            })
+            .unwrap();
+        runtime.shutdown().unwrap();
+    });
+}
+
 /// Whether an event has come for a task, and whether that task has had the core since.
 #[derive(Clone, Default)]
 struct Errand {
