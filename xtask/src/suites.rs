@@ -94,9 +94,9 @@ const BOARDS: [Board; 5] = [
     },
 ];
 
-/// What QEMU 7.2 says before it ends itself on loongarch64, if its count of instructions lets a
-/// block end between the reading of the clock and the `iocsrwr` that causes an interrupt
-/// (hal-shim/src/loongarch64/csr.rs). Where blocks end depends on all instructions before.
+/// The message that QEMU 7.2 prints before it aborts on loongarch64. With `-icount`, it aborts if a
+/// translation block ends between the clock read and the `iocsrwr` that causes an interrupt
+/// (hal-shim/src/loongarch64/csr.rs). All earlier instructions affect where blocks end.
 const NO_IO: &str = "Raised interrupt while not in I/O function";
 /// How often a kernel is run if that happens.
 const ATTEMPTS: usize = 12;

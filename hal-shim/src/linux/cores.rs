@@ -539,8 +539,10 @@ extern "C" fn on_signal(number: c_int, _: *mut libc::siginfo_t, context: *mut c_
         {
             core.in_foreign.store(true, Ordering::Relaxed);
         }
-        // A masked signal is only noted. Its frame and its handler lie in what the signal before
-        // it has touched.
+        // While the core masks signals, the handler only notes this one. If the runtime's code in
+        // an earlier signal's handler masks them, this frame lies in the stack that the earlier
+        // signal has touched. If a task's own code masks them, nothing changes here that an
+        // overflow could leave half done.
         if !core.masked.load(Ordering::Relaxed) {
             touch_stack();
         }
