@@ -9,7 +9,7 @@
 //! All other code pushes into the inbox, by one compare-and-swap. The [queues](crate::queue)
 //! themselves do not depend on the runtime.
 
-use core::ptr::{self, NonNull};
+use core::ptr::NonNull;
 
 use crate::freelist::FreeList;
 use crate::platform::{InInterrupt, bound};
@@ -32,8 +32,7 @@ pub(crate) fn on_fast_path(runtime: &Runtime) -> bool {
 /// platform is not certain, the answer is `false`.)
 #[inline]
 pub(crate) fn is_local(runtime: &Runtime) -> bool {
-    Runtime::current().is_some_and(|own| ptr::eq(own, runtime))
-        && bound::in_interrupt() == InInterrupt::No
+    runtime.is_current() && bound::in_interrupt() == InInterrupt::No
 }
 
 /// Publishes a task of `runtime`. Any context, with preemption disabled.
@@ -150,9 +149,5 @@ fn free_local(runtime: &Runtime, task: NonNull<Header>, free_list: Option<&FreeL
 /// Returns how urgent a push into the inbox of `runtime` by this core is: whether it preempts the
 /// running task.
 fn urgency(runtime: &Runtime) -> Push {
-    if Runtime::current().is_some_and(|own| ptr::eq(own, runtime)) {
-        Push::Local
-    } else {
-        Push::Urgent
-    }
+    if runtime.is_current() { Push::Local } else { Push::Urgent }
 }

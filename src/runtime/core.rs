@@ -188,6 +188,12 @@ impl Runtime {
         unsafe { bound::slot().runtime().cast::<Self>().as_ref() }
     }
 
+    /// Returns whether the calling core is inside of this runtime. Any context.
+    #[inline(always)]
+    pub(crate) fn is_current(&self) -> bool {
+        Self::current().is_some_and(|current| core::ptr::eq(current, self))
+    }
+
     /// Returns the counts of the runtime. Any context. If it is called on another core, the counts
     /// may come from slightly different moments.
     pub fn stats(&self) -> Stats {

@@ -71,7 +71,7 @@ pub(crate) fn running_in(waker: &Waker) -> Option<&'static Runtime> {
     let runtime = unsafe { task.as_ref() }.runtime.get()?;
     // The runtime comes from the task, and is only compared with the one in the slot. So the loads
     // that follow do not have to wait for the load of the slot.
-    let is_local = Runtime::current().is_some_and(|here| core::ptr::eq(here, runtime));
+    let is_local = runtime.is_current();
     (is_local && runtime.current_task() == Some(task)).then_some(runtime)
 }
 
